@@ -1,0 +1,159 @@
+"""Build the rust-vmm pair from Debian sid's crate packages: private apt configuration, nothing installed, no root."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SOURCE = HERE / "rust_pair"
+PACKAGE = "librust-vhost-dev"
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+REGISTRY = Path("usr/share/cargo/registry")
+
+APT_CONF = """\
+Dir::Etc::sourcelist "{apt}/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::preferences "/dev/null";
+Dir::Etc::preferencesparts "/dev/null";
+Dir::State::Lists "{apt}/lists";
+Dir::State::status "{apt}/status";
+Dir::Cache "{apt}/cache";
+APT::Install-Recommends "false";
+APT::Sandbox::User "root";
+Acquire::Languages "none";
+Acquire::Check-Valid-Until "false";
+"""
+
+CARGO_CONFIG = """\
+[source.crates-io]
+replace-with = "debian"
+
+[source.debian]
+directory = "{registry}"
+"""
+
+
+class Unavailable(RuntimeError):
+    """This machine lacks something the build needs; the message is one line for its user."""
+
+
+def cache() -> Path:
+    """The directory for what is fetched or built: VHOSTUSER_CACHE, else `.cache` at the repository root."""
+    return Path(os.environ.get("VHOSTUSER_CACHE") or HERE.parent / ".cache").absolute()
+
+
+def built() -> Path | None:
+    """The binary, if it is there and not older than its source."""
+    binary = cache() / "rust" / "target" / "release" / "rust-pair"
+    sources = [SOURCE / "Cargo.toml", *SOURCE.glob("src/*.rs")]
+    if binary.exists() and binary.stat().st_mtime >= max(source.stat().st_mtime for source in sources):
+        return binary
+    return None
+
+
+def build() -> Path:
+    """Fetch the crates once, then build without a network; the binary's path."""
+    done = built()
+    if done:
+        return done
+    cargo = _program("cargo")
+    root = cache() / "rust"
+    if not (root / "root").exists():
+        _unpack(_fetch(root), root / "root")
+    config = root / "cargo.toml"
+    config.write_text(CARGO_CONFIG.format(registry=root / "root" / REGISTRY))
+    work = root / "source"  # a copy: cargo writes its lock file beside the manifest
+    shutil.copytree(SOURCE, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns("target", "Cargo.lock"))
+    manifest = ["--manifest-path", str(work / "Cargo.toml"), "--target-dir", str(root / "target")]
+    _run([cargo, "--config", str(config), "build", "--quiet", "--offline", "--release", *manifest])
+    binary = root / "target" / "release" / "rust-pair"
+    binary.touch()
+    return binary
+
+
+def _program(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        raise Unavailable(f"{name} is not installed: the rust-vmm pair can't be built here")
+    return path
+
+
+def _run(command: list[str], *, env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
+    """Run a command; its standard output. What it complains about goes to our standard error."""
+    done = subprocess.run(command, check=False, env=env, cwd=cwd, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise Unavailable(f"{' '.join(command[:3])} ... failed with code {done.returncode}")
+    return done.stdout
+
+
+def _fetch(root: Path) -> Path:
+    """Download the crate packages with a private apt; the directory they are in."""
+    apt = root / "apt"
+    env = _configure(apt)
+    _run(["apt-get", "-qq", "update"], env=env)
+    _warn_if_expired(apt / "lists")
+    planned = _run(["apt-get", "--simulate", "install", PACKAGE], env=env)
+    crates = re.findall(r"^Inst (librust-\S+)", planned, re.MULTILINE)
+    archives = apt / "cache" / "archives"
+    _run(["apt-get", "-qq", "download", *crates], env=env, cwd=archives)
+    return archives
+
+
+def _configure(apt: Path) -> dict[str, str]:
+    """Write the private apt configuration; the environment that makes apt use it."""
+    for program in ("apt-get", "dpkg-deb"):
+        _program(program)
+    if not KEYRING.exists():
+        raise Unavailable(f"{KEYRING} is not there: install debian-archive-keyring")
+    mirror = _mirror()
+    for folder in ("lists/partial", "cache/archives/partial"):
+        (apt / folder).mkdir(parents=True, exist_ok=True)
+    (apt / "status").touch()
+    (apt / "sources.list").write_text(f"deb [signed-by={KEYRING}] {mirror} sid main\n")
+    (apt / "apt.conf").write_text(APT_CONF.format(apt=apt))
+    return {**os.environ, "APT_CONFIG": str(apt / "apt.conf"), "LC_ALL": "C"}
+
+
+def _mirror() -> str:
+    """The Debian mirror that this machine's own apt is configured with."""
+    for uri in _run(["apt-get", "indextargets", "--format", "$(REPO_URI)"]).split():
+        if uri.rstrip("/").endswith("/debian"):
+            return uri
+    raise Unavailable("this machine's apt knows no Debian mirror: the rust-vmm crates can't be fetched")
+
+
+def _warn_if_expired(lists: Path) -> None:
+    """apt is told to take an expired list (its signature is still checked); say so when it happens."""
+    for release in lists.glob("*InRelease"):
+        until = re.search(r"^Valid-Until: (.+)$", release.read_text(), re.MULTILINE)
+        if until and parsedate_to_datetime(until[1]) < datetime.now(UTC):
+            print(f"fetch_rust: sid's package list expired on {until[1]}: used all the same", file=sys.stderr)
+
+
+def _unpack(archives: Path, into: Path) -> None:
+    """Unpack into a directory of another name first: a directory that is there is complete."""
+    partial = into.with_name(into.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for package in sorted(archives.glob("*.deb")):
+        _run(["dpkg-deb", "--extract", str(package), str(partial)])
+    partial.rename(into)
+
+
+def main() -> int:
+    try:
+        print(build())
+    except Unavailable as reason:
+        print(f"fetch_rust: {reason}", file=sys.stderr)
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""What a device author fills in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as MappingOf
+from types import MappingProxyType
+from typing import ClassVar
+
+from .errors import LocalProtocolError
+from .shared_memory import SharedMemory
+from .virtio.chain import DescriptorChain
+
+
+class Device:
+    """A virtio device. Subclasses say what it is in class attributes, and what it does in `process`.
+
+    All methods but `write_config` and `reset` are called in the queue thread, these two in the thread that serves the
+    front-end. An exception in any of them fails that request alone.
+    """
+
+    virtio_id: ClassVar[int] = 0
+    """The device type ("Device Types")."""
+    features: int = 0
+    """Feature bits of the device type, as a mask: bits 0 to 23 and 50 and up."""
+    queue_sizes: tuple[int, ...] = ()
+    """One entry a queue: the most descriptors that it may have."""
+    shared_memory: MappingOf[int, int] = MappingProxyType({})
+    """Shared memory regions: bytes by shmid. Whole pages; QEMU 11.1 wants a power of two in all."""
+    config: bytes = b""
+    """The configuration space."""
+    shm: MappingOf[int, SharedMemory] = MappingProxyType({})
+    """The shared memory regions by shmid, once a Backend has the device."""
+
+    def process(self, queue: int, chain: DescriptorChain) -> None:
+        """Handle one request of queue number `queue`: read what the driver gave, write what it asked for."""
+        raise LocalProtocolError(f"{type(self).__name__} has no process() for the requests of queue {queue}")
+
+    def driver_ready(self) -> None:
+        """A driver has taken the device, for the first time or after a reset. Nothing is mapped; mapping is allowed."""
+
+    def reset(self) -> None:
+        """The driver has reset the device, or is gone. Every mapping has vanished."""
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Take a write to the configuration space; refused unless a subclass does better ("SET_CONFIG")."""
+        raise LocalProtocolError(f"SET_CONFIG offset {offset} size {len(data)}: this device's configuration is read-only")

@@ -1,0 +1,143 @@
+"""mmap and its relatives at addresses of our choice, which Python's `mmap` module does not offer."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import weakref
+from typing import Final
+
+from ..errors import MemoryFault
+
+MAP_FIXED: Final = 0x10
+MAP_NORESERVE: Final = 0x4000
+MREMAP_MAYMOVE: Final = 1
+MREMAP_FIXED: Final = 2
+RESERVED: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+_FAILED: Final = ctypes.c_void_p(-1).value
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_size, _address = ctypes.c_size_t, ctypes.c_void_p
+_mmap = _libc.mmap
+_mmap.argtypes, _mmap.restype = (_address, _size, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64), _address
+_mremap = _libc.mremap
+_mremap.argtypes, _mremap.restype = (_address, _size, _size, ctypes.c_int, _address), _address
+_munmap = _libc.munmap
+_munmap.argtypes = (_address, _size)
+
+
+class _Span(ctypes.Structure):
+    """struct iovec."""
+
+    _fields_ = (("base", _address), ("len", _size))
+
+
+_readv, _writev = _libc.process_vm_readv, _libc.process_vm_writev
+for _copy in (_readv, _writev):
+    _copy.argtypes = (
+        ctypes.c_int,
+        ctypes.POINTER(_Span),
+        ctypes.c_ulong,
+        ctypes.POINTER(_Span),
+        ctypes.c_ulong,
+        ctypes.c_ulong,
+    )
+    _copy.restype = ctypes.c_ssize_t
+
+
+def _error(call: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, f"{call}: {os.strerror(number)}")
+
+
+def reserve(len: int) -> int:
+    """The address of `len` bytes of address space that nothing else gets and nobody may touch. Raises OSError."""
+    address = _mmap(None, len, 0, RESERVED, -1, 0)
+    if address in (None, _FAILED):
+        raise _error(f"cannot reserve {len:#x} bytes of address space")
+    return int(address)
+
+
+def restore(address: int, len: int) -> None:
+    """Make a part of a reservation untouchable again, whatever is mapped there. Raises OSError."""
+    if _mmap(address, len, 0, RESERVED | MAP_FIXED, -1, 0) in (None, _FAILED):
+        raise _error("mmap")
+
+
+def release(address: int, len: int) -> None:
+    """Give address space back."""
+    _munmap(address, len)
+
+
+def place(address: int, len: int, fd: int, offset: int, prot: int, *, populate: bool = False) -> None:
+    """Map a part of a file over a part of a reservation, so that at no moment there is a hole. Raises OSError.
+
+    mmap(MAP_FIXED) removes what was there before it can fail. So the file is mapped at an address of the kernel's choice,
+    and moved: a move of whole mappings fails early or not at all.
+    """
+    flags = mmap.MAP_SHARED | (mmap.MAP_POPULATE if populate else 0)
+    scratch = _mmap(None, len, prot, flags, fd, offset)
+    if scratch in (None, _FAILED):
+        raise _error("mmap")
+    if _mremap(scratch, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, address) in (None, _FAILED):
+        error = _error("mremap")
+        _munmap(scratch, len)
+        restore(address, len)
+        raise error
+
+
+def map_file(fd: int, len: int, offset: int, *, writable: bool = True) -> memoryview:
+    """`len` bytes of a file from `offset` (whole pages), unmapped once the last view of them is gone. Raises OSError."""
+    prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+    address = _mmap(None, len, prot, mmap.MAP_SHARED, fd, offset)
+    if address in (None, _FAILED):
+        raise _error("mmap")
+    return _owning_view(int(address), len, writable=writable)
+
+
+def second_view(address: int, len: int, *, writable: bool) -> memoryview:
+    """A view of what is mapped shared at `address`, with pages of its own: unmapping the first leaves it whole."""
+    copy = _mremap(address, 0, len, MREMAP_MAYMOVE, None)
+    if copy in (None, _FAILED):
+        raise _error("mremap")
+    return _owning_view(int(copy), len, writable=writable)
+
+
+def _owning_view(address: int, len: int, *, writable: bool) -> memoryview:
+    memory = (ctypes.c_ubyte * len).from_address(address)
+    weakref.finalize(memory, _munmap, address, len).atexit = False
+    view = memoryview(memory).cast("B")
+    return view if writable else view.toreadonly()
+
+
+def address_of(view: memoryview) -> int:
+    """Where the bytes of a writable view lie."""
+    return ctypes.addressof(ctypes.c_ubyte.from_buffer(view))
+
+
+def copy_from(address: int, len: int) -> bytes:
+    """`len` bytes at `address`; MemoryFault where a page is missing, instead of a signal."""
+    data = ctypes.create_string_buffer(len)
+    _copy_safely(_readv, ctypes.addressof(data), address, len)
+    return data.raw
+
+
+def copy_to(address: int, data: bytes) -> None:
+    """Write `data` at `address`; MemoryFault where a page is missing or read-only, instead of a signal."""
+    source = ctypes.create_string_buffer(data, len(data))
+    _copy_safely(_writev, ctypes.addressof(source), address, len(data))
+
+
+def _copy_safely(call: ctypes._NamedFuncPointer, ours: int, address: int, len: int) -> None:
+    """Let the kernel copy within this process: where a page can't be had it says EFAULT."""
+    done = 0
+    while done < len:
+        count = call(os.getpid(), _Span(ours + done, len - done), 1, _Span(address + done, len - done), 1, 0)
+        if count <= 0:
+            number = ctypes.get_errno()
+            if number != errno.EFAULT:
+                raise OSError(number, f"process_vm copy: {os.strerror(number)}")
+            raise MemoryFault(f"{len - done} bytes at {address + done:#x} are not there: unmapped, or the file was truncated")
+        done += count

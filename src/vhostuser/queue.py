@@ -1,0 +1,76 @@
+"""A queue as its driver uses it, without a VM."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Protocol
+
+from .errors import DeadlineExpired
+from .memory.arena import Arena
+from .protocol.payloads import VringAddr
+from .transport.fds import OwnedFd
+from .transport.loop import drain
+from .virtio.driver import DriverQueue
+from .virtio.split import ring_sizes
+
+
+class Waiter(Protocol):
+    """Who serves the back-end while a queue waits."""
+
+    def wait_for(self, fd: OwnedFd, deadline: float) -> bool:
+        """Answer the back-end's requests until `fd` is readable (true) or the deadline has passed."""
+
+
+class Queue:
+    """One started virtqueue: its ring and its buffers lie in the memory that the front-end shares."""
+
+    def __init__(self, index: int, size: int, memory: Arena, waiter: Waiter) -> None:
+        self.index, self.size = index, size
+        self._memory, self._waiter = memory, waiter
+        sizes = ring_sizes(size)
+        descriptors = memory.take(sizes[0], 16)
+        available = memory.take(sizes[1], 2)
+        used = memory.take(sizes[2], 4)
+        self.addresses = VringAddr(index, 0, descriptors, used, available, 0)
+        parts = [memory.view[start : start + size] for start, size in zip((descriptors, available, used), sizes, strict=True)]
+        self._ring = DriverQueue(size, *parts)
+        self.kick = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        self.call = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        self.err = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+
+    def exchange(self, request: bytes = b"", reply_size: int = 0, *, timeout: float = 10.0) -> bytes:
+        """Send one request and wait for its answer: the bytes that the device wrote, at most `reply_size`.
+
+        The back-end's own requests are answered meanwhile. DeadlineExpired after `timeout` seconds, QueueBroken if the
+        device breaks the ring, MemoryError if the shared memory is too small.
+        """
+        mark = self._memory.mark()
+        readable = self._memory.take(len(request)) if request else 0
+        writable = self._memory.take(reply_size) if reply_size else 0
+        self._memory.view[readable : readable + len(request)] = request
+        head = self._ring.add(
+            [(readable, len(request))] if request else [], [(writable, reply_size)] if reply_size else []
+        )
+        os.eventfd_write(self.kick.fileno(), 1)
+        written = self._wait(head, timeout)
+        answer = bytes(self._memory.view[writable : writable + min(written, reply_size)])
+        self._memory.release(mark)
+        return answer
+
+    def close(self) -> None:
+        """Close the eventfds."""
+        for fd in (self.kick, self.call, self.err):
+            fd.close()
+
+    def _wait(self, head: int, timeout: float) -> int:
+        """The bytes that the device wrote for chain `head`. A chain whose wait expired stays the device's."""
+        deadline = time.monotonic() + timeout
+        while True:
+            done = self._ring.collect()
+            if done is None:
+                if not self._waiter.wait_for(self.call, deadline):
+                    raise DeadlineExpired(f"queue {self.index}: no answer within {timeout:g} s")
+                drain(self.call.fileno())
+            elif done[0] == head:
+                return done[1]

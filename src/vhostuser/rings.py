@@ -1,0 +1,237 @@
+"""The queue thread of a back-end: from a kick to a call.
+
+The thread that serves the front-end starts, changes and stops rings; this one takes requests from those that are active,
+lets the device process them, and gives them back. So the device may wait, for a disk or for the front-end's answer to
+SHMEM_MAP, while the front-end is still served. A ring's lock is held while one of its requests is processed: to stop a ring
+is to take the lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from .counters import Counters
+from .device import Device
+from .errors import MemoryFault, QueueBroken, VhostUserError
+from .memory.guest import GuestMemory
+from .protocol.payloads import VringAddr
+from .transport.fds import OwnedFd
+from .transport.loop import Poller, Waker, drain
+from .transport.socket import wait
+from .virtio.chain import DescriptorChain
+from .virtio.split import SplitQueue, ring_sizes
+
+log = logging.getLogger(__name__)
+DRAIN_TIMEOUT: Final = 1.0
+"""How long a stop waits for the request in progress. QEMU answers nothing while it waits for GET_VRING_BASE."""
+
+
+@dataclass(slots=True, eq=False)
+class Vring:
+    """One ring as the back-end runs it."""
+
+    index: int
+    queue: SplitQueue | None = None
+    active: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a request is processed."""
+    epoch: int = 0
+    """Changes when a stop did not wait for the request in progress, which then may not be given back."""
+    _files: dict[str, OwnedFd] = field(default_factory=dict)
+    _files_lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def replace(self, name: str, fd: OwnedFd | None) -> None:
+        """Put another eventfd (`kick`, `call` or `err`) in place, or none; the old one is closed."""
+        with self._files_lock:
+            old = self._files.pop(name, None)
+            if fd is not None:
+                self._files[name] = fd
+            if old is not None:
+                old.close()
+
+    def kick_fd(self) -> int | None:
+        """The fd to wait on, if there is one."""
+        with self._files_lock:
+            return self._files["kick"].fileno() if "kick" in self._files else None
+
+    def take_kick(self, fd: int) -> None:
+        """Reset the kick that was seen on `fd`, if it still is this ring's."""
+        with self._files_lock:
+            if "kick" in self._files and self._files["kick"].fileno() == fd:
+                drain(fd)
+
+    def signal(self, name: str) -> None:
+        """Set the eventfd `call` or `err`, if there is one; one that is full is as good as set."""
+        with self._files_lock:
+            if (fd := self._files.get(name)) and wait((), 0, (fd,)):
+                with contextlib.suppress(OSError):
+                    os.write(fd.fileno(), (1).to_bytes(8, sys.byteorder))
+
+    def close(self) -> None:
+        """Close the eventfds."""
+        for name in ("kick", "call", "err"):
+            self.replace(name, None)
+
+
+class Rings:
+    """All rings of a device and the thread that works on them.
+
+    `ready` is called in that thread when a driver has taken the device, before its first request.
+    """
+
+    def __init__(self, device: Device, counters: Counters, ready: Callable[[], None]) -> None:
+        self.vrings = [Vring(index) for index in range(len(device.queue_sizes))]
+        self._device, self._counters, self._ready = device, counters, ready
+        self._waker = Waker()
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._ready_due = False
+
+    def bind(self, index: int, size: int, base: int, addresses: VringAddr, memory: GuestMemory) -> None:
+        """Lay the ring over guest memory. QueueBroken if its parts are not there ("SET_VRING_ADDR")."""
+        vring, sizes = self.vrings[index], ring_sizes(size)
+        starts = (addresses.descriptor, addresses.available, addresses.used)
+        try:
+            parts = [memory.at_user(start, length) for start, length in zip(starts, sizes, strict=True)]
+        except MemoryFault as error:
+            raise QueueBroken(f"ring {index} is outside guest memory: {error}") from None
+        if parts[2].readonly:
+            raise QueueBroken(f"the used ring of ring {index} is in read-only memory")
+        vring.queue = SplitQueue(size, *parts, memory, base=base)
+
+    def start(self, index: int) -> None:
+        """Let the thread take requests from the ring; what waits in it already is taken without a kick."""
+        vring = self.vrings[index]
+        vring.active = True
+        if self._thread is None:
+            name = f"vhost-user queues of {type(self._device).__name__}"
+            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+            self._thread.start()
+        self._waker.set()
+
+    def announce(self) -> None:
+        """Let the thread call `ready` before it does anything else."""
+        self._ready_due = True
+        self._waker.set()
+
+    def stop(self, index: int) -> int:
+        """Pause the ring and forget where it lies; the next available index."""
+        self.pause(index)
+        vring = self.vrings[index]
+        queue, vring.queue = vring.queue, None
+        return queue.base if queue else 0
+
+    def pause(self, index: int) -> None:
+        """Take no more requests from the ring, and wait for the one in progress."""
+        vring = self.vrings[index]
+        vring.active = False
+        if vring.lock.acquire(timeout=DRAIN_TIMEOUT):
+            vring.lock.release()
+        else:
+            vring.epoch += 1
+            log.warning("ring %d was stopped while a request of it was still in progress", index)
+        self._waker.set()
+
+    def close(self) -> None:
+        """Stop all rings, end the thread, close the eventfds."""
+        for vring in self.vrings:
+            vring.active = False
+            vring.epoch += 1
+        self._closing = True
+        self._waker.set()
+        if self._thread:
+            self._thread.join(DRAIN_TIMEOUT)
+            if self._thread.is_alive():
+                log.warning("a request is still in progress; its thread is left behind")
+                return
+        self._waker.close()
+        for vring in self.vrings:
+            vring.close()
+
+    def _run(self) -> None:
+        while not self._closing:
+            poller = Poller().watch(self._waker.fileno())
+            kicks: dict[int, Vring] = {}
+            for vring in self.vrings:
+                if vring.active and (fd := vring.kick_fd()) is not None:
+                    kicks[fd] = vring
+                    poller.watch(fd)
+            self._call_ready()
+            for vring in kicks.values():
+                self._work(vring)
+            self._wait(poller, kicks)
+
+    def _call_ready(self) -> None:
+        if self._ready_due:
+            self._ready_due = False
+            try:
+                self._ready()
+            except VhostUserError as error:
+                log.warning("%s", error)
+            except Exception:
+                log.exception("%s.driver_ready failed", type(self._device).__name__)
+
+    def _wait(self, poller: Poller, kicks: dict[int, Vring]) -> None:
+        """Serve kicks until something about the rings has changed."""
+        while True:
+            for fd in poller.wait(None):
+                if fd == self._waker.fileno():
+                    self._waker.clear()
+                    return
+                vring = kicks[fd]
+                if not vring.active:
+                    return
+                vring.take_kick(fd)
+                self._work(vring)
+
+    def _work(self, vring: Vring) -> None:
+        """Process all that waits in a ring, publishing once a batch."""
+        while vring.active and not self._closing:
+            with vring.lock:
+                queue = vring.queue
+                if queue is None or not vring.active:
+                    return
+                try:
+                    more = self._batch(vring, queue)
+                except QueueBroken as error:
+                    self._break(vring, error)
+                    return
+            if not more:
+                return
+
+    def _batch(self, vring: Vring, queue: SplitQueue) -> bool:
+        """Process what waits, a queue's length at most, and publish it in one go; whether there was anything."""
+        epoch, chain = vring.epoch, None
+        try:
+            for _ in range(queue.size):
+                if not vring.active or (chain := queue.pop()) is None:
+                    break
+                self._process(vring.index, chain)
+                if vring.epoch == epoch:
+                    queue.push(chain)
+        finally:
+            if vring.epoch == epoch and queue.publish():
+                vring.signal("call")
+        return chain is not None
+
+    def _process(self, index: int, chain: DescriptorChain) -> None:
+        try:
+            self._device.process(index, chain)
+        except VhostUserError as error:
+            log.warning("a request of queue %d failed: %s", index, error)
+        except Exception:
+            log.exception("%s.process failed for a request of queue %d", type(self._device).__name__, index)
+
+    def _break(self, vring: Vring, error: QueueBroken) -> None:
+        """This queue stops until it is set up again; the others live."""
+        vring.active = False
+        self._counters.broken += 1
+        log.warning("queue %d is broken: %s", vring.index, error)
+        vring.signal("err")

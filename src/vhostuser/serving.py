@@ -1,0 +1,358 @@
+"""One front-end being served: decode, admit, perform, reply. `perform` is the method named after the request."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from .counters import Counters
+from .device import Device
+from .errors import Disconnected, ProtocolError, QueueBroken, RemoteProtocolError, RequestFailed, VhostUserError
+from .limited_log import LimitedLog
+from .memory.guest import GuestMemory
+from .port import Port
+from .protocol.dialects import Dialect, diagnose_front_end
+from .protocol.framing import reply_frame
+from .protocol.layout import Payload
+from .protocol.numbers import VRING_INDEX_MASK, FrontendRequest, ProtocolFeature, VhostFeature, mask
+from .protocol.payloads import U64, Config, MemoryTable, ShmemConfig, VringState
+from .protocol.rules import FRONTEND
+from .protocol.rules import Channel as Side
+from .protocol.session import Message, Owed, Ring, Role, Session, State, reply_owed
+from .rings import Rings
+from .shared_memory import SharedMemory
+from .transport.channel import Channel, OwnedFrame
+from .transport.fds import OwnedFd, close_all
+from .transport.listen import AddressError, adopt
+from .transport.loop import Waker
+from .transport.socket import wait
+from .virtio.numbers import Feature
+
+log = logging.getLogger(__name__)
+F, Q = ProtocolFeature, FrontendRequest
+
+FEATURES: Final = mask((Feature.VERSION_1, Feature.RING_INDIRECT_DESC, VhostFeature.PROTOCOL_FEATURES))
+PROTOCOL_FEATURES: Final = mask((F.MQ, F.REPLY_ACK, F.BACKEND_REQ, F.CONFIG, F.BACKEND_SEND_FD, F.RESET_DEVICE, F.STATUS))
+"""What every device offers. CONFIGURE_MEM_SLOTS is not among it: QEMU 11.1 dies of a reset under it (K3, K4)."""
+
+NEGATIVE: Final[dict[FrontendRequest, Payload | None]] = {Q.GET_CONFIG: None}
+"""The replies that say no, for requests that have a reply of their own and a way to say it there."""
+
+
+class Serving:
+    """The connection to one front-end, from its first message to its end."""
+
+    def __init__(
+        self, device: Device, channel: Channel, port: Port, counters: Counters, dialect: Dialect, regions: Mapping[int, SharedMemory]
+    ) -> None:
+        self._device, self._channel, self._port, self._counters = device, channel, port, counters
+        self._regions = regions
+        offered = PROTOCOL_FEATURES | (1 << F.SHMEM if regions else 0)
+        rings = tuple(Ring() for _ in device.queue_sizes)
+        state = State(offered=FEATURES | device.features, protocol_offered=offered, rings=rings)
+        self._session = Session(Role.BACKEND, state, queue_sizes=device.queue_sizes, dialect=dialect)
+        self._rings = Rings(device, counters, self._driver_ready)
+        self._memory = GuestMemory()
+        self._last_bases: dict[int, int] = {}
+        self._announced = False
+        self._fresh = True
+        self._diagnosed = False
+        self._log = LimitedLog(log)
+        port.connect(self._session)
+
+    def run(self, stop: Waker) -> None:
+        """Serve until the front-end goes or `stop` is set. Raises RemoteProtocolError if it broke the protocol."""
+        try:
+            while stop.fileno() not in wait((self._channel, stop), None):
+                self._handle(self._channel.receive())
+        except Disconnected as reason:
+            log.info("%s", reason)
+        finally:
+            self._counters.closed += 1
+            self._end()
+
+    def _end(self) -> None:
+        """Release all that the connection owned."""
+        self._port.shutdown()
+        self._rings.close()
+        self._port.close()
+        self._channel.close()
+        self._forget_mappings()
+        self._memory = GuestMemory()
+
+    def _handle(self, frame: OwnedFrame) -> None:
+        """One message, once round."""
+        self._counters.messages += 1
+        before = self._session.state
+        try:
+            message = self._session.admit(Side.FRONTEND, frame)
+            answer = self._perform(message)
+        except ProtocolError as error:
+            self._session.state = before
+            if error.fatal:
+                raise
+            self._refuse(frame, before, error)
+        else:
+            owed = reply_owed(message.rule, before, message.need_reply)
+            if owed is not Owed.NOTHING:
+                self._reply(frame, U64(0) if owed is Owed.ACK else answer, owed)
+        finally:
+            close_all(frame.fds)
+
+    def _perform(self, message: Message) -> Payload | None:
+        """Call the method of the request; its answer, if the request has one of its own."""
+        name = message.rule.name
+        method: Callable[[Message], Payload | None] | None = getattr(self, f"on_{name.lower()}", None)
+        if method is None:
+            raise RemoteProtocolError(f"{name} is not supported by this back-end", request=name)
+        try:
+            return method(message)
+        except VhostUserError as error:
+            if isinstance(error, RemoteProtocolError):
+                raise
+            raise RemoteProtocolError(f"{name}: {error}", request=name) from error
+        except OSError as error:
+            raise RemoteProtocolError(f"{name}: {error}", request=name) from error
+        except Exception as error:
+            log.exception("%s failed in %s", name, type(self._device).__name__)
+            raise RemoteProtocolError(f"{name} failed: {type(error).__name__}", request=name) from error
+
+    def _reply(self, frame: OwnedFrame, body: Payload | None, owed: Owed) -> None:
+        if owed is Owed.ACK:
+            self._counters.acks += 1
+        self._channel.send(reply_frame(frame.request, body), f"the reply to request {frame.request}")
+
+    def _refuse(self, frame: OwnedFrame, state: State, error: ProtocolError) -> None:
+        """Say no in the way that the request has; where it has none, the connection ends."""
+        self._counters.refused += 1
+        self._log.warning(f"refused: {error}")
+        rule = FRONTEND.get(frame.request)
+        if rule is None:
+            owed = Owed.ACK if frame.need_reply and state.has(F.REPLY_ACK) else Owed.NOTHING
+        else:
+            owed = reply_owed(rule, state, frame.need_reply)
+        if owed is Owed.OWN:
+            if rule is None or rule.request not in NEGATIVE:
+                error.fatal = True
+                raise error
+            self._reply(frame, NEGATIVE[rule.request], owed)
+        elif owed is Owed.ACK:
+            self._reply(frame, U64(1), owed)
+
+    # Negotiation
+
+    def on_get_features(self, message: Message) -> Payload:
+        return U64(self._session.state.offered)
+
+    def on_set_features(self, message: Message) -> None:
+        self._refresh()
+
+    def on_set_owner(self, message: Message) -> None:
+        pass
+
+    def on_reset_owner(self, message: Message) -> None:
+        self._refresh()
+
+    def on_get_protocol_features(self, message: Message) -> Payload:
+        return U64(self._session.dialect.to_wire(self._session.state.protocol_offered))
+
+    def on_set_protocol_features(self, message: Message) -> None:
+        pass
+
+    def on_get_queue_num(self, message: Message) -> Payload:
+        return U64(len(self._device.queue_sizes))
+
+    def on_set_backend_req_fd(self, message: Message) -> None:
+        fd = _take(message)
+        try:
+            sock, listening = adopt(fd.fileno())
+        except AddressError as error:
+            fd.close()
+            raise RemoteProtocolError(f"SET_BACKEND_REQ_FD: {error}", request="SET_BACKEND_REQ_FD", field="fd") from None
+        fd.detach()
+        channel = Channel(
+            sock, partial_timeout=self._channel.partial_timeout, reply_timeout=self._channel.reply_timeout
+        )
+        if listening:
+            channel.close()
+            raise RemoteProtocolError("SET_BACKEND_REQ_FD: the socket is not connected", request="SET_BACKEND_REQ_FD")
+        self._port.open(channel)
+
+    def on_get_shmem_config(self, message: Message) -> Payload:
+        return ShmemConfig({shmid: region.size for shmid, region in self._regions.items()})
+
+    # Configuration space and status
+
+    def on_get_config(self, message: Message) -> Payload:
+        body = _body(message, Config)
+        end, space = body.offset + body.size, self._device.config
+        if not body.size or end > len(space):
+            text = f"GET_CONFIG offset {body.offset} + size {body.size} passes the configuration space's end {len(space)}"
+            raise RemoteProtocolError(text, request="GET_CONFIG", field="offset", value=body.offset, limit=len(space))
+        return Config(body.offset, body.size, body.flags, space[body.offset : end])
+
+    def on_set_config(self, message: Message) -> None:
+        body = _body(message, Config)
+        end, space = body.offset + body.size, self._device.config
+        if not body.size or end > len(space):
+            text = f"SET_CONFIG offset {body.offset} + size {body.size} passes the configuration space's end {len(space)}"
+            raise RemoteProtocolError(text, request="SET_CONFIG", field="offset", value=body.offset, limit=len(space))
+        self._device.write_config(body.offset, body.payload)
+
+    def on_get_status(self, message: Message) -> Payload:
+        return U64(self._session.state.status)
+
+    def on_set_status(self, message: Message) -> None:
+        if not _body(message, U64).value:
+            self._reset()
+
+    def on_reset_device(self, message: Message) -> None:
+        self._reset()
+
+    # Memory and rings
+
+    def on_set_mem_table(self, message: Message) -> None:
+        regions = _body(message, MemoryTable).regions
+        self._memory = GuestMemory.of(regions, [fd.fileno() for fd in message.fds], self._memory)
+        for index, vring in enumerate(self._rings.vrings):
+            if vring.queue is not None:
+                self._bind(index, vring.queue.base)
+        self._refresh()
+
+    def on_set_vring_num(self, message: Message) -> None:
+        self._diagnose()
+
+    def on_set_vring_addr(self, message: Message) -> None:
+        pass
+
+    def on_set_vring_base(self, message: Message) -> None:
+        pass
+
+    def on_get_vring_base(self, message: Message) -> Payload:
+        index = _body(message, VringState).index
+        ring = self._session.state.rings[index]
+        bound = self._rings.vrings[index].queue is not None
+        base = self._rings.stop(index) if bound else ring.base
+        self._last_bases[index] = base
+        self._set_base(index, base)
+        self._announced = self._announced and any(ring.started for ring in self._session.state.rings)
+        return VringState(index, base)
+
+    def on_set_vring_kick(self, message: Message) -> None:
+        if not message.fds:
+            raise RemoteProtocolError("SET_VRING_KICK without an fd asks for polling, which is not supported")
+        index = self._replace(message, "kick")
+        self._bind(index, self._session.state.rings[index].base)
+        self._refresh()
+
+    def on_set_vring_call(self, message: Message) -> None:
+        self._replace(message, "call")
+
+    def on_set_vring_err(self, message: Message) -> None:
+        self._replace(message, "err")
+
+    def on_set_vring_enable(self, message: Message) -> None:
+        self._refresh()
+
+    def _replace(self, message: Message, name: str) -> int:
+        """Put the eventfd of the message in its ring's place; the ring's index."""
+        index = _body(message, U64).value & VRING_INDEX_MASK
+        self._rings.vrings[index].replace(name, _take(message) if message.fds else None)
+        return index
+
+    def _set_base(self, index: int, base: int) -> None:
+        rings = self._session.state.rings
+        changed = (*rings[:index], replace(rings[index], base=base), *rings[index + 1 :])
+        self._session.state = replace(self._session.state, rings=changed)
+
+    def _bind(self, index: int, base: int) -> None:
+        """Lay a ring over guest memory, once all of it is known."""
+        ring = self._session.state.rings[index]
+        if ring.size and ring.addresses and self._memory.regions:
+            try:
+                self._rings.bind(index, ring.size, base, ring.addresses, self._memory)
+            except QueueBroken as error:
+                raise RemoteProtocolError(str(error), request="SET_VRING_KICK", field="addresses") from None
+
+    def _refresh(self) -> None:
+        """Let the queue thread work on the rings that are active now, and on no others."""
+        for index, (ring, vring) in enumerate(zip(self._session.state.rings, self._rings.vrings, strict=True)):
+            if ring.active and vring.queue is None:
+                self._bind(index, ring.base)
+            if vring.active and not ring.active:
+                self._rings.pause(index)
+        if not self._announced and any(ring.active for ring in self._session.state.rings):
+            self._announced = True
+            self._begin()
+        for index, ring in enumerate(self._session.state.rings):
+            if ring.active and self._rings.vrings[index].queue is not None:
+                self._rings.start(index)
+
+    # The driver comes and goes
+
+    def _begin(self) -> None:
+        """A driver starts the device: was that after a reset?
+
+        QEMU tells its back-end of no reset (qemu-11.1: RESET_DEVICE and status 0 are never sent). What it does tell is
+        where the rings go on: where they stopped after `cont`, at 0 after a reset.
+        """
+        started = [index for index, ring in enumerate(self._session.state.rings) if ring.started]
+        resumed = any(self._session.state.rings[index].base for index in started)
+        if self._fresh:
+            self._rings.announce()
+        elif not resumed:
+            if any(self._last_bases.get(index) for index in started):
+                self._forget_mappings()
+                self._device.reset()
+            self._rings.announce()
+        self._fresh = False
+
+    def _driver_ready(self) -> None:
+        """In the queue thread: start the device with nothing mapped.
+
+        Rings that stopped at 0 and start at 0 do not say whether there was a reset between. Then a mapping of before is
+        there or not; taking it away makes sure.
+        """
+        for region in self._regions.values():
+            for mapping in region.mappings:
+                try:
+                    region.unmap(shm_offset=mapping.shm_offset, len=mapping.len)
+                except RequestFailed:
+                    log.info("the mapping at %#x went with a reset", mapping.shm_offset)
+            region.forget()
+        self._device.driver_ready()
+
+    def _reset(self) -> None:
+        """The device is as new: rings stopped, nothing mapped."""
+        for index in range(len(self._rings.vrings)):
+            self._rings.stop(index)
+        self._forget_mappings()
+        self._fresh, self._announced = True, False
+        self._last_bases.clear()
+        self._device.reset()
+
+    def _forget_mappings(self) -> None:
+        for region in self._regions.values():
+            region.forget()
+
+    def _diagnose(self) -> None:
+        """Say once why the device's shared memory is not to be had, if it is not."""
+        if self._regions and not self._diagnosed:
+            self._diagnosed = True
+            state, dialect = self._session.state, self._session.dialect
+            acknowledged = dialect.to_wire(state.protocol_acknowledged)
+            if trouble := diagnose_front_end(dialect, acknowledged, state.asked_config):
+                log.warning("%s", trouble)
+
+
+def _take(message: Message) -> OwnedFd:
+    """The fd of a message, taken out of it: what is left in it is closed after the request."""
+    return OwnedFd(message.fds[0].detach())
+
+
+def _body(message: Message, kind: type[Any]) -> Any:
+    if not isinstance(message.body, kind):
+        raise RemoteProtocolError(f"{message.rule.name} carries {type(message.body).__name__}, not {kind.__name__}")
+    return message.body

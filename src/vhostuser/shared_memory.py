@@ -1,0 +1,184 @@
+"""The back-end's side of shared memory: mapping a device's files into the regions that its driver sees."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from .counters import Counters
+from .errors import LocalProtocolError, RequestFailed
+from .port import Port
+from .protocol.numbers import MAP_RW, BackendRequest
+from .protocol.payloads import Mmap
+from .protocol.regions import Mapping, MappingTable, Quota, Table, check_map, check_unmap
+from .transport.fds import HasFileno, fileno_of
+
+MAP, UNMAP = BackendRequest.SHMEM_MAP, BackendRequest.SHMEM_UNMAP
+File = int | HasFileno
+
+
+class MapRequest(NamedTuple):
+    """One mapping for `SharedMemory.map_many`: the arguments of `SharedMemory.map`."""
+
+    file: File
+    shm_offset: int
+    len: int
+    fd_offset: int = 0
+    writable: bool = False
+
+
+class SharedMemory:
+    """One shared memory region of a device ("Shared Memory Regions").
+
+    Mapping is possible from any thread, but only while a driver runs the device: a LocalProtocolError before its first ring
+    has started, from its stop on, and during a reset. A reset takes every mapping away.
+    """
+
+    def __init__(self, shmid: int, size: int, port: Port, quota: Quota, counters: Counters) -> None:
+        self.shmid = shmid
+        self.size = size
+        self._port, self._quota, self._counters = port, quota, counters
+        self._table: Table = MappingTable()
+        self._epoch = 0
+
+    @property
+    def mappings(self) -> tuple[Mapping, ...]:
+        """What is mapped now, in order of its offset."""
+        return tuple(self._table)
+
+    def map(self, file: File, *, shm_offset: int, len: int, fd_offset: int = 0, writable: bool = False) -> None:
+        """Show `len` bytes of `file`, from `fd_offset` on, at `shm_offset` of the region. Returns when they are there.
+
+        Offsets and length are bytes, multiples of the page size. The file stays yours; close it when you like. Raises
+        LocalProtocolError if the protocol does not allow it (nothing is sent), RequestFailed if the front-end says no,
+        Disconnected or DeadlineExpired if there is no answer. ("SHMEM_MAP")
+        """
+        request = MapRequest(file, shm_offset, len, fd_offset, writable)
+        self._settle(self.map_many([request]))
+
+    def unmap(self, *, shm_offset: int, len: int) -> None:
+        """Take one whole mapping away. Raises as `map` does. ("SHMEM_UNMAP")"""
+        self._settle(self.unmap_many([(shm_offset, len)]))
+
+    def map_many(self, requests: Sequence[MapRequest]) -> list[RequestFailed | None]:
+        """`map` each, with all requests under way at once: a result each, None for done or the RequestFailed.
+
+        A LocalProtocolError for any of them means that none was sent.
+        """
+        made: list[Mapping] = []
+        bodies: list[Mmap] = []
+        with self._port.lock:
+            self._check_running("SHMEM_MAP")
+            for request in requests:
+                body = self._body(request.shm_offset, request.len, request.fd_offset, MAP_RW if request.writable else 0)
+                self._check_new(body, made)
+                made.append(Mapping(request.shm_offset, request.len, request.fd_offset, request.writable))
+                bodies.append(body)
+            fds = [fileno_of(request.file) for request in requests]
+            epoch = self._epoch
+            statuses = self._port.send_all([(MAP, body, (fd,)) for body, fd in zip(bodies, fds, strict=True)])
+            self._check_epoch(epoch, "SHMEM_MAP")
+            for mapping, status in zip(made, statuses, strict=True):
+                if not status:
+                    self._table.insert(mapping)
+                    self._quota.add(1)
+                    self._counters.maps += 1
+        return [_map_failure(*row) for row in zip(bodies, fds, statuses, strict=True)]
+
+    def unmap_many(self, ranges: Sequence[tuple[int, int]]) -> list[RequestFailed | None]:
+        """`unmap` each (shm_offset, len), with all requests under way at once: a result each, as `map_many`."""
+        with self._port.lock:
+            self._check_running("SHMEM_UNMAP")
+            bodies = [self._body(*each) for each in ranges]
+            gone = [check_unmap(body, self.size, self._table, LocalProtocolError) for body in bodies]
+            if len(set(gone)) < len(gone):
+                raise LocalProtocolError("SHMEM_UNMAP names a mapping twice", request="SHMEM_UNMAP")
+            epoch = self._epoch
+            statuses = self._port.send_all([(UNMAP, body, ()) for body in bodies])
+            self._check_epoch(epoch, "SHMEM_UNMAP")
+            for mapping, status in zip(gone, statuses, strict=True):
+                if not status:
+                    self._table.remove(mapping)
+                    self._quota.add(-1)
+                    self._counters.unmaps += 1
+        return [RequestFailed("SHMEM_UNMAP", status) if status else None for status in statuses]
+
+    def forget(self) -> None:
+        """The front-end has dropped every mapping, by a reset or its end. (For the Backend.)"""
+        self._epoch += 1
+        self._quota.add(-len(self._table))
+        self._table.clear()
+
+    def _check_running(self, name: str) -> None:
+        if not self._port.running:
+            raise LocalProtocolError(
+                f"{name} is not possible now: no driver runs the device (its rings have not started, were stopped, or it "
+                "was reset)",
+                request=name,
+            )
+
+    def _check_new(self, body: Mmap, others: Iterable[Mapping]) -> None:
+        """The region takes the mapping beside what is there and what is asked for in the same breath."""
+        check_map(body, self.size, self._table, LocalProtocolError)
+        for other in others:
+            if body.shm_offset < other.end and other.shm_offset < body.shm_offset + body.len:
+                raise LocalProtocolError(
+                    f"SHMEM_MAP shm_offset {body.shm_offset:#x} + len {body.len:#x} overlaps another request",
+                    request="SHMEM_MAP",
+                    field="shm_offset",
+                    value=body.shm_offset,
+                    limit=other.end,
+                )
+        if full := self._quota.exhausted():
+            raise LocalProtocolError(
+                f"SHMEM_MAP passes the {full.name}'s quota of {full.limit} live mappings",
+                request="SHMEM_MAP",
+                field="mappings",
+                value=full.used,
+                limit=full.limit,
+            )
+
+    def _body(self, shm_offset: int, len: int, fd_offset: int = 0, flags: int = 0) -> Mmap:
+        """The payload; LocalProtocolError if a number does not fit into 64 bits."""
+        for field, value in (("shm_offset", shm_offset), ("len", len), ("fd_offset", fd_offset)):
+            if not 0 <= value < 1 << 64:
+                raise LocalProtocolError(f"SHMEM_MAP {field} {value} is not between 0 and 2^64", field=field, value=value)
+        return Mmap(self.shmid, fd_offset, shm_offset, len, flags)
+
+    def _check_epoch(self, epoch: int, name: str) -> None:
+        if epoch != self._epoch:
+            raise LocalProtocolError(f"{name}: the device was reset while the request was under way", request=name)
+
+    @staticmethod
+    def _settle(results: list[RequestFailed | None]) -> None:
+        for failure in results:
+            if failure is not None:
+                raise failure
+
+
+def _map_failure(body: Mmap, fd: int, status: int) -> RequestFailed | None:
+    """The exception for a status that is not 0, with the likely reason if the file shows one."""
+    if not status:
+        return None
+    why = _likely_reason(body, fd)
+    text = f"SHMEM_MAP shm_offset {body.shm_offset:#x} len {body.len:#x} was refused by the front-end (status {status:#x})"
+    return RequestFailed("SHMEM_MAP", status, f"{text}: {why}" if why else text)
+
+
+def _likely_reason(body: Mmap, fd: int) -> str:
+    """What is wrong with the file, as far as it can be seen from here."""
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return "it is no regular file or memfd"
+        if status.st_size < body.fd_offset + body.len:
+            end = body.fd_offset + body.len
+            return f"the file has {status.st_size:#x} bytes, the mapping needs {end:#x}"
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
+            return "the fd is not open for reading and writing, which QEMU 11.1 wants even for read-only mappings"
+    except OSError as error:
+        return f"the fd is no good: {error.strerror}"
+    return ""

@@ -1,0 +1,89 @@
+"""Whole frames over one connected socket, with deadlines."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import time
+from typing import Final
+
+from .. import _native
+from ..errors import DeadlineExpired, Disconnected
+from ..protocol.framing import Decoder, Frame
+from .fds import OwnedFd, close_all
+from .socket import WouldBlock, receive_some, send_all, wait
+
+PARTIAL_TIMEOUT: Final = 5.0
+REPLY_TIMEOUT: Final = 10.0
+OwnedFrame = Frame[OwnedFd]
+
+
+class Channel:
+    """One socket of a vhost-user connection: the main channel or the back-end channel.
+
+    Waits at most `reply_timeout` seconds for a message to begin, and `partial_timeout` seconds from there to its end. One
+    thread may receive while another sends.
+    """
+
+    def __init__(
+        self, sock: socket.socket, *, partial_timeout: float = PARTIAL_TIMEOUT, reply_timeout: float = REPLY_TIMEOUT
+    ) -> None:
+        self._socket = sock
+        self.partial_timeout = partial_timeout
+        self.reply_timeout = reply_timeout
+        self._decoder: Decoder[OwnedFd] = Decoder()
+        sock.setblocking(True)
+        whole, fraction = divmod(reply_timeout, 1)
+        limit = struct.pack("@ll", int(whole), max(1, int(fraction * 1e6)))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+    def fileno(self) -> int:
+        """The socket's fd, to wait on; -1 once closed."""
+        return self._socket.fileno()
+
+    def receive(self) -> OwnedFrame:
+        """The next message, whose fds the caller now owns.
+
+        Raises Disconnected at the end of the stream, DeadlineExpired, or a fatal RemoteProtocolError. After any of them
+        the channel is good for nothing but `close`.
+        """
+        decoder, flags, deadline = self._decoder, 0, None
+        try:
+            while True:
+                try:
+                    data, fds = receive_some(self._socket, decoder.want, flags)
+                except WouldBlock:
+                    self._wait_for_rest(deadline)
+                    continue
+                if not data:
+                    decoder.close()
+                    raise Disconnected("the peer closed the connection")
+                if frames := decoder.feed(data, fds):
+                    return frames[0]
+                if deadline is None:
+                    flags, deadline = socket.MSG_DONTWAIT, time.monotonic() + self.partial_timeout
+        except BaseException:
+            close_all(decoder.abandon())
+            raise
+
+    def _wait_for_rest(self, deadline: float | None) -> None:
+        """Wait for more of a message that has begun."""
+        if deadline is None:
+            raise DeadlineExpired(f"no message within {self.reply_timeout:g} s")
+        if not wait((self._socket,), deadline):
+            raise DeadlineExpired(f"a message was not complete within {self.partial_timeout:g} s")
+
+    def send(self, frame: Frame[int], what: str) -> None:
+        """Send a message; its fds stay the caller's. `what` names it in errors."""
+        send_all(self._socket, frame.pack(), frame.fds, self.reply_timeout, what)
+
+    def shutdown(self) -> None:
+        """End the connection: whoever waits on it, in this thread or another, gets Disconnected."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the socket. Nobody may be waiting on it."""
+        self._socket.close()

@@ -1,0 +1,69 @@
+"""Waiting for fds in one thread, with a way for other threads to end the wait."""
+
+from __future__ import annotations
+
+import os
+import select
+from typing import Self
+
+
+class Waker:
+    """An eventfd that any thread, or a signal handler, may set to end another thread's wait."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def fileno(self) -> int:
+        """The fd that becomes readable; -1 once closed."""
+        return self._fd
+
+    def set(self) -> None:
+        """End the wait, now or the next one. Does nothing once closed."""
+        if self._fd >= 0:
+            os.eventfd_write(self._fd, 1)
+
+    def clear(self) -> None:
+        """Forget all that was set."""
+        drain(self._fd)
+
+    def close(self) -> None:
+        """Close the fd."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class Poller:
+    """A set of fds to wait on, kept between waits."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._watched: set[int] = set()
+
+    def watch(self, fd: int) -> Self:
+        """Wait for `fd` from now on."""
+        self._poll.register(fd, select.POLLIN)
+        self._watched.add(fd)
+        return self
+
+    def forget(self, fd: int) -> None:
+        """Wait for `fd` no more."""
+        if fd in self._watched:
+            self._watched.remove(fd)
+            self._poll.unregister(fd)
+
+    def wait(self, timeout: float | None) -> list[int]:
+        """The fds that are readable, ended or broken; none once `timeout` seconds have passed."""
+        return [fd for fd, _ in self._poll.poll(None if timeout is None else timeout * 1000)]
+
+
+def drain(fd: int) -> bool:
+    """Reset an eventfd of whoever made it, blocking or not; whether it was set."""
+    ready = select.poll()
+    ready.register(fd, select.POLLIN)
+    if not ready.poll(0):
+        return False
+    try:
+        return bool(os.read(fd, 8))
+    except BlockingIOError:
+        return False

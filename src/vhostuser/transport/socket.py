@@ -1,0 +1,99 @@
+"""The only recvmsg and sendmsg of the package (their compiled twins are in `_native.channel`)."""
+
+from __future__ import annotations
+
+import array
+import errno
+import select
+import socket
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from ..errors import DeadlineExpired, Disconnected, RemoteProtocolError
+from ..protocol.numbers import MAX_FDS
+from .fds import HasFileno, OwnedFd, close_all
+
+_CONTROL_SIZE: Final = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+_GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ESHUTDOWN})
+
+
+class WouldBlock(Exception):
+    """Nothing to read, or no room to write, for now."""
+
+
+def receive_some(sock: socket.socket, want: int, flags: int = 0) -> tuple[bytes, list[OwnedFd]]:
+    """At most `want` bytes and the fds that came with them; b"" at the end of the stream.
+
+    Raises WouldBlock, Disconnected, or a fatal RemoteProtocolError if the kernel had to drop fds (MSG_CTRUNC).
+    """
+    try:
+        data, control, result, _ = sock.recvmsg(want, _CONTROL_SIZE, flags | socket.MSG_CMSG_CLOEXEC)
+    except BlockingIOError:
+        raise WouldBlock from None
+    except OSError as error:
+        raise _connection_error(error) from error
+    fds = _owned(control) if control else []
+    if result & socket.MSG_CTRUNC:
+        close_all(fds)
+        raise RemoteProtocolError(
+            "fds of a message were lost: more than this process may open, or more than a message may carry",
+            field="fds",
+            limit=MAX_FDS,
+            fatal=True,
+        )
+    return data, fds
+
+
+def send_some(sock: socket.socket, data: bytes | memoryview, fds: Sequence[int] = ()) -> int:
+    """Send as much of `data` as fits, with `fds` at its first byte; the number of bytes. Raises as `receive_some`."""
+    control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    try:
+        return sock.sendmsg([data], control, socket.MSG_NOSIGNAL)
+    except BlockingIOError:
+        raise WouldBlock from None
+    except OSError as error:
+        if error.errno == errno.EBADF and fds:
+            raise
+        raise _connection_error(error) from error
+
+
+def wait(
+    readers: Sequence[HasFileno | int], deadline: float | None, writers: Sequence[HasFileno | int] = ()
+) -> list[int]:
+    """The fds that are ready, ended or broken; waits for one until `deadline` (time.monotonic), then returns none."""
+    poll = select.poll()
+    for reader in readers:
+        poll.register(reader, select.POLLIN)
+    for writer in writers:
+        poll.register(writer, select.POLLOUT)
+    return [fd for fd, _ in poll.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000)]
+
+
+def send_all(sock: socket.socket, data: bytes, fds: Sequence[int], timeout: float, what: str) -> None:
+    """Send all of `data`, with `fds` at its first byte; DeadlineExpired if the peer does not take it in `timeout` s."""
+    deadline, sent = time.monotonic() + timeout, 0
+    while sent < len(data):
+        try:
+            sent += send_some(sock, data if not sent else memoryview(data)[sent:], fds if not sent else ())
+        except WouldBlock:
+            if not wait((), deadline, (sock,)):
+                raise DeadlineExpired(f"the peer did not take {what} within {timeout:g} s") from None
+
+
+def _owned(control: list[tuple[int, int, bytes]]) -> list[OwnedFd]:
+    """The fds in control messages, each with an owner."""
+    fds: list[OwnedFd] = []
+    for level, kind, payload in control:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            numbers = array.array("i")
+            numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
+            fds.extend(OwnedFd(number) for number in numbers)
+    return fds
+
+
+def _connection_error(error: OSError) -> Exception:
+    """What an OSError of a socket means here."""
+    if error.errno in _GONE:
+        return Disconnected("the peer closed the connection")
+    return Disconnected(f"the connection failed: {error.strerror or error}")

@@ -1,0 +1,1 @@
+"""The data column: virtqueues and what travels in them, with nothing of vhost-user."""

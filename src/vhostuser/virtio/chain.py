@@ -1,0 +1,60 @@
+"""A descriptor chain: what the driver gives to read, and where it wants the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class DescriptorChain:
+    """One request: its bytes to read in order, then its bytes to write in order. Buffers lie in guest memory."""
+
+    __slots__ = ("_read", "head", "readable", "writable", "written")
+
+    def __init__(self, head: int, readable: Sequence[memoryview], writable: Sequence[memoryview]) -> None:
+        self.head = head
+        self.readable = readable
+        self.writable = writable
+        self.written = 0
+        """Bytes that the device has written: what the driver is told."""
+        self._read = 0
+
+    @property
+    def readable_size(self) -> int:
+        """All bytes that the driver gives."""
+        return sum(view.nbytes for view in self.readable)
+
+    @property
+    def writable_size(self) -> int:
+        """All bytes that the driver takes."""
+        return sum(view.nbytes for view in self.writable)
+
+    def read(self, size: int = -1) -> bytes:
+        """The next `size` readable bytes, or all that are left; fewer at the end. Copied: the guest can't change them."""
+        wanted = self.readable_size - self._read
+        if size >= 0:
+            wanted = min(wanted, size)
+        data = b"".join(_cut(self.readable, self._read, wanted))
+        self._read += len(data)
+        return data
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Append to the writable bytes; the number that fitted."""
+        done = 0
+        for view in _cut(self.writable, self.written, len(data)):
+            view[:] = data[done : done + view.nbytes]
+            done += view.nbytes
+        self.written += done
+        return done
+
+
+def _cut(views: Sequence[memoryview], start: int, size: int) -> list[memoryview]:
+    """The pieces of `views`, laid end to end, from `start` on: `size` bytes, or fewer at the end."""
+    pieces = []
+    for view in views:
+        if size <= 0:
+            break
+        if start < view.nbytes:
+            pieces.append(view[start : start + size])
+            size -= pieces[-1].nbytes
+        start = max(0, start - view.nbytes)
+    return pieces

@@ -1,0 +1,62 @@
+"""The driver half of a split virtqueue, in memory that the caller provides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from struct import Struct
+
+from ..errors import QueueBroken
+from .numbers import DESC_NEXT, DESC_WRITE, DESCRIPTOR_SIZE
+from .split import USED_HEADER
+
+_DESCRIPTOR = Struct("<QIHH")
+Buffer = tuple[int, int]
+"""A guest address and a number of bytes."""
+
+
+class DriverQueue:
+    """One split virtqueue as its driver sees it: add chains, and collect what the device is done with."""
+
+    def __init__(self, size: int, descriptors: memoryview, available: memoryview, used: memoryview) -> None:
+        self.size = size
+        self._descriptors = descriptors
+        self._available = available.cast("H")
+        self._used_indices = used[:USED_HEADER].cast("H")
+        self._used_elements = used[USED_HEADER:].cast("I")
+        self._free = list(range(size - 1, -1, -1))
+        self._chains: dict[int, list[int]] = {}
+        self._next = 0
+        self._seen = 0
+
+    def add(self, readable: Sequence[Buffer], writable: Sequence[Buffer]) -> int:
+        """Offer a chain of buffers to the device; its head. BufferError if there are not enough free descriptors."""
+        buffers = [(*buffer, 0) for buffer in readable] + [(*buffer, DESC_WRITE) for buffer in writable]
+        if not buffers or len(buffers) > len(self._free):
+            raise BufferError(f"{len(buffers)} descriptors wanted, {len(self._free)} of {self.size} are free")
+        chain = [self._free.pop() for _ in buffers]
+        for at, (index, (addr, length, flags)) in enumerate(zip(chain, buffers, strict=True)):
+            last = at + 1 == len(chain)
+            following = 0 if last else chain[at + 1]
+            entry = _DESCRIPTOR.pack(addr, length, flags | (0 if last else DESC_NEXT), following)
+            self._descriptors[index * DESCRIPTOR_SIZE : (index + 1) * DESCRIPTOR_SIZE] = entry
+        self._chains[chain[0]] = chain
+        self._available[2 + self._next % self.size] = chain[0]
+        self._next = (self._next + 1) & 0xFFFF
+        self._available[1] = self._next
+        return chain[0]
+
+    def collect(self) -> tuple[int, int] | None:
+        """The head of a chain that the device is done with and the bytes that it wrote; None if there is none.
+
+        QueueBroken if the device gives back what it was not given.
+        """
+        if self._used_indices[1] == self._seen:
+            return None
+        slot = 2 * (self._seen % self.size)
+        head, written = self._used_elements[slot], self._used_elements[slot + 1]
+        chain = self._chains.pop(head, None)
+        if chain is None:
+            raise QueueBroken(f"the device gave back chain {head}, which it does not have")
+        self._seen = (self._seen + 1) & 0xFFFF
+        self._free.extend(reversed(chain))
+        return head, written

@@ -1,0 +1,51 @@
+"""What `fetch` decides without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from . import fetch
+
+
+@pytest.mark.parametrize("version", ["1:11.0.9+ds-1", "1:10.2.0", "unknown"])
+def test_an_older_qemu_is_refused_with_the_reason(version: str) -> None:
+    with pytest.raises(fetch.FetchError, match=r"shared memory regions need 11\.1"):
+        fetch._check_version(version)
+
+
+@pytest.mark.parametrize("version", ["1:11.1.0+ds-1", "11.10.0", "1:12.0"])
+def test_a_newer_qemu_is_accepted(version: str) -> None:
+    fetch._check_version(version)
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "precious").touch()
+    with pytest.raises(fetch.FetchError, match="holds something else"):
+        fetch.fetch(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_an_empty_cache_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VHOSTUSER_CACHE", "")
+    assert fetch.cache_folder().parts[-2:] == (".cache", "vm")
+
+
+def test_without_a_tree_the_commands_say_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VHOSTUSER_CACHE", str(tmp_path))
+    assert not fetch.is_fetched()
+    with pytest.raises(fetch.FetchError, match=r"run python3 tests/vm/fetch\.py once"):
+        fetch.qemu_command()
+
+
+def test_a_list_past_its_date_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "old_InRelease").write_text("Suite: x\nValid-Until: Sat, 21 Nov 2020 02:10:46 UTC\n")
+    (tmp_path / "new_InRelease").write_text("Suite: x\nValid-Until: Sat, 21 Nov 2999 02:10:46 UTC\n")
+    fetch.warn_of_old_lists(tmp_path)
+    assert capsys.readouterr().err.count("warning: old_InRelease was valid until Sat, 21 Nov 2020") == 1
+
+
+def test_a_tree_must_have_an_absolute_path() -> None:
+    with pytest.raises(fetch.FetchError, match="must be an absolute path"):
+        fetch._unpack(Path("some.deb"), Path())
