@@ -23,6 +23,7 @@ from .queue import Queue
 from .shared_memory import MapRequest, SharedMemory
 from .shared_region import SharedRegion
 from .transport.listen import AddressError
+from .version import VERSION
 from .virtio.chain import DescriptorChain
 
 __all__ = [
@@ -48,4 +49,4 @@ __all__ = [
     "VhostUserError",
     "accelerated",
 ]
-__version__ = "0.1.0"
+__version__ = VERSION

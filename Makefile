@@ -1,0 +1,55 @@
+# One word a job; each does its own set-up. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+CACHE := $(or $(VHOSTUSER_CACHE),.cache)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format vm bench soak fuzz clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make a virtual environment with the package and its tools in it
+
+$(STAMP): pyproject.toml setup.py $(wildcard src/vhostuser/_native/*.p[yx]*)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,check,build]'
+	@touch $@
+
+demo: setup ## map files into a region and take them away again, shown message by message
+	$(BIN)/vhu demo
+
+vm: setup ## fetch QEMU >= 11.1 and a kernel into the cache (no root, nothing installed, about 200 MB)
+	$(BIN)/python tests/vm/fetch.py
+
+test: setup vm ## run the whole suite: compiled, pure Python, and without asserts
+	$(BIN)/python -m pytest -n auto -q
+	VHOSTUSER_PURE=1 $(BIN)/python -m pytest -n auto -q
+	$(BIN)/python -O -m pytest -n auto -q
+
+check: setup ## lint, types, layers, coverage floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit/test_layers.py
+	$(BIN)/python tests/coverage_floors.py
+
+format: setup ## let ruff lay the code out
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## print each performance goal with today's ratio
+	$(BIN)/python benchmarks/goals.py
+
+soak: setup ## a million pairs of map and unmap: nothing may leak
+	$(BIN)/python benchmarks/soak.py
+
+fuzz: setup ## throw random input at both sides for a minute
+	$(BIN)/python -m pytest -q tests/property --hypothesis-seed=random
+
+clean: ## remove what was built; the cache stays (rm -r .cache takes that too)
+	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
+	find src -name '*.so' -delete
+	rm -f src/vhostuser/_native/*.c
