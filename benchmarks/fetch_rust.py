@@ -130,7 +130,7 @@ def _mirror() -> str:
 
 
 def _warn_if_expired(lists: Path) -> None:
-    """apt is told to take an expired list (its signature is still checked); say so when it happens."""
+    """Apt is told to take an expired list (its signature is still checked); say so when it happens."""
     for release in lists.glob("*InRelease"):
         until = re.search(r"^Valid-Until: (.+)$", release.read_text(), re.MULTILINE)
         if until and parsedate_to_datetime(until[1]) < datetime.now(UTC):

@@ -19,7 +19,6 @@ from .protocol.dialects import RELEASED, Dialect, diagnose_back_end
 from .protocol.framing import reply_frame, request_frame
 from .protocol.layout import Payload
 from .protocol.numbers import (
-    BackendRequest,
     FrontendRequest,
     ProtocolFeature,
     VhostFeature,
@@ -319,8 +318,8 @@ class Frontend:
 
     def _reserve_windows(self) -> None:
         config = self.request(Q.GET_SHMEM_CONFIG)
-        assert isinstance(config, ShmemConfig)
-        for shmid, size in config.sizes.items():
+        sizes = config.sizes if isinstance(config, ShmemConfig) else {}
+        for shmid, size in sizes.items():
             self._windows[shmid] = Window(shmid, size, self._quota, populate=self._populate)
         self.shm = MappingProxyType({shmid: SharedRegion(window) for shmid, window in self._windows.items()})
 
@@ -378,19 +377,19 @@ class Frontend:
         if channel:
             channel.close()
             self.counters.closed += 1
-            log.log(logging.INFO if isinstance(error, Disconnected) else logging.WARNING, "back-end channel closed: %s", error)
+            log.log(
+                logging.INFO if isinstance(error, Disconnected) else logging.WARNING, "back-end channel closed: %s", error
+            )
 
     def on_shmem_map(self, message: Message) -> None:
         """SHMEM_MAP: show a file in a window."""
-        body = message.body
-        assert isinstance(body, Mmap)
+        body = _mmap_of(message)
         self._window(body, "SHMEM_MAP").map(body, message.fds[0].fileno())
         self.counters.maps += 1
 
     def on_shmem_unmap(self, message: Message) -> None:
         """SHMEM_UNMAP: take a mapping away."""
-        body = message.body
-        assert isinstance(body, Mmap)
+        body = _mmap_of(message)
         self._window(body, "SHMEM_UNMAP").unmap(body)
         self.counters.unmaps += 1
 
@@ -442,6 +441,13 @@ class Frontend:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _mmap_of(message: Message) -> Mmap:
+    """The body of a SHMEM_MAP or SHMEM_UNMAP that was admitted."""
+    if not isinstance(message.body, Mmap):
+        raise RemoteProtocolError(f"{message.rule.name} carries no mapping", request=message.rule.name)
+    return message.body
 
 
 def _acceptable(value: int) -> int:

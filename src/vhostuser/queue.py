@@ -33,7 +33,9 @@ class Queue:
         available = memory.take(sizes[1], 2)
         used = memory.take(sizes[2], 4)
         self.addresses = VringAddr(index, 0, descriptors, used, available, 0)
-        parts = [memory.view[start : start + size] for start, size in zip((descriptors, available, used), sizes, strict=True)]
+        parts = [
+            memory.view[start : start + size] for start, size in zip((descriptors, available, used), sizes, strict=True)
+        ]
         self._ring = DriverQueue(size, *parts)
         self.kick = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self.call = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
@@ -49,9 +51,7 @@ class Queue:
         readable = self._memory.take(len(request)) if request else 0
         writable = self._memory.take(reply_size) if reply_size else 0
         self._memory.view[readable : readable + len(request)] = request
-        head = self._ring.add(
-            [(readable, len(request))] if request else [], [(writable, reply_size)] if reply_size else []
-        )
+        head = self._ring.add([(readable, len(request))] if request else [], [(writable, reply_size)] if reply_size else [])
         os.eventfd_write(self.kick.fileno(), 1)
         written = self._wait(head, timeout)
         answer = bytes(self._memory.view[writable : writable + min(written, reply_size)])

@@ -99,12 +99,12 @@ class Rings:
         vring, sizes = self.vrings[index], ring_sizes(size)
         starts = (addresses.descriptor, addresses.available, addresses.used)
         try:
-            parts = [memory.at_user(start, length) for start, length in zip(starts, sizes, strict=True)]
+            descriptors, available, used = (memory.at_user(*part) for part in zip(starts, sizes, strict=True))
         except MemoryFault as error:
             raise QueueBroken(f"ring {index} is outside guest memory: {error}") from None
-        if parts[2].readonly:
+        if used.readonly:
             raise QueueBroken(f"the used ring of ring {index} is in read-only memory")
-        vring.queue = SplitQueue(size, *parts, memory, base=base)
+        vring.queue = SplitQueue(size, descriptors, available, used, memory, base=base)
 
     def start(self, index: int) -> None:
         """Let the thread take requests from the ring; what waits in it already is taken without a kick."""

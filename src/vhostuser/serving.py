@@ -37,7 +37,7 @@ FEATURES: Final = mask((Feature.VERSION_1, Feature.RING_INDIRECT_DESC, VhostFeat
 PROTOCOL_FEATURES: Final = mask((F.MQ, F.REPLY_ACK, F.BACKEND_REQ, F.CONFIG, F.BACKEND_SEND_FD, F.RESET_DEVICE, F.STATUS))
 """What every device offers. CONFIGURE_MEM_SLOTS is not among it: QEMU 11.1 dies of a reset under it (K3, K4)."""
 
-NEGATIVE: Final[dict[FrontendRequest, Payload | None]] = {Q.GET_CONFIG: None}
+NEGATIVE: Final[dict[int, Payload | None]] = {Q.GET_CONFIG: None}
 """The replies that say no, for requests that have a reply of their own and a way to say it there."""
 
 
@@ -45,7 +45,13 @@ class Serving:
     """The connection to one front-end, from its first message to its end."""
 
     def __init__(
-        self, device: Device, channel: Channel, port: Port, counters: Counters, dialect: Dialect, regions: Mapping[int, SharedMemory]
+        self,
+        device: Device,
+        channel: Channel,
+        port: Port,
+        counters: Counters,
+        dialect: Dialect,
+        regions: Mapping[int, SharedMemory],
     ) -> None:
         self._device, self._channel, self._port, self._counters = device, channel, port, counters
         self._regions = regions
@@ -134,10 +140,10 @@ class Serving:
         else:
             owed = reply_owed(rule, state, frame.need_reply)
         if owed is Owed.OWN:
-            if rule is None or rule.request not in NEGATIVE:
+            if frame.request not in NEGATIVE:
                 error.fatal = True
                 raise error
-            self._reply(frame, NEGATIVE[rule.request], owed)
+            self._reply(frame, NEGATIVE[frame.request], owed)
         elif owed is Owed.ACK:
             self._reply(frame, U64(1), owed)
 
@@ -172,9 +178,7 @@ class Serving:
             fd.close()
             raise RemoteProtocolError(f"SET_BACKEND_REQ_FD: {error}", request="SET_BACKEND_REQ_FD", field="fd") from None
         fd.detach()
-        channel = Channel(
-            sock, partial_timeout=self._channel.partial_timeout, reply_timeout=self._channel.reply_timeout
-        )
+        channel = Channel(sock, partial_timeout=self._channel.partial_timeout, reply_timeout=self._channel.reply_timeout)
         if listening:
             channel.close()
             raise RemoteProtocolError("SET_BACKEND_REQ_FD: the socket is not connected", request="SET_BACKEND_REQ_FD")
@@ -258,7 +262,7 @@ class Serving:
 
     def _replace(self, message: Message, name: str) -> int:
         """Put the eventfd of the message in its ring's place; the ring's index."""
-        index = _body(message, U64).value & VRING_INDEX_MASK
+        index = int(_body(message, U64).value) & VRING_INDEX_MASK
         self._rings.vrings[index].replace(name, _take(message) if message.fds else None)
         return index
 

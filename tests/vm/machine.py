@@ -84,9 +84,7 @@ class QTestMachine:
             words, stdin=subprocess.DEVNULL, stdout=self._said, stderr=self._said, pass_fds=(qtest, monitor)
         )
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self._opened:
             if error is not None:
                 self._explain(error)

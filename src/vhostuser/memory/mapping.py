@@ -139,5 +139,7 @@ def _copy_safely(call: ctypes._NamedFuncPointer, ours: int, address: int, len: i
             number = ctypes.get_errno()
             if number != errno.EFAULT:
                 raise OSError(number, f"process_vm copy: {os.strerror(number)}")
-            raise MemoryFault(f"{len - done} bytes at {address + done:#x} are not there: unmapped, or the file was truncated")
+            raise MemoryFault(
+                f"{len - done} bytes at {address + done:#x} are not there: unmapped, or the file was truncated"
+            )
         done += count

@@ -8,10 +8,9 @@ import os
 import stat
 from typing import Final
 
-from .. import _native
 from ..errors import MemoryFault, RemoteProtocolError
 from ..protocol.payloads import Mmap
-from ..protocol.regions import DEVICE_QUOTA, PROCESS_QUOTA, Mapping, MappingTable, Quota, Table, check_map, check_unmap
+from ..protocol.regions import PROCESS_QUOTA, Mapping, MappingTable, Quota, Table, check_map, check_unmap
 from . import mapping as memory
 
 F_GET_SEALS: Final = 1034
@@ -45,9 +44,7 @@ class Window:
             raise RemoteProtocolError(text, request="SHMEM_MAP", field="mappings", value=full.used, limit=full.limit)
         _check_file(fd, request)
         prot = mmap.PROT_READ | (mmap.PROT_WRITE if request.writable else 0)
-        memory.place(
-            self.base + request.shm_offset, request.len, fd, request.fd_offset, prot, populate=self.populate
-        )
+        memory.place(self.base + request.shm_offset, request.len, fd, request.fd_offset, prot, populate=self.populate)
         made = Mapping(request.shm_offset, request.len, request.fd_offset, request.writable)
         self.table.insert(made)
         self.quota.add(1)

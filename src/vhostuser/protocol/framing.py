@@ -111,7 +111,7 @@ class Decoder(Generic[Fd]):
         """
         self._fds.extend(fds)
         view, frames = memoryview(data), []
-        while len(view):
+        while view:
             taken = min(self.want, len(view))
             self._buffer += view[:taken]
             view = view[taken:]

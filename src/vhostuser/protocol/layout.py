@@ -91,5 +91,5 @@ def _fields(layout: str, names: list[str]) -> list[Field]:
 
 def _getter(names: list[str]) -> Callable[[Any], tuple[int | bytes, ...]]:
     """A function that reads the attributes `names` of an object into a tuple, also when there is only one."""
-    read = attrgetter(*names)
+    read: Callable[[Any], Any] = attrgetter(*names)
     return read if len(names) > 1 else lambda payload: (read(payload),)

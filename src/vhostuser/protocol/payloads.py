@@ -144,9 +144,7 @@ class XenSingleRegion(Payload):
     @property
     def region(self) -> XenMemoryRegion:
         """The same as it stands in a memory table."""
-        return XenMemoryRegion(
-            self.guest_addr, self.size, self.user_addr, self.mmap_offset, self.xen_mmap_flags, self.domid
-        )
+        return XenMemoryRegion(self.guest_addr, self.size, self.user_addr, self.mmap_offset, self.xen_mmap_flags, self.domid)
 
 
 @wire("QQ")

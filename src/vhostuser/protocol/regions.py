@@ -203,9 +203,7 @@ def _check_range(name: str, request: Mmap, size: int, error: type[ProtocolError]
         raise _refusal(error, name, "shm_offset", request.shm_offset, size, text)
 
 
-def _refusal(
-    error: type[ProtocolError], request: str, field: str, value: int, limit: int | str, text: str
-) -> ProtocolError:
+def _refusal(error: type[ProtocolError], request: str, field: str, value: int, limit: int | str, text: str) -> ProtocolError:
     """`error` that names request, field, value and limit."""
     shown = limit if isinstance(limit, str) else hex(limit)
     sentence = f"{request} {field} {value:#x} {text} {shown}"

@@ -160,9 +160,7 @@ _FRONTEND = (
     Rule(Q.POSTCOPY_ADVISE, None, reply=Reply.OWN, answer=None, answer_fds=ONE_FD, gate=F.PAGEFAULT),
     Rule(Q.POSTCOPY_LISTEN, None, gate=F.PAGEFAULT),
     Rule(Q.POSTCOPY_END, None, reply=Reply.OWN, gate=F.PAGEFAULT),
-    Rule(
-        Q.GET_INFLIGHT_FD, Inflight, reply=Reply.OWN, answer=Inflight, answer_fds=AT_MOST_ONE_FD, gate=F.INFLIGHT_SHMFD
-    ),
+    Rule(Q.GET_INFLIGHT_FD, Inflight, reply=Reply.OWN, answer=Inflight, answer_fds=AT_MOST_ONE_FD, gate=F.INFLIGHT_SHMFD),
     Rule(Q.SET_INFLIGHT_FD, Inflight, Fds.ONE, gate=F.INFLIGHT_SHMFD),
     Rule(Q.GPU_SET_SOCKET, None, Fds.ONE),
     Rule(Q.RESET_DEVICE, None, gate=F.RESET_DEVICE),

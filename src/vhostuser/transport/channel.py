@@ -8,7 +8,6 @@ import struct
 import time
 from typing import Final
 
-from .. import _native
 from ..errors import DeadlineExpired, Disconnected
 from ..protocol.framing import Decoder, Frame
 from .fds import OwnedFd, close_all

@@ -58,9 +58,7 @@ def send_some(sock: socket.socket, data: bytes | memoryview, fds: Sequence[int] 
         raise _connection_error(error) from error
 
 
-def wait(
-    readers: Sequence[HasFileno | int], deadline: float | None, writers: Sequence[HasFileno | int] = ()
-) -> list[int]:
+def wait(readers: Sequence[HasFileno | int], deadline: float | None, writers: Sequence[HasFileno | int] = ()) -> list[int]:
     """The fds that are ready, ended or broken; waits for one until `deadline` (time.monotonic), then returns none."""
     poll = select.poll()
     for reader in readers:
