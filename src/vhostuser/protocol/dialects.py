@@ -60,18 +60,20 @@ class Dialect:
         """Our back-end and front-end can speak it: it differs from the released one in the feature bit alone."""
         return (self.map_id, self.unmap_id, self.config_id) == (9, 10, 44) and self.flags == RELEASED_FLAGS
 
+    @property
+    def _mask(self) -> int:
+        """The bit that says SHMEM in this dialect; 0 if none does."""
+        return 0 if self.bit is None else 1 << self.bit
+
     def to_wire(self, protocol_features: int) -> int:
-        """The mask that this dialect sends for a mask in the released numbering."""
-        if self.bit == SHMEM or not protocol_features >> SHMEM & 1:
-            return protocol_features
-        return protocol_features & ~(1 << SHMEM) | 1 << (self.bit or 0)
+        """The mask that this dialect sends for a mask in the released numbering, of which it can't say its own bit."""
+        own = self._mask if protocol_features >> SHMEM & 1 else 0
+        return protocol_features & ~(1 << SHMEM | self._mask) | own
 
     def from_wire(self, value: int) -> int:
-        """The released numbering of a mask that came in this dialect; what its own bits meant before is left out."""
-        if self.bit == SHMEM:
-            return value
-        shmem = value >> (self.bit or 0) & 1 if self.bit is not None else 0
-        return value & ~(1 << SHMEM | 1 << (self.bit or 0)) | shmem << SHMEM
+        """The released numbering of a mask that came in this dialect; what its own bit means today is left out."""
+        shmem = 1 << SHMEM if value & self._mask else 0
+        return value & ~(1 << SHMEM | self._mask) | shmem
 
     def pack_map(self, request: Mmap) -> bytes:
         """SHMEM_MAP's payload in this dialect."""

@@ -93,6 +93,7 @@ class Decoder(Generic[Fd]):
         self._buffer = bytearray()
         self._fds: list[Fd] = []
         self._header: Header | None = None
+        self._fault: RemoteProtocolError | None = None
 
     @property
     def want(self) -> int:
@@ -107,22 +108,33 @@ class Decoder(Generic[Fd]):
     def feed(self, data: bytes, fds: Sequence[Fd] = ()) -> list[Frame[Fd]]:
         """Take the next bytes of the stream and the fds that came with the first of them.
 
-        Returns the frames that are now whole; raises a fatal RemoteProtocolError at the first header that is wrong.
+        Returns the frames that are now whole. A header that is wrong is a fatal RemoteProtocolError: of this call, or of the
+        next one if there are frames before it, so that they are the same however the stream is cut.
         """
         self._fds.extend(fds)
         view, frames = memoryview(data), []
-        while view:
+        while view and not self._fault:
             taken = min(self.want, len(view))
             self._buffer += view[:taken]
             view = view[taken:]
             if self._header is None and len(self._buffer) == HEADER_SIZE:
-                self._header = read_header(bytes(self._buffer))
+                self._read_header()
             if self._header is not None and not self.want:
                 frames.append(self._take(self._header))
+        if self._fault and not frames:
+            raise self._fault
         return frames
 
+    def _read_header(self) -> None:
+        try:
+            self._header = read_header(bytes(self._buffer))
+        except RemoteProtocolError as fault:
+            self._fault = fault
+
     def close(self) -> None:
-        """The stream ended; a fatal RemoteProtocolError if it did so inside a message."""
+        """The stream ended; a fatal RemoteProtocolError if it did so inside a message, or at a header that is wrong."""
+        if self._fault:
+            raise self._fault
         if self.partial:
             got, request = len(self._buffer), self._header.request if self._header else "unknown"
             raise RemoteProtocolError(

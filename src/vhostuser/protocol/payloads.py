@@ -74,10 +74,10 @@ class _Table(Payload, Generic[R]):
     _region: ClassVar[type[Payload]]
 
     def __init__(self, regions: Sequence[R]) -> None:
-        self.regions = tuple(regions)
+        self.regions: tuple[R, ...] = tuple(regions)
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self.regions == other.regions  # type: ignore[attr-defined]  # same type
+        return isinstance(other, type(self)) and self.regions == other.regions
 
     def __hash__(self) -> int:
         return hash(self.regions)

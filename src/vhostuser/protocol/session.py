@@ -1,7 +1,7 @@
 """What was negotiated, the state of every ring, what is legal now, and what reply is owed.
 
-Theory. A connection is in one state, a value (`State`). A request of the front-end is admitted if four things hold, tested
-in this order: its number is known; its payload and fds are as declared in `rules`; what gates it was negotiated; its fields
+Theory. A connection is in one state, a value (`State`). A request of either side is admitted if four things hold, tested in
+this order: its number is known; what gates it was negotiated; its payload and fds are as declared in `rules`; its fields
 make sense in this state (`_MOVES`). Then, and only then, the state is replaced by the one that the request leads to. So a
 request either moves the whole session or leaves no trace.
 
@@ -31,9 +31,7 @@ from .framing import Frame, decode_payload
 from .layout import Payload
 from .numbers import (
     END_OF_ADDRESSES,
-    KNOWN_FLAGS,
     MAX_QUEUE_SIZE,
-    NEED_REPLY,
     REPLY,
     VERSION,
     VRING_INDEX_MASK,
@@ -183,7 +181,14 @@ class Session:
         """The request in `frame`, if it is legal now; the session has moved. Else a ProtocolError and nothing has."""
         refusal = self.error(channel)
         if frame.is_reply:
-            raise refusal(f"request {frame.request} has the reply flag set", request=str(frame.request), fatal=True)
+            raise refusal(
+                f"request {frame.request} has the reply flag set, flags {frame.flags:#x} must be without {REPLY:#x}",
+                request=str(frame.request),
+                field="flags",
+                value=frame.flags,
+                limit=REPLY,
+                fatal=True,
+            )
         rule = self.rule(channel, frame.request)
         state = self.state
         _check_gate(rule, state, refusal)
@@ -196,17 +201,16 @@ class Session:
 
     def admit_reply(self, rule: Rule, frame: Frame[Any], owed: Owed) -> Payload | None:
         """The body of the reply to `rule`; the session has taken it in. A fatal RemoteProtocolError if it is no such."""
-        expected = VERSION | REPLY
-        if frame.request != rule.id or frame.flags & KNOWN_FLAGS != expected or frame.flags & NEED_REPLY:
-            raise RemoteProtocolError(
-                f"expected the reply to {rule.name} (request {rule.id}, flags {expected:#x}), "
-                f"got request {frame.request}, flags {frame.flags:#x}",
-                request=rule.name,
-                field="request",
-                value=frame.request,
-                limit=rule.id,
-                fatal=True,
-            )
+        for field, value, limit in (("request", frame.request, rule.id), ("flags", frame.flags, VERSION | REPLY)):
+            if value != limit:
+                raise RemoteProtocolError(
+                    f"expected the reply to {rule.name}, request {rule.id}: {field} is {value:#x}, must be {limit:#x}",
+                    request=rule.name,
+                    field=field,
+                    value=value,
+                    limit=limit,
+                    fatal=True,
+                )
         answer = U64 if owed is Owed.ACK else rule.answer
         fds = rule.answer_fds if owed is Owed.OWN else range(1)
         try:
@@ -265,7 +269,8 @@ def _check_gate(rule: Rule, state: State, refusal: type[ProtocolError]) -> None:
         mask = state.offered if gate is Gate.PROTOCOL_FEATURES_OFFERED else state.acknowledged
         open_, name = bool(mask >> VhostFeature.PROTOCOL_FEATURES & 1), "VHOST_USER_F_PROTOCOL_FEATURES (bit 30)"
     if not open_:
-        raise refusal(f"{rule.name} needs {name}, which was not negotiated", request=rule.name, limit=name)
+        text = f"{rule.name} (request {rule.id}) needs {name}, which was not negotiated"
+        raise refusal(text, request=rule.name, field="request", value=rule.id, limit=name)
 
 
 def _fds_wanted(rule: Rule, state: State, body: Payload | None) -> range:
@@ -357,7 +362,7 @@ def _add_mem_reg(step: _Step, body: SingleRegion | XenSingleRegion) -> State:
 
 
 def _rem_mem_reg(step: _Step, body: SingleRegion | XenSingleRegion) -> State:
-    """ "identified by guest address, user address and size. The mmap offset is ignored" ("REM_MEM_REG")."""
+    """A region is "identified by guest address, user address and size. The mmap offset is ignored" ("REM_MEM_REG")."""
     key = (body.guest_addr, body.size, body.user_addr)
     left = tuple(r for r in step.state.regions if (r.guest_addr, r.size, r.user_addr) != key)
     if len(left) == len(step.state.regions):
@@ -433,11 +438,20 @@ def _file_index(step: _Step, body: U64) -> int:
 
 
 def _set_vring_enable(step: _Step, body: VringState) -> State:
-    ring = step.ring(body.index)
+    ring, enabled = step.ring(body.index), _switch(step, body)
+    return step.with_ring(body.index, replace(ring, enabled=enabled, quiesced=ring.started and not enabled))
+
+
+def _set_vring_endian(step: _Step, body: VringState) -> State:
+    _switch(step, body)
+    return _vring_of(step, body)
+
+
+def _switch(step: _Step, body: VringState) -> bool:
+    """What a ring's number says that is either 0 or 1."""
     if body.num > 1:
         raise step.refuse("num", body.num, 1, "is not 0 or")
-    enabled = body.num == 1
-    return step.with_ring(body.index, replace(ring, enabled=enabled, quiesced=ring.started and not enabled))
+    return body.num == 1
 
 
 def _vring_of(step: _Step, body: VringState) -> State:
@@ -446,7 +460,7 @@ def _vring_of(step: _Step, body: VringState) -> State:
 
 
 def _stop_rings(step: _Step, body: object) -> State:
-    return replace(step.state, rings=tuple(replace(ring, enabled=False, quiesced=True) for ring in step.state.rings))
+    return replace(step.state, rings=tuple(replace(ring, enabled=False, quiesced=ring.started) for ring in step.state.rings))
 
 
 def _reset_device(step: _Step, body: object) -> State:
@@ -459,7 +473,7 @@ def _set_status(step: _Step, body: U64) -> State:
     return replace(step.state, status=body.value) if body.value else _reset_device(step, body)
 
 
-def _set_config(step: _Step, body: Config) -> State:
+def _config(step: _Step, body: Config) -> State:
     if body.flags > 1:
         raise step.refuse("flags", body.flags, 1, "is not 0 (writable) or")
     return step.state
@@ -498,11 +512,12 @@ _FRONTEND_MOVES: Final[dict[int, Callable[[_Step, Any], State]]] = {
     Q.SET_VRING_CALL: _set_vring_file,
     Q.SET_VRING_ERR: _set_vring_file,
     Q.SET_VRING_ENABLE: _set_vring_enable,
-    Q.SET_VRING_ENDIAN: _vring_of,
+    Q.SET_VRING_ENDIAN: _set_vring_endian,
     Q.VRING_KICK: _vring_of,
     Q.RESET_DEVICE: _reset_device,
     Q.SET_STATUS: _set_status,
-    Q.SET_CONFIG: _set_config,
+    Q.GET_CONFIG: _config,
+    Q.SET_CONFIG: _config,
     Q.IOTLB_MSG: _iotlb,
     Q.SET_BACKEND_REQ_FD: _backend_channel,
     Q.GET_SHMEM_CONFIG: _asked_config,
