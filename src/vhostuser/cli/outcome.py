@@ -1,0 +1,142 @@
+"""How a command ends: exit codes, one line of why, and output that may be closed, full or gone."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Final
+
+from ..errors import DeadlineExpired, Disconnected, RemoteProtocolError, VhostUserError
+from ..limited_log import printable
+
+STDOUT: Final = 1
+STDERR: Final = 2
+ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Exit(IntEnum):
+    """The exit codes of all commands."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    PEER = 3
+    """The peer broke the protocol or is not there."""
+    INTERRUPTED = 130
+
+
+class CommandError(Exception):
+    """A command can't go on: what failed and why, one thing to try, and the exit code."""
+
+    def __init__(self, text: str, advice: str = "", code: Exit = Exit.FAILED) -> None:
+        super().__init__(text)
+        self.advice, self.code = advice, code
+
+
+class OutputClosed(Exception):
+    """Nobody reads what the command writes: it ends, without a word."""
+
+
+def run(program: str, command: Callable[[], int]) -> int:
+    """Call `command`; its exit code, or that of the error that ended it, of which one line is printed."""
+    fill_standard_fds()
+    try:
+        return command()
+    except OutputClosed:
+        return Exit.DONE
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+    except (CommandError, VhostUserError, OSError, MemoryError) as error:
+        complain(program, _words(error), getattr(error, "advice", ""))
+        return exit_code(error)
+    except Exception as error:
+        complain(program, f"internal error: {type(error).__name__}: {error}", "try: VHU_LOG=debug to see where")
+        if os.environ.get("VHU_LOG") in ("debug", "trace"):
+            _write(STDERR, traceback.format_exc())
+        return Exit.FAILED
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code of a command that this error ended."""
+    if isinstance(error, CommandError):
+        return error.code
+    if isinstance(error, RemoteProtocolError | DeadlineExpired | Disconnected):
+        return Exit.PEER
+    return Exit.FAILED
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno and not isinstance(error, VhostUserError):
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        return f"{where}{error.strerror} ({errno.errorcode.get(error.errno, error.errno)})"
+    return str(error) or type(error).__name__
+
+
+def complain(program: str, text: str, advice: str = "") -> None:
+    """Say on standard error what failed, in one line that no terminal obeys."""
+    line = f"{program}: {text}; {advice}" if advice else f"{program}: {text}"
+    with contextlib.suppress(OSError):
+        _write(STDERR, printable(line) + "\n")
+
+
+def put(text: str) -> None:
+    """Write a line, or lines, to standard output, at once. OutputClosed if nobody reads it."""
+    try:
+        _write(STDOUT, text + "\n")
+    except BrokenPipeError:
+        raise OutputClosed from None
+    except OSError as error:
+        name = errno.errorcode.get(error.errno or 0, "")
+        raise CommandError(f"cannot write to standard output: {error.strerror} ({name})") from None
+
+
+def _write(fd: int, text: str) -> None:
+    """Write past Python's buffers: what can't be written is not tried again at the end, with another exit code."""
+    data = text.encode(errors="backslashreplace")
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def fill_standard_fds() -> None:
+    """Open /dev/null where fd 0, 1 or 2 is closed: no file that is opened later may get one of these numbers."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def on_end(stop: Callable[[], None]) -> None:
+    """Let the first SIGTERM, SIGINT or SIGHUP call `stop`, and the second end the process at once."""
+
+    def leave(number: int, frame: object) -> None:
+        os._exit(128 + number)
+
+    def end(number: int, frame: object) -> None:
+        for each in ENDING_SIGNALS:
+            signal.signal(each, leave)
+        stop()
+
+    for each in ENDING_SIGNALS:
+        signal.signal(each, end)
+
+
+def interrupt() -> None:
+    """Raise KeyboardInterrupt: a `stop` for commands that wait in many places."""
+    raise KeyboardInterrupt
+
+
+def colours() -> bool:
+    """Standard output is a terminal that wants colours (https://no-color.org)."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and os.isatty(STDOUT)
+
+
+def program_arguments(argv: list[str] | None) -> list[str]:
+    """`argv`, or what this process was started with."""
+    return sys.argv[1:] if argv is None else argv

@@ -1,0 +1,1 @@
+"""Devices that come with the package."""
