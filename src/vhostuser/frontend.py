@@ -7,13 +7,16 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
+from . import _native
 from .counters import Counters
 from .errors import DeadlineExpired, Disconnected, LocalProtocolError, ProtocolError, RemoteProtocolError, RequestFailed
 from .limited_log import LimitedLog
 from .memory.arena import Arena
+from .memory.table import new_quota
 from .memory.window import PROCESS, Window
 from .protocol.dialects import RELEASED, Dialect, diagnose_back_end
 from .protocol.framing import reply_frame, request_frame
@@ -27,14 +30,14 @@ from .protocol.numbers import (
     protocol_feature_names,
 )
 from .protocol.payloads import U64, Config, MemoryTable, Mmap, ShmemConfig, VringState
-from .protocol.regions import DEVICE_QUOTA, Quota
+from .protocol.regions import DEVICE_QUOTA
 from .protocol.rules import BACKEND, FRONTEND, Rule
 from .protocol.rules import Channel as Side
 from .protocol.session import Message, Owed, Ring, Role, Session, State, reply_owed
 from .queue import Queue
 from .shared_region import SharedRegion
 from .transport.channel import PARTIAL_TIMEOUT, REPLY_TIMEOUT, Channel, OwnedFrame
-from .transport.fds import HasFileno, close_all
+from .transport.fds import HasFileno, OwnedFd, close_all
 from .transport.listen import accept, connect, listen
 from .transport.socket import wait
 from .virtio.numbers import Feature, feature_names
@@ -67,7 +70,8 @@ class Frontend:
         reply_timeout: float = REPLY_TIMEOUT,
         populate: bool = False,
     ) -> None:
-        self.counters = Counters()
+        self._counters = Counters()
+        self._server: _native.channel.Server | None = None
         self.diagnosis: str | None = None
         """Why the back-end's shared memory is not to be had, if it looks like another dialect's."""
         self.shm: Mapping[int, SharedRegion] = MappingProxyType({})
@@ -76,7 +80,7 @@ class Frontend:
         self._main = Channel(sock, partial_timeout=partial_timeout, reply_timeout=reply_timeout)
         self._requests: Channel | None = None
         self._session = Session(Role.FRONTEND, State(rings=(Ring(),)), dialect=dialect)
-        self._quota = Quota("device", max_maps, PROCESS)
+        self._quota = new_quota("device", max_maps, PROCESS)
         self._populate = populate
         self._windows: dict[int, Window] = {}
         self._memory: Arena | None = None
@@ -131,6 +135,17 @@ class Frontend:
         if not isinstance(body, Config) or body.size != size:
             raise RequestFailed("GET_CONFIG", 1, f"GET_CONFIG offset {offset} size {size} was refused by the back-end")
         return body.payload
+
+    @property
+    def counters(self) -> Counters:
+        """What this side has counted so far."""
+        total = replace(self._counters)
+        if server := self._server:
+            total.messages += server.messages
+            total.acks += server.sent_acks
+            total.maps += server.maps
+            total.unmaps += server.unmaps
+        return total
 
     # Memory and queues
 
@@ -229,6 +244,16 @@ class Frontend:
     def _serve_until(self, others: Sequence[int], deadline: float | None) -> int | None:
         """Answer requests until one of `others` is readable. What the back-end sent before comes first."""
         while True:
+            if (server := self._server) and self._requests:
+                left = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
+                ready_fd = server.run(others, left)
+                if ready_fd >= 0:
+                    return ready_fd
+                if ready_fd == _native.channel.EXPIRED:
+                    return None
+                self._take_over(server, self._requests, ready_fd)
+                if deadline is None or time.monotonic() < deadline:
+                    continue
             requests = self._requests
             ready = wait((*others, requests) if requests else others, deadline)
             if requests and requests.fileno() in ready:
@@ -236,6 +261,23 @@ class Frontend:
                 if deadline is None or time.monotonic() < deadline:
                     continue
             return next((fd for fd in others if fd in ready), None)
+
+    def _take_over(self, server: _native.channel.Server, channel: Channel, result: int) -> None:
+        """Handle in Python what the compiled loop left: a request that is not plain, or the end of the channel."""
+        data, fds, truncated = server.take()
+        owned = [OwnedFd(fd) for fd in fds]
+        if result == _native.channel.NOT_TAKEN or truncated:
+            close_all(owned)
+            reason = "fds of a message were lost" if truncated else "the back-end does not take its acknowledgements"
+            self._end_requests(RemoteProtocolError(reason, fatal=True))
+            return
+        try:
+            channel.resume(data, owned)
+        except ProtocolError as error:
+            self._end_requests(error)
+            return
+        if data or wait((channel,), 0):
+            self._answer(channel)
 
     def _answer_waiting(self) -> None:
         """Answer what the back-end has asked so far."""
@@ -321,7 +363,15 @@ class Frontend:
         sizes = config.sizes if isinstance(config, ShmemConfig) else {}
         for shmid, size in sizes.items():
             self._windows[shmid] = Window(shmid, size, self._quota, populate=self._populate)
+        self._compile()
         self.shm = MappingProxyType({shmid: SharedRegion(window) for shmid, window in self._windows.items()})
+
+    def _compile(self) -> None:
+        """Leave plain SHMEM requests to the compiled loop, unless a subclass wants to see them."""
+        own = type(self).on_shmem_map, type(self).on_shmem_unmap
+        cores = {shmid: window.core for shmid, window in self._windows.items() if window.core}
+        if self._requests and cores and own == (Frontend.on_shmem_map, Frontend.on_shmem_unmap):
+            self._server = _native.channel.Server(self._requests.fileno(), cores)
 
     # Requests of the back-end: decode, admit, perform, reply
 
@@ -331,7 +381,7 @@ class Frontend:
         except (Disconnected, DeadlineExpired, ProtocolError) as error:
             self._end_requests(error)
             return
-        self.counters.messages += 1
+        self._counters.messages += 1
         status = 0
         try:
             self._perform(self._session.admit(Side.BACKEND, frame))
@@ -360,23 +410,24 @@ class Frontend:
             owed = reply_owed(rule, state, frame.need_reply)
         if owed is Owed.NOTHING:
             return
-        self.counters.acks += 1
+        self._counters.acks += 1
         try:
             channel.send(reply_frame(frame.request, U64(status)), "an acknowledgement")
         except (Disconnected, DeadlineExpired) as error:
             self._end_requests(error)
 
     def _refuse(self, frame: OwnedFrame, error: ProtocolError | OSError) -> None:
-        self.counters.refused += 1
+        self._counters.refused += 1
         rule = BACKEND.get(frame.request)
         self.refused(rule.name if rule else str(frame.request), str(error))
 
     def _end_requests(self, error: Exception) -> None:
         """The back-end channel is over; the main channel and what is mapped live on."""
         channel, self._requests = self._requests, None
+        self._counters, self._server = self.counters, None
         if channel:
             channel.close()
-            self.counters.closed += 1
+            self._counters.closed += 1
             log.log(
                 logging.INFO if isinstance(error, Disconnected) else logging.WARNING, "back-end channel closed: %s", error
             )
@@ -385,13 +436,13 @@ class Frontend:
         """SHMEM_MAP: show a file in a window."""
         body = _mmap_of(message)
         self._window(body, "SHMEM_MAP").map(body, message.fds[0].fileno())
-        self.counters.maps += 1
+        self._counters.maps += 1
 
     def on_shmem_unmap(self, message: Message) -> None:
         """SHMEM_UNMAP: take a mapping away."""
         body = _mmap_of(message)
         self._window(body, "SHMEM_UNMAP").unmap(body)
-        self.counters.unmaps += 1
+        self._counters.unmaps += 1
 
     def on_config_change_msg(self, message: Message) -> None:
         """CONFIG_CHANGE_MSG: nothing is kept of the configuration space, so there is nothing to do."""
@@ -418,7 +469,7 @@ class Frontend:
         """The main channel ended, and with it all that the back-end had mapped."""
         if not self._lost:
             self._lost = error
-            self.counters.closed += 1
+            self._counters.closed += 1
             for window in self._windows.values():
                 window.reset()
 
@@ -426,6 +477,7 @@ class Frontend:
         """End the connection; every mapping, queue and shared byte is given back."""
         self._lost = self._lost or Disconnected("closed")
         self._main.close()
+        self._counters, self._server = self.counters, None
         if self._requests:
             self._requests.close()
             self._requests = None

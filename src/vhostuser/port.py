@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Sequence
 from typing import Final
 
-from .errors import Disconnected, VhostUserError
+from . import _native
+from .errors import DeadlineExpired, Disconnected, RemoteProtocolError, VhostUserError
 from .protocol.framing import Frame, request_frame
 from .protocol.layout import Payload
 from .protocol.numbers import BackendRequest
@@ -15,8 +18,12 @@ from .protocol.rules import BACKEND
 from .protocol.rules import Channel as Side
 from .protocol.session import Owed, Session, reply_owed
 from .transport.channel import Channel
+from .transport.fds import OwnedFd
 
 NO_CHANNEL: Final = "the front-end has given no back-end channel (SET_BACKEND_REQ_FD)"
+AT_ONCE: Final = 64
+"""Requests under way together: their acknowledgements, unread, must fit into the socket."""
+Request = tuple[BackendRequest, Payload | None, Sequence[int]]
 
 
 class Port:
@@ -27,23 +34,28 @@ class Port:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.line = _native.channel.Line(self.lock) if _native.accelerated else None
+        """The same for the compiled half."""
         self._session: Session | None = None
         self._channel: Channel | None = None
+        self._running = False
         self._lost = "no front-end is connected"
 
     @property
     def running(self) -> bool:
         """A driver runs the device, so that shared memory may be mapped."""
-        return self._session is not None and self._session.state.running
+        return self._running
 
-    @property
-    def channel(self) -> Channel | None:
-        """The open channel."""
-        return self._channel
+    def update(self) -> None:
+        """The session has moved."""
+        self._running = self._session is not None and self._session.state.running
+        if self.line:
+            self.line.running = self._running
 
     def connect(self, session: Session) -> None:
         """A front-end is there; it has not given its channel yet."""
         self._session, self._lost = session, NO_CHANNEL
+        self.update()
 
     def open(self, channel: Channel) -> None:
         """Use `channel`; one that was there before is closed."""
@@ -51,6 +63,8 @@ class Port:
         with self.lock:
             self._drop(NO_CHANNEL)
             self._channel = channel
+            if self.line:
+                self.line.fd = channel.fileno()
 
     def shutdown(self) -> None:
         """End the wait of whoever sends at the moment."""
@@ -63,45 +77,84 @@ class Port:
         with self.lock:
             self._drop("the front-end is gone")
             self._session = None
+            self.update()
 
-    def send_all(self, requests: Sequence[tuple[BackendRequest, Payload | None, Sequence[int]]]) -> list[int]:
+    def send_all(self, requests: Sequence[Request]) -> list[int]:
         """Send requests, then take their answers in the same order: a status each, 0 for yes.
 
-        A request without an answer (REPLY_ACK was not negotiated) counts as 0. Raises LocalProtocolError before anything
-        is sent; Disconnected, DeadlineExpired or RemoteProtocolError when the channel is lost.
+        A request without an answer (REPLY_ACK was not negotiated) counts as 0. Raises LocalProtocolError or OSError (a bad
+        fd) before anything is sent; Disconnected, DeadlineExpired or RemoteProtocolError when the channel is lost.
         """
-        channel, owed = self._channel, []
-        if channel is None or self._session is None:
+        channel, session = self._channel, self._session
+        if channel is None or session is None:
             raise Disconnected(self._lost)
         frames = [request_frame(request, body, fds, need_reply=True) for request, body, fds in requests]
         for frame in frames:
-            self._session.admit(Side.BACKEND, frame)
+            session.admit(Side.BACKEND, frame)
+            for fd in frame.fds:
+                os.fstat(fd)
         try:
-            for frame in frames:
-                owed.append(self._send(channel, frame))
-            return [self._status(channel, frame, due) for frame, due in zip(frames, owed, strict=True)]
-        except VhostUserError as error:
+            statuses: list[int] = []
+            for start in range(0, len(frames), AT_ONCE):
+                statuses += self._send_some(channel, session, frames[start : start + AT_ONCE])
+            return statuses
+        except (VhostUserError, OSError) as error:
             self._drop(f"the back-end channel was lost: {error}")
             raise
 
-    def _send(self, channel: Channel, frame: Frame[int]) -> Owed:
-        rule = BACKEND[frame.request]
-        channel.send(frame, rule.name)
-        return reply_owed(rule, self._session.state, need_reply=True) if self._session else Owed.NOTHING
-
-    def _status(self, channel: Channel, frame: Frame[int], owed: Owed) -> int:
-        """The status in the next reply, which must be the one to `frame`."""
-        if owed is Owed.NOTHING or self._session is None:
-            return 0
-        reply = channel.receive()
+    def lose(self, number: int, rest: tuple[bytes, list[int], int]) -> VhostUserError:
+        """Give the channel up because of what came instead of answers to request `number`; the exception that says why."""
+        data, fds, error = rest
+        owned = [OwnedFd(fd) for fd in fds]
         try:
-            body = self._session.admit_reply(BACKEND[frame.request], reply, owed)
+            self._explain(number, data, owned, error)
+        except VhostUserError as reason:
+            self._drop(f"the back-end channel was lost: {reason}")
+            return reason
         finally:
-            for fd in reply.fds:
+            for fd in owned:
                 fd.close()
-        return body.value if isinstance(body, U64) else 0
+        return Disconnected("the back-end channel was lost")
+
+    def _explain(self, number: int, data: bytes, fds: list[OwnedFd], error: int) -> None:
+        """Raise what is wrong with bytes that are no acknowledgement, or with their absence."""
+        channel, session, rule = self._channel, self._session, BACKEND[number]
+        if error == errno.EAGAIN:
+            wait = channel.reply_timeout if channel else 0
+            raise DeadlineExpired(f"{rule.name} was not answered within {wait:g} s")
+        if channel is None or session is None or not data:
+            raise Disconnected("the peer closed the connection" if not error else os.strerror(error))
+        channel.resume(data, fds)
+        while True:
+            _admit_answer(session, number, channel.receive(), Owed.ACK)
+
+    def _send_some(self, channel: Channel, session: Session, frames: Sequence[Frame[int]]) -> list[int]:
+        for frame in frames:
+            channel.send(frame, BACKEND[frame.request].name)
+        return [_status(channel, session, frame) for frame in frames]
 
     def _drop(self, why: str) -> None:
         channel, self._channel, self._lost = self._channel, None, why
+        if self.line:
+            self.line.fd = -1
         if channel:
             channel.close()
+
+
+def _status(channel: Channel, session: Session, frame: Frame[int]) -> int:
+    """The status in the next reply, which must be the one to `frame`."""
+    owed = reply_owed(BACKEND[frame.request], session.state, need_reply=True)
+    if owed is Owed.NOTHING:
+        return 0
+    return _admit_answer(session, frame.request, channel.receive(), owed)
+
+
+def _admit_answer(session: Session, number: int, reply: Frame[OwnedFd], owed: Owed) -> int:
+    try:
+        body = session.admit_reply(BACKEND[number], reply, owed)
+    finally:
+        for fd in reply.fds:
+            fd.close()
+    if not isinstance(body, U64):
+        raise RemoteProtocolError(f"{BACKEND[number].name} was answered without a status", fatal=True)
+    return body.value

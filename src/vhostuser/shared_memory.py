@@ -5,15 +5,18 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
+from . import _native
 from .counters import Counters
 from .errors import LocalProtocolError, RequestFailed
+from .memory.table import AnyQuota, new_table
 from .port import Port
 from .protocol.numbers import MAP_RW, BackendRequest
 from .protocol.payloads import Mmap
-from .protocol.regions import Mapping, MappingTable, Quota, Table, check_map, check_unmap
+from .protocol.regions import Mapping, check_map, check_unmap
 from .transport.fds import HasFileno, fileno_of
 
 MAP, UNMAP = BackendRequest.SHMEM_MAP, BackendRequest.SHMEM_UNMAP
@@ -37,12 +40,13 @@ class SharedMemory:
     has started, from its stop on, and during a reset. A reset takes every mapping away.
     """
 
-    def __init__(self, shmid: int, size: int, port: Port, quota: Quota, counters: Counters) -> None:
+    def __init__(self, shmid: int, size: int, port: Port, quota: AnyQuota, counters: Counters) -> None:
         self.shmid = shmid
         self.size = size
         self._port, self._quota, self._counters = port, quota, counters
-        self._table: Table = MappingTable()
+        self._table = new_table()
         self._epoch = 0
+        self._caller = self._compiled()
 
     @property
     def mappings(self) -> tuple[Mapping, ...]:
@@ -56,37 +60,50 @@ class SharedMemory:
         LocalProtocolError if the protocol does not allow it (nothing is sent), RequestFailed if the front-end says no,
         Disconnected or DeadlineExpired if there is no answer. ("SHMEM_MAP")
         """
-        request = MapRequest(file, shm_offset, len, fd_offset, writable)
-        self._settle(self.map_many([request]))
+        fd = file if type(file) is int else fileno_of(file)
+        if self._caller is not None:
+            try:
+                status = self._caller.map(fd, shm_offset, len, fd_offset, writable)
+            except OverflowError:
+                status = _native.channel.UNSENT
+            if status == 0:
+                return
+            if status != _native.channel.UNSENT:
+                body = self._body(shm_offset, len, fd_offset, MAP_RW if writable else 0)
+                raise self._failure(MAP, status) or _map_failure(body, fd, status)
+        _settle(self.map_many([MapRequest(fd, shm_offset, len, fd_offset, writable)]))
 
     def unmap(self, *, shm_offset: int, len: int) -> None:
         """Take one whole mapping away. Raises as `map` does. ("SHMEM_UNMAP")"""
-        self._settle(self.unmap_many([(shm_offset, len)]))
+        if self._caller is not None:
+            try:
+                status = self._caller.unmap(shm_offset, len)
+            except OverflowError:
+                status = _native.channel.UNSENT
+            if status == 0:
+                return
+            if status != _native.channel.UNSENT:
+                raise self._failure(UNMAP, status) or RequestFailed("SHMEM_UNMAP", status)
+        _settle(self.unmap_many([(shm_offset, len)]))
 
     def map_many(self, requests: Sequence[MapRequest]) -> list[RequestFailed | None]:
         """`map` each, with all requests under way at once: a result each, None for done or the RequestFailed.
 
         A LocalProtocolError for any of them means that none was sent.
         """
-        made: list[Mapping] = []
-        bodies: list[Mmap] = []
         with self._port.lock:
             self._check_running("SHMEM_MAP")
-            for request in requests:
-                body = self._body(request.shm_offset, request.len, request.fd_offset, MAP_RW if request.writable else 0)
-                self._check_new(body, made)
-                made.append(Mapping(request.shm_offset, request.len, request.fd_offset, request.writable))
-                bodies.append(body)
             fds = [fileno_of(request.file) for request in requests]
-            epoch = self._epoch
-            statuses = self._port.send_all([(MAP, body, (fd,)) for body, fd in zip(bodies, fds, strict=True)])
-            self._check_epoch(epoch, "SHMEM_MAP")
+            made = [Mapping(each.shm_offset, each.len, each.fd_offset, each.writable) for each in requests]
+            bodies = [self._body(m.shm_offset, m.len, m.fd_offset, MAP_RW if m.writable else 0) for m in made]
+            self._check_new(bodies, made)
+            statuses = self._ask(MAP, bodies, fds)
             for mapping, status in zip(made, statuses, strict=True):
                 if not status:
                     self._table.insert(mapping)
                     self._quota.add(1)
                     self._counters.maps += 1
-        return [_map_failure(*row) for row in zip(bodies, fds, statuses, strict=True)]
+        return [_map_failure(*row) if row[2] else None for row in zip(bodies, fds, statuses, strict=True)]
 
     def unmap_many(self, ranges: Sequence[tuple[int, int]]) -> list[RequestFailed | None]:
         """`unmap` each (shm_offset, len), with all requests under way at once: a result each, as `map_many`."""
@@ -96,9 +113,7 @@ class SharedMemory:
             gone = [check_unmap(body, self.size, self._table, LocalProtocolError) for body in bodies]
             if len(set(gone)) < len(gone):
                 raise LocalProtocolError("SHMEM_UNMAP names a mapping twice", request="SHMEM_UNMAP")
-            epoch = self._epoch
-            statuses = self._port.send_all([(UNMAP, body, ()) for body in bodies])
-            self._check_epoch(epoch, "SHMEM_UNMAP")
+            statuses = self._ask(UNMAP, bodies, [-1] * len(bodies))
             for mapping, status in zip(gone, statuses, strict=True):
                 if not status:
                     self._table.remove(mapping)
@@ -109,8 +124,44 @@ class SharedMemory:
     def forget(self) -> None:
         """The front-end has dropped every mapping, by a reset or its end. (For the Backend.)"""
         self._epoch += 1
+        if self._caller:
+            self._caller.epoch = self._epoch
         self._quota.add(-len(self._table))
         self._table.clear()
+
+    def _compiled(self) -> _native.channel.Caller | None:
+        line, table, quota = self._port.line, self._table, self._quota
+        if line is None or not isinstance(table, _native.window.MappingTable):
+            return None
+        if not isinstance(quota, _native.window.Quota):
+            return None
+        return _native.channel.Caller(line, self.shmid, self.size, table, quota)
+
+    def _ask(self, request: BackendRequest, bodies: Sequence[Mmap], fds: Sequence[int]) -> list[int]:
+        """Send all and return their statuses; an exception if the channel is lost or the device was reset meanwhile."""
+        epoch, line = self._epoch, self._port.line
+        if self._caller and line and line.fd >= 0 and request.value in (MAP, UNMAP):
+            for fd in fds:
+                if fd >= 0:
+                    os.fstat(fd)
+            rows = [(body.shm_offset, body.len, body.fd_offset, body.flags) for body in bodies]
+            statuses = self._caller.exchange(request, rows, list(fds))
+            if statuses.__len__() < bodies.__len__():
+                raise self._port.lose(request, line.take())
+        else:
+            sent = zip(bodies, fds, strict=True)
+            statuses = self._port.send_all([(request, body, (fd,) if fd >= 0 else ()) for body, fd in sent])
+        if epoch != self._epoch:
+            raise _stale(request)
+        return statuses
+
+    def _failure(self, request: BackendRequest, status: int) -> Exception | None:
+        """The exception for a result of the compiled call that is no status of the peer."""
+        line = self._port.line
+        if status == _native.channel.REST and line is not None:
+            with self._port.lock:
+                return self._port.lose(request, line.take())
+        return _stale(request) if status == _native.channel.STALE else None
 
     def _check_running(self, name: str) -> None:
         if not self._port.running:
@@ -120,19 +171,23 @@ class SharedMemory:
                 request=name,
             )
 
-    def _check_new(self, body: Mmap, others: Iterable[Mapping]) -> None:
-        """The region takes the mapping beside what is there and what is asked for in the same breath."""
-        check_map(body, self.size, self._table, LocalProtocolError)
-        for other in others:
-            if body.shm_offset < other.end and other.shm_offset < body.shm_offset + body.len:
+    def _check_new(self, bodies: Sequence[Mmap], made: Sequence[Mapping]) -> None:
+        """The region takes all of the mappings beside what is there and beside each other."""
+        for body in bodies:
+            check_map(body, self.size, self._table, LocalProtocolError)
+        ordered = sorted(made)
+        for before, after in pairwise(ordered):
+            if after.shm_offset < before.end:
                 raise LocalProtocolError(
-                    f"SHMEM_MAP shm_offset {body.shm_offset:#x} + len {body.len:#x} overlaps another request",
+                    f"SHMEM_MAP shm_offset {after.shm_offset:#x} + len {after.len:#x} overlaps another request that ends "
+                    f"at {before.end:#x}",
                     request="SHMEM_MAP",
                     field="shm_offset",
-                    value=body.shm_offset,
-                    limit=other.end,
+                    value=after.shm_offset,
+                    limit=before.end,
                 )
-        if full := self._quota.exhausted():
+        if (full := self._quota.exhausted()) or self._quota.used + len(made) > self._quota.limit:
+            full = full or self._quota
             raise LocalProtocolError(
                 f"SHMEM_MAP passes the {full.name}'s quota of {full.limit} live mappings",
                 request="SHMEM_MAP",
@@ -148,21 +203,21 @@ class SharedMemory:
                 raise LocalProtocolError(f"SHMEM_MAP {field} {value} is not between 0 and 2^64", field=field, value=value)
         return Mmap(self.shmid, fd_offset, shm_offset, len, flags)
 
-    def _check_epoch(self, epoch: int, name: str) -> None:
-        if epoch != self._epoch:
-            raise LocalProtocolError(f"{name}: the device was reset while the request was under way", request=name)
 
-    @staticmethod
-    def _settle(results: list[RequestFailed | None]) -> None:
-        for failure in results:
-            if failure is not None:
-                raise failure
+def _settle(results: list[RequestFailed | None]) -> None:
+    """Raise the failure of a request that was alone."""
+    for failure in results:
+        if failure is not None:
+            raise failure
 
 
-def _map_failure(body: Mmap, fd: int, status: int) -> RequestFailed | None:
+def _stale(request: BackendRequest) -> LocalProtocolError:
+    name = request.name
+    return LocalProtocolError(f"{name}: the device was reset while the request was under way", request=name)
+
+
+def _map_failure(body: Mmap, fd: int, status: int) -> RequestFailed:
     """The exception for a status that is not 0, with the likely reason if the file shows one."""
-    if not status:
-        return None
     why = _likely_reason(body, fd)
     text = f"SHMEM_MAP shm_offset {body.shm_offset:#x} len {body.len:#x} was refused by the front-end (status {status:#x})"
     return RequestFailed("SHMEM_MAP", status, f"{text}: {why}" if why else text)

@@ -8,14 +8,16 @@ import os
 import stat
 from typing import Final
 
+from .. import _native
 from ..errors import MemoryFault, RemoteProtocolError
 from ..protocol.payloads import Mmap
-from ..protocol.regions import PROCESS_QUOTA, Mapping, MappingTable, Quota, Table, check_map, check_unmap
+from ..protocol.regions import PROCESS_QUOTA, Mapping, check_map, check_unmap
 from . import mapping as memory
+from .table import AnyQuota, new_quota, new_table
 
 F_GET_SEALS: Final = 1034
 F_SEAL_SHRINK: Final = 2
-PROCESS: Final = Quota("process", PROCESS_QUOTA)
+PROCESS: Final = new_quota("process", PROCESS_QUOTA)
 """The mappings of all windows of this process: far below vm.max_map_count, which is 65,530 on most hosts."""
 
 
@@ -26,11 +28,12 @@ class Window:
     gives MemoryFault, not a signal. Raises OSError if `size` bytes can't be reserved.
     """
 
-    def __init__(self, shmid: int, size: int, quota: Quota, *, populate: bool = False) -> None:
+    def __init__(self, shmid: int, size: int, quota: AnyQuota, *, populate: bool = False) -> None:
         self.shmid, self.size, self.quota, self.populate = shmid, size, quota, populate
-        self.table: Table = MappingTable()
-        self._sealed: set[int] = set()
+        self.table = new_table()
         self.base = memory.reserve(size)
+        self.core = self._compiled()
+        """The compiled half, which maps and unmaps when all is right."""
 
     def map(self, request: Mmap, fd: int) -> Mapping:
         """Put a part of the file behind `fd` where SHMEM_MAP says; the fd may be closed afterwards.
@@ -46,10 +49,8 @@ class Window:
         prot = mmap.PROT_READ | (mmap.PROT_WRITE if request.writable else 0)
         memory.place(self.base + request.shm_offset, request.len, fd, request.fd_offset, prot, populate=self.populate)
         made = Mapping(request.shm_offset, request.len, request.fd_offset, request.writable)
-        self.table.insert(made)
+        self.table.insert(made, sealed=_is_sealed(fd))
         self.quota.add(1)
-        if _is_sealed(fd):
-            self._sealed.add(made.shm_offset)
         return made
 
     def unmap(self, request: Mmap) -> Mapping:
@@ -58,7 +59,6 @@ class Window:
         memory.restore(self.base + gone.shm_offset, gone.len)
         self.table.remove(gone)
         self.quota.add(-1)
-        self._sealed.discard(gone.shm_offset)
         return gone
 
     def reset(self) -> None:
@@ -67,7 +67,6 @@ class Window:
             memory.restore(self.base, self.size)
         self.quota.add(-len(self.table))
         self.table.clear()
-        self._sealed.clear()
 
     def close(self) -> None:
         """Take away every mapping and give the address space back."""
@@ -96,7 +95,7 @@ class Window:
         found = self.table.covering(offset, len)
         if not found or found[0].end < offset + len:
             raise MemoryFault(f"region {self.shmid}: {offset:#x}+{len:#x} is not within one mapping")
-        if found[0].shm_offset not in self._sealed and not unsafe:
+        if not unsafe and not self.table.is_sealed(found[0]):
             raise MemoryFault(
                 f"region {self.shmid}: the file at {offset:#x} is not sealed against shrinking; "
                 "a truncation would kill this process: use read(), or unsafe=True"
@@ -104,6 +103,14 @@ class Window:
         start, end = offset - offset % mmap.PAGESIZE, offset + len
         whole = memory.second_view(self.base + start, end - start, writable=found[0].writable)
         return whole[offset - start :]
+
+    def _compiled(self) -> _native.window.WindowCore | None:
+        table, quota = self.table, self.quota
+        if not _native.accelerated:
+            return None
+        if not isinstance(table, _native.window.MappingTable) or not isinstance(quota, _native.window.Quota):
+            return None
+        return _native.window.WindowCore(self.base, self.size, table, quota, self.populate)
 
     def _check_access(self, offset: int, len: int, *, write: bool) -> None:
         """Every byte of the range is mapped, and writable if it is to be written."""

@@ -47,8 +47,11 @@ class Table(Protocol):
     def covering(self, offset: int, len: int) -> list[Mapping]:
         """The mappings that touch the range, in order."""
 
-    def insert(self, mapping: Mapping) -> None:
-        """Add a mapping that overlaps none."""
+    def insert(self, mapping: Mapping, *, sealed: bool = False) -> None:
+        """Add a mapping that overlaps none; `sealed` says that its file can't become shorter."""
+
+    def is_sealed(self, mapping: Mapping) -> bool:
+        """The file of a mapping that is there can't become shorter."""
 
     def remove(self, mapping: Mapping) -> None:
         """Take out a mapping that is there."""
@@ -64,11 +67,12 @@ class Table(Protocol):
 class MappingTable:
     """Disjoint mappings in order of their offset."""
 
-    __slots__ = ("_mappings", "_starts")
+    __slots__ = ("_mappings", "_sealed", "_starts")
 
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._mappings: list[Mapping] = []
+        self._sealed: set[int] = set()
 
     def overlapping(self, offset: int, len: int) -> Mapping | None:
         """The first mapping that shares a byte with the range."""
@@ -91,21 +95,29 @@ class MappingTable:
             first += 1
         return self._mappings[first : bisect_left(self._starts, offset + len)]
 
-    def insert(self, mapping: Mapping) -> None:
-        """Add a mapping that overlaps none."""
+    def insert(self, mapping: Mapping, *, sealed: bool = False) -> None:
+        """Add a mapping that overlaps none; `sealed` says that its file can't become shorter."""
         at = bisect_left(self._starts, mapping.shm_offset)
         self._starts.insert(at, mapping.shm_offset)
         self._mappings.insert(at, mapping)
+        if sealed:
+            self._sealed.add(mapping.shm_offset)
+
+    def is_sealed(self, mapping: Mapping) -> bool:
+        """The file of a mapping that is there can't become shorter."""
+        return mapping.shm_offset in self._sealed
 
     def remove(self, mapping: Mapping) -> None:
         """Take out a mapping that is there."""
         at = bisect_left(self._starts, mapping.shm_offset)
         del self._starts[at], self._mappings[at]
+        self._sealed.discard(mapping.shm_offset)
 
     def clear(self) -> None:
         """Take out all."""
         self._starts.clear()
         self._mappings.clear()
+        self._sealed.clear()
 
     def __len__(self) -> int:
         return len(self._starts)

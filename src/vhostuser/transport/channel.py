@@ -6,9 +6,10 @@ import contextlib
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from typing import Final
 
-from ..errors import DeadlineExpired, Disconnected
+from ..errors import DeadlineExpired, Disconnected, RemoteProtocolError
 from ..protocol.framing import Decoder, Frame
 from .fds import OwnedFd, close_all
 from .socket import WouldBlock, receive_some, send_all, wait
@@ -32,6 +33,7 @@ class Channel:
         self.partial_timeout = partial_timeout
         self.reply_timeout = reply_timeout
         self._decoder: Decoder[OwnedFd] = Decoder()
+        self._ahead: list[OwnedFrame] = []
         sock.setblocking(True)
         whole, fraction = divmod(reply_timeout, 1)
         limit = struct.pack("@ll", int(whole), max(1, int(fraction * 1e6)))
@@ -48,7 +50,11 @@ class Channel:
         Raises Disconnected at the end of the stream, DeadlineExpired, or a fatal RemoteProtocolError. After any of them
         the channel is good for nothing but `close`.
         """
+        if self._ahead:
+            return self._ahead.pop(0)
         decoder, flags, deadline = self._decoder, 0, None
+        if decoder.partial:
+            flags, deadline = socket.MSG_DONTWAIT, time.monotonic() + self.partial_timeout
         try:
             while True:
                 try:
@@ -59,6 +65,9 @@ class Channel:
                 if not data:
                     decoder.close()
                     raise Disconnected("the peer closed the connection")
+                if fds and decoder.partial:
+                    close_all(fds)
+                    raise RemoteProtocolError("fds came behind the first byte of a message", field="fds", fatal=True)
                 if frames := decoder.feed(data, fds):
                     return frames[0]
                 if deadline is None:
@@ -78,6 +87,14 @@ class Channel:
         """Send a message; its fds stay the caller's. `what` names it in errors."""
         send_all(self._socket, frame.pack(), frame.fds, self.reply_timeout, what)
 
+    def resume(self, data: bytes, fds: Sequence[OwnedFd]) -> None:
+        """Take over what somebody else has read from the socket: the next `receive` goes on from there."""
+        try:
+            self._ahead += self._decoder.feed(data, fds)
+        except BaseException:
+            close_all(self._decoder.abandon())
+            raise
+
     def shutdown(self) -> None:
         """End the connection: whoever waits on it, in this thread or another, gets Disconnected."""
         with contextlib.suppress(OSError):
@@ -85,4 +102,7 @@ class Channel:
 
     def close(self) -> None:
         """Close the socket. Nobody may be waiting on it."""
+        for frame in self._ahead:
+            close_all(frame.fds)
+        close_all(self._decoder.abandon())
         self._socket.close()

@@ -1,0 +1,4 @@
+from . import channel as channel
+from . import window as window
+
+accelerated: bool
