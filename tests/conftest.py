@@ -1,0 +1,63 @@
+"""What holds for every test: nothing leaks, and Hypothesis keeps no clock."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from vhostuser.memory import mapping
+
+SETTLE = 2.0
+"""Seconds that a thread or an fd may take to go after the test ended."""
+
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
+
+if sys.flags.optimize:
+    os.environ["PYTHONOPTIMIZE"] = str(sys.flags.optimize)  # else the workers of pytest-xdist would run with asserts
+
+_reserved: set[int] = set()
+_reserve, _release = mapping.reserve, mapping.release
+
+
+def _counted_reserve(len: int) -> int:
+    address = _reserve(len)
+    _reserved.add(address)
+    return address
+
+
+def _counted_release(address: int, len: int) -> None:
+    _release(address, len)
+    _reserved.discard(address)
+
+
+mapping.reserve, mapping.release = _counted_reserve, _counted_release
+
+
+def _held() -> dict[str, set[object]]:
+    """What a test could leave behind: open files by number and target, threads, windows."""
+    files: set[object] = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            files.add((int(name), os.readlink(f"/proc/self/fd/{name}")))
+        except FileNotFoundError:  # the listing's own fd
+            continue
+    return {"files": files, "threads": set(threading.enumerate()), "windows": set(_reserved)}
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    """The test ends with no fd, thread or window more than it began with."""
+    before = _held()
+    yield
+    deadline = time.monotonic() + SETTLE
+    while left := {kind: more for kind, held in _held().items() if (more := held - before[kind])}:
+        if time.monotonic() > deadline:
+            pytest.fail(f"the test left behind {left}", pytrace=False)
+        time.sleep(0.005)
