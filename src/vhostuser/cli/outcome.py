@@ -10,14 +10,16 @@ import sys
 import traceback
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Final
+from typing import Final, TypeVar
 
 from ..errors import DeadlineExpired, Disconnected, RemoteProtocolError, VhostUserError
 from ..limited_log import printable
+from ..transport.listen import AddressError
 
 STDOUT: Final = 1
 STDERR: Final = 2
 ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+T = TypeVar("T")
 
 
 class Exit(IntEnum):
@@ -69,6 +71,17 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, RemoteProtocolError | DeadlineExpired | Disconnected):
         return Exit.PEER
     return Exit.FAILED
+
+
+def reach(where: str, make: Callable[[], T], *, listening: bool = False) -> T:
+    """What `make` returns: a connection to the peer at `where`. CommandError, exit code 3, if the peer is not there."""
+    try:
+        return make()
+    except AddressError as error:
+        raise CommandError(str(error), error.advice, Exit.FAILED if listening else Exit.PEER) from None
+    except (Disconnected, DeadlineExpired) as error:
+        advice = "try: check that a back-end serves it, and no other front-end uses it"
+        raise CommandError(f"the handshake on {where} failed: {error}", advice, Exit.PEER) from None
 
 
 def _words(error: BaseException) -> str:

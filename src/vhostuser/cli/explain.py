@@ -1,0 +1,226 @@
+"""`vhu explain`: what a message, a feature bit or a raw header means, and where the specification says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import Final
+
+from ..limited_log import printable
+from ..protocol.dialects import DIALECTS, RELEASED, Dialect, meanings
+from ..protocol.numbers import ADVISED, REQUIRES, ProtocolFeature, VhostFeature
+from ..protocol.rules import RULES, Channel, Gate, PayloadType, Rule
+from ..virtio.numbers import Feature
+from .arguments import Parser, number
+from .decode import layout_of, shown
+from .outcome import CommandError, Exit, put
+from .raw import Meaning, raw_bytes, raw_meanings
+
+PROGRAM: Final = "vhu explain"
+_PREFIXES: Final = (
+    "VHOST_USER_PROTOCOL_F_",
+    "VHOST_USER_BACKEND_",
+    "VHOST_USER_SLAVE_",
+    "VHOST_USER_F_",
+    "VHOST_USER_",
+    "VHOST_F_",
+    "VIRTIO_F_",
+    "VIRTIO_",
+)
+
+
+def explain(arguments: list[str]) -> int:
+    """Run `vhu explain`; its exit code."""
+    parser = Parser(PROGRAM, "Say what a message, a feature bit, a request number or the bytes of a message mean.")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    what = "a name (SHMEM_MAP), a bit or request number (22, 0x16), or the bytes of a message in hexadecimal (12 or more)"
+    parser.add_argument("query", nargs="+", metavar="NAME|BIT|HEX", help=what)
+    options = parser.parse_args(arguments)
+    query = " ".join(options.query)
+    found = meanings_of(query)
+    if not found:
+        raise _unknown(query)
+    put(json.dumps({"query": query, "meanings": found}) if options.json else "\n\n".join(map(_words, found)))
+    return Exit.DONE
+
+
+def meanings_of(query: str) -> list[Meaning]:
+    """All that a name, a number or bytes may mean; none if nothing."""
+    if (data := raw_bytes(query)) is not None:
+        return raw_meanings(data)
+    try:
+        value = number(query)
+    except ValueError:
+        return list(_named(query))
+    return list(_numbered(value))
+
+
+def _numbered(value: int) -> Iterator[Meaning]:
+    if known := meanings(value):
+        yield _protocol_feature(value, known)
+    if (name := _virtio_name(value)) is not None:
+        yield _feature_bit(value, name)
+    for channel in Channel:
+        if value in RULES[channel]:
+            yield _request(RULES[channel][value])
+    for dialect in DIALECTS.values():
+        if not dialect.speakable and value in (dialect.map_id, dialect.unmap_id, dialect.config_id):
+            yield _dialect_request(dialect, value)
+
+
+def _named(query: str) -> Iterator[Meaning]:
+    name = _bare(query)
+    for channel in Channel:
+        for rule in RULES[channel].values():
+            if rule.name == name:
+                yield _request(rule)
+    for feature in ProtocolFeature:
+        if feature.name == name:
+            yield _protocol_feature(feature, meanings(feature))
+    for bit in range(64):
+        if _virtio_name(bit) == name:
+            yield _feature_bit(bit, name)
+    if query.lower() in DIALECTS:
+        yield _dialect(DIALECTS[query.lower()])
+
+
+def _bare(query: str) -> str:
+    """The name without the prefix that C code gives it."""
+    name = query.strip().upper().replace("-", "_")
+    prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), "")
+    return name.removeprefix(prefix)
+
+
+def _unknown(query: str) -> CommandError:
+    names = [rule.name for rules in RULES.values() for rule in rules.values()]
+    names += [*ProtocolFeature.__members__, *Feature.__members__, *VhostFeature.__members__]
+    near = get_close_matches(_bare(query), names, 3, 0.5) + get_close_matches(query.lower(), DIALECTS, 1, 0.7)
+    advice = (
+        f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "try: SHMEM_MAP, 22, or 12 bytes in hexadecimal"
+    )
+    return CommandError(f"nothing is known by {query[:80]!a}", advice, Exit.USAGE)
+
+
+def _virtio_name(bit: int) -> str | None:
+    for kind in (Feature, VhostFeature):
+        if bit in list(kind):
+            return kind(bit).name
+    return None
+
+
+def _request(rule: Rule) -> Meaning:
+    number_of = {"SHMEM_MAP": "map_id", "SHMEM_UNMAP": "unmap_id", "GET_SHMEM_CONFIG": "config_id"}.get(rule.name)
+    numbers = [f"{getattr(row, number_of)} ({row.spoken_by})" for row in _older()] if number_of else []
+    return {
+        "kind": "request",
+        "name": rule.name,
+        "channel": rule.channel.value,
+        "id": rule.id,
+        "section": rule.section,
+        "payload": _payload(rule.payload),
+        "fds": rule.fds.value,
+        "reply": rule.reply.value,
+        "reply_payload": _payload(rule.answer),
+        "gate": _gate(rule),
+        **({"other_numbers": numbers} if numbers else {}),
+    }
+
+
+def _older() -> list[Dialect]:
+    return [dialect for dialect in DIALECTS.values() if not dialect.speakable and dialect.map_id != RELEASED.map_id]
+
+
+def _payload(payload: PayloadType) -> Meaning | None:
+    if payload is None:
+        return None
+    sizes = sorted({min(payload.SIZES), max(payload.SIZES)})
+    return {
+        "name": payload.__name__,
+        "sizes": sizes,
+        "fields": [field._asdict() for field in layout_of(payload)],
+    }
+
+
+def _gate(rule: Rule) -> str:
+    gate = rule.gate
+    if gate is None:
+        return "none"
+    return gate.value if isinstance(gate, Gate) else f"protocol feature {gate.name} (bit {int(gate)})"
+
+
+def _protocol_feature(bit: int, known: list[str]) -> Meaning:
+    released = ProtocolFeature(bit) if bit in list(ProtocolFeature) else None
+    gated = [rule.name for rules in RULES.values() for rule in rules.values() if released and rule.gate == released]
+    return {
+        "kind": "protocol feature",
+        "name": released.name if released else f"bit {bit}, without a name in the specification",
+        "bit": bit,
+        "section": "Protocol features",
+        "requires": [each.name for each in REQUIRES.get(released, ())] if released else [],
+        "advised": [each.name for each in ADVISED.get(released, ())] if released else [],
+        "gates": gated,
+        "elsewhere": known[1:] if released else known,
+    }
+
+
+def _feature_bit(bit: int, name: str) -> Meaning:
+    vhost = bit in list(VhostFeature)
+    section = "Front-end message types: VHOST_USER_GET_FEATURES" if vhost else "VIRTIO: Reserved Feature Bits"
+    return {"kind": "vhost feature bit" if vhost else "virtio feature bit", "name": name, "bit": bit, "section": section}
+
+
+def _dialect(dialect: Dialect) -> Meaning:
+    return {
+        "kind": "dialect of shared memory",
+        "name": dialect.name,
+        "bit": dialect.bit,
+        "ids": {"SHMEM_MAP": dialect.map_id, "SHMEM_UNMAP": dialect.unmap_id, "GET_SHMEM_CONFIG": dialect.config_id},
+        "spoken_by": dialect.spoken_by,
+        "map_payload": _payload(dialect.map_layout),
+        "map_flags": f"write {dialect.flags.write:#x}" + (f", read {dialect.flags.read:#x}" if dialect.flags.read else ""),
+        "config_payload": dialect.config_layout,
+        "speakable": dialect.speakable,
+    }
+
+
+def _dialect_request(dialect: Dialect, value: int) -> Meaning:
+    name, channel, payload = {
+        dialect.map_id: ("SHMEM_MAP", Channel.BACKEND, _payload(dialect.map_layout)),
+        dialect.unmap_id: ("SHMEM_UNMAP", Channel.BACKEND, _payload(dialect.unmap_layout)),
+        dialect.config_id: ("GET_SHMEM_CONFIG", Channel.FRONTEND, None),
+    }[value]
+    return {
+        "kind": "request of another dialect",
+        "name": name,
+        "dialect": dialect.name,
+        "channel": channel.value,
+        "id": value,
+        "spoken_by": dialect.spoken_by,
+        "payload": payload if payload or value != dialect.config_id else {"name": dialect.config_layout, "fields": []},
+    }
+
+
+def _words(meaning: Meaning) -> str:
+    """One meaning for people: a heading, then a line each."""
+    lines = [f"{meaning['name']}: {meaning['kind']}"]
+    for key, value in meaning.items():
+        if key in ("name", "kind") or value in ([], {}):
+            continue
+        lines.extend(_entry(key.replace("_", " "), value))
+    return "\n".join(map(printable, lines))
+
+
+def _entry(key: str, value: object) -> Iterator[str]:
+    if isinstance(value, Mapping) and "fields" in value:
+        sizes = value.get("sizes")
+        size = f", {' to '.join(map(str, sizes))} bytes" if isinstance(sizes, list) else ""
+        yield f"  {key + ':':16}{value['name']}{size}"
+        for field in value["fields"]:
+            yield f"    {field['offset']:4}  {field['type']:8} {field['name']}" + (
+                f" = {field['value']}" if "value" in field else ""
+            )
+    elif isinstance(value, list):
+        yield f"  {key + ':':16}{', '.join(shown(each) for each in value)}"
+    else:
+        yield f"  {key + ':':16}{'none' if value is None else shown(value)}"

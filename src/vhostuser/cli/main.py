@@ -1,0 +1,59 @@
+"""`vhu`: the commands for people."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Final
+
+from ..version import VERSION
+from .attach import attach
+from .demo import demo
+from .explain import explain
+from .info import info
+from .outcome import CommandError, Exit, program_arguments, put, run
+
+PROGRAM: Final = "vhu"
+COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
+    "demo": demo,
+    "info": info,
+    "attach": attach,
+    "explain": explain,
+}
+OVERVIEW: Final = f"""\
+vhu {VERSION}: vhost-user from both sides, with shared memory regions
+
+  vhu demo                            watch two processes share files through a region, message by message
+  vhu-shm --socket-path /tmp/s --region 0:64M --map 0:0:FILE
+                                      a back-end that maps FILE
+  vhu info /tmp/s                     what a back-end offers
+  vhu attach /tmp/s --json            a front-end without a VM: maps, reads, writes, resets
+  vhu explain SHMEM_MAP               what a message, feature bit or raw header means
+
+Each takes --help. Exit status: 0 done, 1 failed, 2 usage, 3 the peer broke the protocol or is not there."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `vhu`; its exit code."""
+    arguments = program_arguments(argv)
+    name = arguments[0] if arguments else "--help"
+    return run(f"{PROGRAM} {name}" if name in COMMANDS else PROGRAM, lambda: _command(name, arguments[1:]))
+
+
+def _command(name: str, rest: list[str]) -> int:
+    if name in COMMANDS:
+        return COMMANDS[name](rest)
+    if name in ("-h", "--help"):
+        put(OVERVIEW)
+    elif name in ("-V", "--version"):
+        put(f"{PROGRAM} {VERSION}")
+    else:
+        near = get_close_matches(name, COMMANDS, 1)
+        advice = f"did you mean {near[0]}?" if near else f"try: {PROGRAM} --help"
+        raise CommandError(f"there is no command {name[:40]!a}", advice, Exit.USAGE)
+    return Exit.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
