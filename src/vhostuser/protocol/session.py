@@ -11,8 +11,8 @@ then there is no SET_VRING_ENABLE; with it rings begin disabled. A ring that is 
 back-end processes it. A reset (RESET_DEVICE, status 0) stops and disables all of them; what was negotiated stays.
 
 Shared memory ("SHMEM_MAP"). A mapping has a meaning only while a driver runs the device: from the first started ring until
-the last one stops. A ring that was disabled on purpose counts as stopping, since a front-end disables all rings first and
-stops them next, and QEMU 11.1 dies of a SHMEM_MAP that reaches it behind that.
+the last one stops. Mapping ends earlier, when the first started ring is disabled on purpose: a front-end that stops disables
+its rings one by one and stops them next, and QEMU 11.1 dies of a SHMEM_MAP that it has not read before.
 
 Replies ("Communication", "REPLY_ACK"). Some requests are always answered by a reply of their own; the others by an
 acknowledgement, if REPLY_ACK was negotiated and the request has need_reply set. `reply_owed` is all that knows this.
@@ -120,7 +120,8 @@ class State:
     @property
     def running(self) -> bool:
         """A driver runs the device: shared memory may be mapped and unmapped now."""
-        return any(ring.started and not ring.quiesced for ring in self.rings)
+        started = [ring for ring in self.rings if ring.started]
+        return bool(started) and not any(ring.quiesced for ring in started)
 
 
 class Message(NamedTuple):
@@ -191,7 +192,7 @@ class Session:
             )
         rule = self.rule(channel, frame.request)
         state = self.state
-        _check_gate(rule, state, refusal)
+        check_gate(rule, state, refusal)
         body = self._body(rule, frame, refusal)
         _check_fds(rule, state, body, len(frame.fds), refusal)
         move = _MOVES[channel].get(rule.id)
@@ -256,7 +257,7 @@ def _span(counts: range) -> str:
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
-def _check_gate(rule: Rule, state: State, refusal: type[ProtocolError]) -> None:
+def check_gate(rule: Rule, state: State, refusal: type[ProtocolError]) -> None:
     """What gates the request was negotiated ("Protocol features")."""
     gate = rule.gate
     if gate is None:
