@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from vhostuser import Backend, Counters, DescriptorChain, Device, Frontend, MapRequest, SharedMemory
+from vhostuser import Backend, DescriptorChain, Device, Frontend, MapRequest, SharedMemory
 from vhostuser.memory.table import new_quota
 from vhostuser.port import Port
 from vhostuser.protocol.numbers import ProtocolFeature as F
@@ -44,7 +44,7 @@ def run(region: SharedMemory, args: argparse.Namespace) -> float:
     work(args.count)
     elapsed = time.perf_counter_ns() - start_time
     os.close(fd)
-    return elapsed / args.count
+    return elapsed / float(args.count)
 
 
 def _single(region: SharedMemory, fd: int, args: argparse.Namespace) -> Callable[[int], None]:
@@ -102,7 +102,7 @@ def backend(args: argparse.Namespace) -> None:
     port = Port()
     port.connect(session)
     port.open(Channel(socket.socket(fileno=args.fd)))
-    region = SharedMemory(0, WINDOW, port, new_quota("device", DEVICE_QUOTA), Counters())
+    region = SharedMemory(0, WINDOW, port, new_quota("device", DEVICE_QUOTA))
     print(f"{run(region, args):.1f}", flush=True)
     port.close()
 
@@ -121,7 +121,7 @@ def frontend(args: argparse.Namespace) -> None:
         front._end_requests(Exception("replaced by the peer's"))
         front._requests = Channel(socket.socket(fileno=args.fd))
         front._compile()
-        while front._requests:
+        while front._requests is not None:
             front.serve(0.02)
     os.waitpid(child, 0)
 

@@ -6,16 +6,21 @@ import contextlib
 import logging
 import os
 import socket
+import time
+from dataclasses import replace
 from types import MappingProxyType
+from typing import Final
 
 from .counters import Counters
 from .device import Device
 from .errors import DeadlineExpired, LocalProtocolError, RemoteProtocolError
+from .limited_log import LimitedLog
+from .memory.table import new_quota
 from .port import Port
 from .protocol.dialects import RELEASED, Dialect
 from .protocol.numbers import MAX_SHMIDS
 from .protocol.payloads import ShmemConfig
-from .protocol.regions import DEVICE_QUOTA, PROCESS_QUOTA, Quota, check_sizes
+from .protocol.regions import DEVICE_QUOTA, check_sizes
 from .serving import Serving
 from .shared_memory import SharedMemory
 from .transport.channel import PARTIAL_TIMEOUT, REPLY_TIMEOUT, Channel
@@ -24,7 +29,8 @@ from .transport.loop import Waker
 from .transport.socket import wait
 
 log = logging.getLogger(__name__)
-PROCESS = Quota("process", PROCESS_QUOTA)
+ACCEPT_PAUSE: Final = 0.1
+"""Seconds of rest after a connection could not be taken: for want of fds or memory the next try fails as well."""
 
 
 class Backend:
@@ -43,18 +49,24 @@ class Backend:
         reply_timeout: float = REPLY_TIMEOUT,
     ) -> None:
         self.device = device
-        self.counters = Counters()
+        self._counters = Counters()
         self._dialect = dialect
         self._partial_timeout, self._reply_timeout = partial_timeout, reply_timeout
-        self._stop = Waker()
+        self._waker: Waker | None = None
         self._stopping = False
         self._channel: Channel | None = None
         self._port = Port()
-        quota = Quota("device", DEVICE_QUOTA, PROCESS)
+        self._log = LimitedLog(log)
+        quota = new_quota("device", DEVICE_QUOTA)
         sizes = _checked_sizes(device)
-        device.shm = MappingProxyType(
-            {shmid: SharedMemory(shmid, size, self._port, quota, self.counters) for shmid, size in sizes.items()}
-        )
+        device.shm = MappingProxyType({shmid: SharedMemory(shmid, size, self._port, quota) for shmid, size in sizes.items()})
+
+    @property
+    def counters(self) -> Counters:
+        """What this side has counted so far."""
+        regions = self.device.shm.values()
+        maps, unmaps = sum(region.maps for region in regions), sum(region.unmaps for region in regions)
+        return replace(self._counters, maps=maps, unmaps=unmaps)
 
     def serve(self, path: str | os.PathLike[str], *, once: bool = False) -> None:
         """Listen on `path` and serve one front-end after the other until `stop`, or only the first if `once`.
@@ -62,10 +74,10 @@ class Backend:
         Raises AddressError if the path can't be listened on, and with `once` RemoteProtocolError or DeadlineExpired if
         that front-end broke the protocol. The socket is unlinked in the end.
         """
-        with listen(path) as listener:
+        with self._stoppable() as stop, listen(path) as listener:
             inode = os.stat(path).st_ino
             try:
-                self._serve_listener(listener, once=once)
+                self._serve_listener(listener, stop, once=once)
             finally:
                 with contextlib.suppress(OSError):
                     if os.stat(path).st_ino == inode:
@@ -77,44 +89,59 @@ class Backend:
         The fd belongs to this call. Raises as `serve` does.
         """
         sock, listening = adopt(fd)
-        with sock:
+        with sock, self._stoppable() as stop:
             if listening:
-                self._serve_listener(sock, once=once)
+                self._serve_listener(sock, stop, once=once)
             else:
-                self._serve_socket(sock)
+                self._serve_socket(sock, stop)
 
     def stop(self) -> None:
         """End `serve` or `serve_fd`, from any thread or a signal handler; for good."""
         self._stopping = True
-        self._stop.set()
+        if waker := self._waker:
+            waker.set()
         if channel := self._channel:
             channel.shutdown()
 
-    def _serve_listener(self, listener: socket.socket, *, once: bool) -> None:
+    @contextlib.contextmanager
+    def _stoppable(self) -> Iterator[Waker]:
+        """What `stop` sets while this Backend serves."""
+        with Waker() as waker:
+            self._waker = waker
+            if self._stopping:
+                waker.set()
+            yield waker
+
+    def _serve_listener(self, listener: socket.socket, stop: Waker, *, once: bool) -> None:
         listener.setblocking(False)
-        while self._stop.fileno() not in wait((listener, self._stop), None):
+        while stop.fileno() not in wait((listener, stop), None):
             try:
                 sock = listener.accept()[0]
-            except OSError:
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                self._log.warning(f"cannot take a connection: {error}")
+                wait((stop,), time.monotonic() + ACCEPT_PAUSE)
                 continue
             with sock:
                 try:
-                    self._serve_socket(sock)
-                except (RemoteProtocolError, DeadlineExpired):
+                    self._serve_socket(sock, stop)
+                except (RemoteProtocolError, DeadlineExpired, OSError):
                     if once:
                         raise
             if once:
                 return
 
-    def _serve_socket(self, sock: socket.socket) -> None:
+    def _serve_socket(self, sock: socket.socket, stop: Waker) -> None:
         channel = Channel(sock, partial_timeout=self._partial_timeout, reply_timeout=self._reply_timeout)
-        serving = Serving(self.device, channel, self._port, self.counters, self._dialect, self.device.shm)
         self._channel = channel
         try:
-            serving.run(self._stop)
-        except (RemoteProtocolError, DeadlineExpired) as error:
+            Serving(self.device, channel, self._port, self._counters, self._dialect, self.device.shm, self._log).run(
+                self._stop
+            )
+        except (RemoteProtocolError, DeadlineExpired, OSError) as error:
             if not self._stopping:
-                log.warning("closed: %s", error)
+                self._log.warning(f"closed: {error}")
                 raise
         finally:
             self._channel = None
@@ -125,7 +152,7 @@ class Backend:
         try:
             self.device.reset()
         except Exception:
-            log.exception("%s.reset failed", type(self.device).__name__)
+            self._log.exception(f"{type(self.device).__name__}.reset failed")
 
 
 def _checked_sizes(device: Device) -> dict[int, int]:

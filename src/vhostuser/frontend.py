@@ -11,13 +11,13 @@ from dataclasses import replace
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
-from . import _native
 from .counters import Counters
 from .errors import DeadlineExpired, Disconnected, LocalProtocolError, ProtocolError, RemoteProtocolError, RequestFailed
 from .limited_log import LimitedLog
 from .memory.arena import Arena
 from .memory.table import new_quota
 from .memory.window import PROCESS, Window
+from .plain import EXPIRED, NOT_TAKEN, AnyServer, new_server
 from .protocol.dialects import RELEASED, Dialect, diagnose_back_end
 from .protocol.framing import reply_frame, request_frame
 from .protocol.layout import Payload
@@ -71,7 +71,7 @@ class Frontend:
         populate: bool = False,
     ) -> None:
         self._counters = Counters()
-        self._server: _native.channel.Server | None = None
+        self._server: AnyServer | None = None
         self.diagnosis: str | None = None
         """Why the back-end's shared memory is not to be had, if it looks like another dialect's."""
         self.shm: Mapping[int, SharedRegion] = MappingProxyType({})
@@ -249,7 +249,7 @@ class Frontend:
                 ready_fd = server.run(others, left)
                 if ready_fd >= 0:
                     return ready_fd
-                if ready_fd == _native.channel.EXPIRED:
+                if ready_fd == EXPIRED:
                     return None
                 self._take_over(server, self._requests, ready_fd)
                 if deadline is None or time.monotonic() < deadline:
@@ -262,11 +262,11 @@ class Frontend:
                     continue
             return next((fd for fd in others if fd in ready), None)
 
-    def _take_over(self, server: _native.channel.Server, channel: Channel, result: int) -> None:
-        """Handle in Python what the compiled loop left: a request that is not plain, or the end of the channel."""
+    def _take_over(self, server: AnyServer, channel: Channel, result: int) -> None:
+        """Handle the long way what the plain one left: a request that is not plain, or the end of the channel."""
         data, fds, truncated = server.take()
         owned = [OwnedFd(fd) for fd in fds]
-        if result == _native.channel.NOT_TAKEN or truncated:
+        if result == NOT_TAKEN or truncated:
             close_all(owned)
             reason = "fds of a message were lost" if truncated else "the back-end does not take its acknowledgements"
             self._end_requests(RemoteProtocolError(reason, fatal=True))
@@ -367,11 +367,11 @@ class Frontend:
         self.shm = MappingProxyType({shmid: SharedRegion(window) for shmid, window in self._windows.items()})
 
     def _compile(self) -> None:
-        """Leave plain SHMEM requests to the compiled loop, unless a subclass wants to see them."""
+        """Leave plain SHMEM requests to the plain loop, unless a subclass wants to see them."""
         own = type(self).on_shmem_map, type(self).on_shmem_unmap
-        cores = {shmid: window.core for shmid, window in self._windows.items() if window.core}
+        cores = {shmid: window.core for shmid, window in self._windows.items()}
         if self._requests and cores and own == (Frontend.on_shmem_map, Frontend.on_shmem_unmap):
-            self._server = _native.channel.Server(self._requests.fileno(), cores)
+            self._server = new_server(self._requests.socket, cores)
 
     # Requests of the back-end: decode, admit, perform, reply
 

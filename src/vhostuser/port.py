@@ -8,15 +8,15 @@ import threading
 from collections.abc import Sequence
 from typing import Final
 
-from . import _native
-from .errors import DeadlineExpired, Disconnected, RemoteProtocolError, VhostUserError
+from . import plain
+from .errors import DeadlineExpired, Disconnected, LocalProtocolError, RemoteProtocolError, VhostUserError
 from .protocol.framing import Frame, request_frame
 from .protocol.layout import Payload
 from .protocol.numbers import BackendRequest
 from .protocol.payloads import U64
 from .protocol.rules import BACKEND
 from .protocol.rules import Channel as Side
-from .protocol.session import Owed, Session, reply_owed
+from .protocol.session import Owed, Session, check_gate, reply_owed
 from .transport.channel import Channel
 from .transport.fds import OwnedFd
 
@@ -34,8 +34,8 @@ class Port:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.line = _native.channel.Line(self.lock) if _native.accelerated else None
-        """The same for the compiled half."""
+        self.line = plain.new_line(self.lock)
+        """The same for requests that are plain."""
         self._session: Session | None = None
         self._channel: Channel | None = None
         self._running = False
@@ -49,8 +49,7 @@ class Port:
     def update(self) -> None:
         """The session has moved."""
         self._running = self._session is not None and self._session.state.running
-        if self.line:
-            self.line.running = self._running
+        self.line.running = self._running
 
     def connect(self, session: Session) -> None:
         """A front-end is there; it has not given its channel yet."""
@@ -63,8 +62,7 @@ class Port:
         with self.lock:
             self._drop(NO_CHANNEL)
             self._channel = channel
-            if self.line:
-                self.line.fd = channel.fileno()
+            self.line.use(channel.socket, channel.reply_timeout)
 
     def shutdown(self) -> None:
         """End the wait of whoever sends at the moment."""
@@ -102,9 +100,18 @@ class Port:
             self._drop(f"the back-end channel was lost: {error}")
             raise
 
-    def lose(self, number: int, rest: tuple[bytes, list[int], int]) -> VhostUserError:
+    def check(self, request: BackendRequest) -> None:
+        """Raise Disconnected or LocalProtocolError unless `request`, which wants an answer, can be sent now."""
+        if self._channel is None or self._session is None:
+            raise Disconnected(self._lost)
+        check_gate(BACKEND[request], self._session.state, LocalProtocolError)
+        if reply_owed(BACKEND[request], self._session.state, need_reply=True) is Owed.NOTHING:
+            text = f"{request.name} wants an answer, and protocol feature REPLY_ACK (bit 3) was not negotiated"
+            raise LocalProtocolError(text, request=request.name, limit="REPLY_ACK")
+
+    def lose(self, number: int) -> VhostUserError:
         """Give the channel up because of what came instead of answers to request `number`; the exception that says why."""
-        data, fds, error = rest
+        data, fds, error = self.line.take()
         owned = [OwnedFd(fd) for fd in fds]
         try:
             self._explain(number, data, owned, error)
@@ -135,8 +142,7 @@ class Port:
 
     def _drop(self, why: str) -> None:
         channel, self._channel, self._lost = self._channel, None, why
-        if self.line:
-            self.line.fd = -1
+        self.line.use(None, 0)
         if channel:
             channel.close()
 

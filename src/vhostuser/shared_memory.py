@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from . import _native
-from .counters import Counters
 from .errors import LocalProtocolError, RequestFailed
 from .memory.table import AnyQuota, new_table
+from .plain import REST, STALE, UNSENT, new_caller
 from .port import Port
 from .protocol.numbers import MAP_RW, BackendRequest
 from .protocol.payloads import Mmap
@@ -40,13 +39,24 @@ class SharedMemory:
     has started, from its stop on, and during a reset. A reset takes every mapping away.
     """
 
-    def __init__(self, shmid: int, size: int, port: Port, quota: AnyQuota, counters: Counters) -> None:
+    def __init__(self, shmid: int, size: int, port: Port, quota: AnyQuota) -> None:
         self.shmid = shmid
         self.size = size
-        self._port, self._quota, self._counters = port, quota, counters
+        self._port, self._quota = port, quota
+        self._maps = self._unmaps = 0
         self._table = new_table()
         self._epoch = 0
-        self._caller = self._compiled()
+        self._caller = new_caller(port.line, shmid, size, self._table, quota)
+
+    @property
+    def maps(self) -> int:
+        """How often a mapping was made."""
+        return self._maps + self._caller.maps
+
+    @property
+    def unmaps(self) -> int:
+        """How often one was taken away by request."""
+        return self._unmaps + self._caller.unmaps
 
     @property
     def mappings(self) -> tuple[Mapping, ...]:
@@ -61,29 +71,27 @@ class SharedMemory:
         Disconnected or DeadlineExpired if there is no answer. ("SHMEM_MAP")
         """
         fd = file if type(file) is int else fileno_of(file)
-        if self._caller is not None:
-            try:
-                status = self._caller.map(fd, shm_offset, len, fd_offset, writable)
-            except OverflowError:
-                status = _native.channel.UNSENT
-            if status == 0:
-                return
-            if status != _native.channel.UNSENT:
-                body = self._body(shm_offset, len, fd_offset, MAP_RW if writable else 0)
-                raise self._failure(MAP, status) or _map_failure(body, fd, status)
+        try:
+            status = self._caller.map(fd, shm_offset, len, fd_offset, writable)
+        except OverflowError:
+            status = UNSENT
+        if status == 0:
+            return
+        if status != UNSENT:
+            body = self._body(shm_offset, len, fd_offset, MAP_RW if writable else 0)
+            raise self._failure(MAP, status) or _map_failure(body, fd, status)
         _settle(self.map_many([MapRequest(fd, shm_offset, len, fd_offset, writable)]))
 
     def unmap(self, *, shm_offset: int, len: int) -> None:
         """Take one whole mapping away. Raises as `map` does. ("SHMEM_UNMAP")"""
-        if self._caller is not None:
-            try:
-                status = self._caller.unmap(shm_offset, len)
-            except OverflowError:
-                status = _native.channel.UNSENT
-            if status == 0:
-                return
-            if status != _native.channel.UNSENT:
-                raise self._failure(UNMAP, status) or RequestFailed("SHMEM_UNMAP", status)
+        try:
+            status = self._caller.unmap(shm_offset, len)
+        except OverflowError:
+            status = UNSENT
+        if status == 0:
+            return
+        if status != UNSENT:
+            raise self._failure(UNMAP, status) or RequestFailed("SHMEM_UNMAP", status)
         _settle(self.unmap_many([(shm_offset, len)]))
 
     def map_many(self, requests: Sequence[MapRequest]) -> list[RequestFailed | None]:
@@ -91,110 +99,84 @@ class SharedMemory:
 
         A LocalProtocolError for any of them means that none was sent.
         """
+        rows = list(requests)
+        files = [fileno_of(request.file) for request in rows]
         with self._port.lock:
-            self._check_running("SHMEM_MAP")
-            fds = [fileno_of(request.file) for request in requests]
-            made = [Mapping(each.shm_offset, each.len, each.fd_offset, each.writable) for each in requests]
-            bodies = [self._body(m.shm_offset, m.len, m.fd_offset, MAP_RW if m.writable else 0) for m in made]
-            self._check_new(bodies, made)
-            statuses = self._ask(MAP, bodies, fds)
-            for mapping, status in zip(made, statuses, strict=True):
-                if not status:
-                    self._table.insert(mapping)
-                    self._quota.add(1)
-                    self._counters.maps += 1
-        return [_map_failure(*row) if row[2] else None for row in zip(bodies, fds, statuses, strict=True)]
+            self._check_running(MAP)
+            for fd in files:
+                os.fstat(fd)
+            epoch = self._epoch
+            statuses = self._caller.map_many(rows, files)
+            if statuses is None:
+                raise self._explain_maps(rows)
+            self._check_result(MAP, len(statuses) == len(rows), epoch)
+        return [self._map_result(*row) for row in zip(rows, files, statuses, strict=True)]
 
     def unmap_many(self, ranges: Sequence[tuple[int, int]]) -> list[RequestFailed | None]:
         """`unmap` each (shm_offset, len), with all requests under way at once: a result each, as `map_many`."""
+        rows = list(ranges)
         with self._port.lock:
-            self._check_running("SHMEM_UNMAP")
-            bodies = [self._body(*each) for each in ranges]
-            gone = [check_unmap(body, self.size, self._table, LocalProtocolError) for body in bodies]
-            if len(set(gone)) < len(gone):
-                raise LocalProtocolError("SHMEM_UNMAP names a mapping twice", request="SHMEM_UNMAP")
-            statuses = self._ask(UNMAP, bodies, [-1] * len(bodies))
-            for mapping, status in zip(gone, statuses, strict=True):
-                if not status:
-                    self._table.remove(mapping)
-                    self._quota.add(-1)
-                    self._counters.unmaps += 1
+            self._check_running(UNMAP)
+            epoch = self._epoch
+            statuses = self._caller.unmap_many(rows)
+            if statuses is None:
+                raise self._explain_unmaps(rows)
+            self._check_result(UNMAP, len(statuses) == len(rows), epoch)
         return [RequestFailed("SHMEM_UNMAP", status) if status else None for status in statuses]
 
     def forget(self) -> None:
         """The front-end has dropped every mapping, by a reset or its end. (For the Backend.)"""
         self._epoch += 1
-        if self._caller:
-            self._caller.epoch = self._epoch
+        self._caller.epoch = self._epoch
         self._quota.add(-len(self._table))
         self._table.clear()
 
-    def _compiled(self) -> _native.channel.Caller | None:
-        line, table, quota = self._port.line, self._table, self._quota
-        if line is None or not isinstance(table, _native.window.MappingTable):
-            return None
-        if not isinstance(quota, _native.window.Quota):
-            return None
-        return _native.channel.Caller(line, self.shmid, self.size, table, quota)
+    def _failure(self, request: BackendRequest, status: int) -> Exception | None:
+        """The exception for a result of the plain way that is no status of the peer."""
+        if status == REST:
+            with self._port.lock:
+                return self._port.lose(request)
+        return _stale(request) if status == STALE else None
 
-    def _ask(self, request: BackendRequest, bodies: Sequence[Mmap], fds: Sequence[int]) -> list[int]:
-        """Send all and return their statuses; an exception if the channel is lost or the device was reset meanwhile."""
-        epoch, line = self._epoch, self._port.line
-        if self._caller and line and line.fd >= 0 and request.value in (MAP, UNMAP):
-            for fd in fds:
-                if fd >= 0:
-                    os.fstat(fd)
-            rows = [(body.shm_offset, body.len, body.fd_offset, body.flags) for body in bodies]
-            statuses = self._caller.exchange(request, rows, list(fds))
-            if statuses.__len__() < bodies.__len__():
-                raise self._port.lose(request, line.take())
-        else:
-            sent = zip(bodies, fds, strict=True)
-            statuses = self._port.send_all([(request, body, (fd,) if fd >= 0 else ()) for body, fd in sent])
+    def _check_running(self, request: BackendRequest) -> None:
+        """Raise unless a driver runs the device and the front-end takes requests."""
+        if not self._port.running:
+            name = request.name
+            text = "no driver runs the device (its rings have not started, were stopped, or it was reset)"
+            raise LocalProtocolError(f"{name} is not possible now: {text}", request=name)
+        self._port.check(request)
+
+    def _check_result(self, request: BackendRequest, whole: bool, epoch: int) -> None:
+        """Raise if the channel was lost or the device reset while requests were under way."""
+        if not whole:
+            raise self._port.lose(request)
         if epoch != self._epoch:
             raise _stale(request)
-        return statuses
 
-    def _failure(self, request: BackendRequest, status: int) -> Exception | None:
-        """The exception for a result of the compiled call that is no status of the peer."""
-        line = self._port.line
-        if status == _native.channel.REST and line is not None:
-            with self._port.lock:
-                return self._port.lose(request, line.take())
-        return _stale(request) if status == _native.channel.STALE else None
+    def _map_result(self, row: MapRequest, fd: int, status: int) -> RequestFailed | None:
+        body = self._body(row.shm_offset, row.len, row.fd_offset, MAP_RW if row.writable else 0) if status else None
+        return _map_failure(body, fd, status) if body else None
 
-    def _check_running(self, name: str) -> None:
-        if not self._port.running:
-            raise LocalProtocolError(
-                f"{name} is not possible now: no driver runs the device (its rings have not started, were stopped, or it "
-                "was reset)",
-                request=name,
-            )
-
-    def _check_new(self, bodies: Sequence[Mmap], made: Sequence[Mapping]) -> None:
-        """The region takes all of the mappings beside what is there and beside each other."""
+    def _explain_maps(self, rows: Sequence[MapRequest]) -> LocalProtocolError:
+        """Why the region does not take all of these mappings beside what is there and beside each other."""
+        bodies = [self._body(row.shm_offset, row.len, row.fd_offset, MAP_RW if row.writable else 0) for row in rows]
         for body in bodies:
             check_map(body, self.size, self._table, LocalProtocolError)
-        ordered = sorted(made)
+        ordered = sorted(bodies, key=lambda body: body.shm_offset)
         for before, after in pairwise(ordered):
-            if after.shm_offset < before.end:
-                raise LocalProtocolError(
-                    f"SHMEM_MAP shm_offset {after.shm_offset:#x} + len {after.len:#x} overlaps another request that ends "
-                    f"at {before.end:#x}",
-                    request="SHMEM_MAP",
-                    field="shm_offset",
-                    value=after.shm_offset,
-                    limit=before.end,
-                )
-        if (full := self._quota.exhausted()) or self._quota.used + len(made) > self._quota.limit:
-            full = full or self._quota
-            raise LocalProtocolError(
-                f"SHMEM_MAP passes the {full.name}'s quota of {full.limit} live mappings",
-                request="SHMEM_MAP",
-                field="mappings",
-                value=full.used,
-                limit=full.limit,
-            )
+            end = before.shm_offset + before.len
+            if after.shm_offset < end:
+                text = f"SHMEM_MAP shm_offset {after.shm_offset:#x} overlaps another request that ends at {end:#x}"
+                return LocalProtocolError(text, request="SHMEM_MAP", field="shm_offset", value=after.shm_offset, limit=end)
+        full = self._quota.exhausted() or self._quota
+        text = f"SHMEM_MAP passes the {full.name}'s quota of {full.limit} live mappings"
+        return LocalProtocolError(text, request="SHMEM_MAP", field="mappings", value=full.used, limit=full.limit)
+
+    def _explain_unmaps(self, rows: Sequence[tuple[int, int]]) -> LocalProtocolError:
+        """Why these are not all whole mappings, each named once."""
+        for row in rows:
+            check_unmap(self._body(*row), self.size, self._table, LocalProtocolError)
+        return LocalProtocolError("SHMEM_UNMAP names a mapping twice", request="SHMEM_UNMAP")
 
     def _body(self, shm_offset: int, len: int, fd_offset: int = 0, flags: int = 0) -> Mmap:
         """The payload; LocalProtocolError if a number does not fit into 64 bits."""

@@ -82,9 +82,16 @@ cdef extern from *:
         return sent;
     }
 
-    /* Send several, each with its fd, in one system call; how many went out whole. */
+    /* Send several in one system call, each with its fd, or all in one piece if they have none; how many went out whole. */
     static inline int vhu_send_requests(int sock, vhu_request *requests, int *fds, int count)
     {
+        if (fds[0] < 0) {
+            ssize_t whole;
+            do
+                whole = send(sock, requests, count * sizeof(*requests), MSG_NOSIGNAL);
+            while (whole < 0 && errno == EINTR);
+            return whole < 0 ? -1 : whole % sizeof(*requests) ? 0 : (int)(whole / sizeof(*requests));
+        }
         char control[VHU_BATCH][CMSG_SPACE(sizeof(int))] __attribute__((aligned(8)));
         struct iovec parts[VHU_BATCH];
         struct mmsghdr messages[VHU_BATCH];
@@ -119,7 +126,7 @@ cdef extern from *:
     cdef struct pollfd:
         int fd
         short events, revents
-    enum: POLLIN, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_WAITALL, VHU_FDS, VHU_BATCH
+    enum: POLLIN, MSG_DONTWAIT, MSG_NOSIGNAL, VHU_FDS, VHU_BATCH
     int poll(pollfd *fds, unsigned long count, int timeout) nogil
     ssize_t vhu_receive(int sock, void *data, size_t want, int flags, int *fds, int *count, int *truncated) nogil
     ssize_t vhu_send_request(int sock, vhu_request *request, int fd) nogil
@@ -173,8 +180,8 @@ cdef class Server:
     cdef uint32_t turn
     cdef readonly long messages, sent_acks, maps, unmaps
 
-    def __init__(self, int fd, dict windows):
-        self.fd = fd
+    def __init__(self, sock, dict windows):
+        self.fd = sock.fileno()
         self.kept = list(windows.values())
         for shmid, core in windows.items():
             self.cores[<int>shmid] = <void *><WindowCore?>core
@@ -323,8 +330,9 @@ cdef class Server:
 cdef class Line:
     """What the regions of a device share: the back-end channel, whether it may be used, and the lock for it."""
 
-    cdef public int fd
+    cdef int fd
     cdef public bint running
+    cdef double seconds
     cdef readonly object lock
     cdef uint8_t data[64 * 20]
     cdef int size
@@ -333,7 +341,11 @@ cdef class Line:
     cdef int error
 
     def __init__(self, lock):
-        self.fd, self.lock = -1, lock
+        self.fd, self.lock, self.seconds = -1, lock, 10
+
+    def use(self, sock, double seconds):
+        """Send on `sock` from now on, or on nothing; wait at most `seconds` for an acknowledgement."""
+        self.fd, self.seconds = (-1 if sock is None else sock.fileno()), seconds
 
     def take(self):
         """What came instead of whole acknowledgements: bytes, fd numbers, and the errno that ended it, or 0."""
@@ -342,26 +354,42 @@ cdef class Line:
         return data, fds, error
 
     cdef int answers(self, int wanted) noexcept nogil:
-        """Wait for that many acknowledgements; how many came whole. They carry no fds, so one read may take several."""
-        cdef int truncated
+        """Wait for that many acknowledgements; how many came whole. They carry no fds, so one read may take several.
+
+        The wait is in poll(): a read that blocks is woken, for nothing, each time that the peer takes a message of ours.
+        """
+        cdef int truncated, left, want = wanted * ACK_SIZE
+        cdef double deadline = 0
+        cdef pollfd watched
         cdef ssize_t got
         self.size = self.error = self.count = 0
-        while self.size < wanted * ACK_SIZE and not self.count:
-            got = vhu_receive(
-                self.fd,
-                self.data + self.size,
-                wanted * ACK_SIZE - self.size,
-                MSG_WAITALL,
-                self.fds,
-                &self.count,
-                &truncated,
-            )
+        watched.fd, watched.events = self.fd, POLLIN
+        while self.size < want and not self.count:
+            left = self.left(&deadline)
+            got = poll(&watched, 1, left)
             if got > 0:
-                self.size += <int>got
-            elif got == 0 or errno != EINTR:
+                got = vhu_receive(
+                    self.fd, self.data + self.size, want - self.size, MSG_DONTWAIT, self.fds, &self.count, &truncated
+                )
+                if got > 0:
+                    self.size += <int>got
+                    continue
                 self.error = errno if got < 0 else 0
-                break
+            elif got == 0:
+                self.error = EAGAIN
+            elif errno == EINTR:
+                continue
+            else:
+                self.error = errno
+            break
         return 0 if self.count else self.size // ACK_SIZE
+
+    cdef int left(self, double *deadline) noexcept nogil:
+        """Milliseconds until the deadline, which begins now if it has not begun."""
+        cdef double now = vhu_now()
+        if deadline[0] == 0:
+            deadline[0] = now + self.seconds
+        return max(0, <int>((deadline[0] - now) * 1000 + 0.999))
 
     cdef int unsent(self, int error) noexcept nogil:
         """A request did not go out whole."""
@@ -436,26 +464,91 @@ cdef class Caller:
         finally:
             self.line.lock.release()
 
-    def exchange(self, uint32_t request, list bodies, list files):
-        """Send several requests and read their answers, for SharedMemory, which holds the lock and has checked all.
+    def map_many(self, list requests, list files):
+        """SHMEM_MAP for each of `requests` (MapRequest) with its fd of `files`, for SharedMemory, which holds the lock.
 
-        The statuses that came back: fewer than asked for if the rest must be read, or sent, by Python.
+        The statuses that came back, fewer if the channel was lost; None, with nothing sent, if anything is not plain.
         """
-        cdef int total = len(bodies), done = 0, batch, at, sent, got
+        cdef int total = len(requests), at = 0, done
+        cdef long epoch = self.epoch
+        cdef uint64_t shm_offset, length, fd_offset
+        cdef bint writable
+        try:
+            for request in requests:
+                shm_offset, length, fd_offset, writable = request[1], request[2], request[3], request[4]
+                if not plain_range(self.size, shm_offset, length) or not plain_file(fd_offset, length):
+                    break
+                if not self.table.fits(shm_offset, length) or not take(&self.quota.count):
+                    break
+                self.table.add(shm_offset, length, fd_offset, writable, False)
+                at += 1
+        except (OverflowError, TypeError):
+            pass
+        if at < total:
+            self.take_back(requests, 0, at)
+            return None
+        statuses = self.exchange(SHMEM_MAP, requests, files)
+        if epoch == self.epoch:
+            done = len(statuses)
+            self.take_back(requests, done, total)
+            for at in range(done):
+                if statuses[at]:
+                    self.take_back(requests, at, at + 1)
+                else:
+                    self.maps += 1
+        return statuses
+
+    def unmap_many(self, list ranges):
+        """SHMEM_UNMAP for each (shm_offset, len) of `ranges`: as `map_many`."""
+        cdef int total = len(ranges), at = 0
+        cdef long epoch = self.epoch
+        cdef uint64_t shm_offset, length
+        known = []
+        try:
+            for each in ranges:
+                shm_offset, length = each
+                mapping = self.table.exact(shm_offset, length)
+                if mapping is None:
+                    break
+                self.table.drop(shm_offset, length)
+                known.append(mapping)
+                at += 1
+        except (OverflowError, TypeError, ValueError):
+            pass
+        statuses = self.exchange(SHMEM_UNMAP, [(None, *each, 0, 0) for each in ranges], None) if at == total else None
+        if epoch == self.epoch:
+            for at in range(len(known)):
+                if statuses is None or at >= len(statuses) or statuses[at]:
+                    self.table.insert(known[at])
+                else:
+                    give(&self.quota.count)
+                    self.unmaps += 1
+        return statuses
+
+    cdef void take_back(self, list requests, int start, int end):
+        """Those mappings were not made after all."""
+        cdef int at
+        for at in range(start, end):
+            if self.table.drop(requests[at][1], requests[at][2]):
+                give(&self.quota.count)
+
+    cdef list exchange(self, uint32_t number, list rows, list files):
+        """Send requests, some at a time, and read their answers; fewer statuses if the channel is lost."""
+        cdef int total = len(rows), done = 0, batch, at, sent, got
         cdef int fds[64]
         cdef vhu_request requests[64]
         statuses = []
         while done < total:
             batch = min(total - done, VHU_BATCH)
             for at in range(batch):
-                shm_offset, length, fd_offset, flags = bodies[done + at]
-                self.fill(&requests[at], request, shm_offset, length, fd_offset, flags)
-                fds[at] = files[done + at]
+                row = rows[done + at]
+                self.fill(&requests[at], number, row[1], row[2], row[3], 1 if row[4] else 0)
+                fds[at] = files[done + at] if files is not None else -1
             with nogil:
                 sent = vhu_send_requests(self.line.fd, requests, fds, batch)
                 got = self.line.answers(sent) if sent > 0 else self.line.unsent(errno)
             for at in range(got):
-                if not self.line.is_answer(at, request):
+                if not self.line.is_answer(at, number):
                     return statuses
                 statuses.append((<vhu_ack *>(self.line.data + at * ACK_SIZE)).status)
             done += got

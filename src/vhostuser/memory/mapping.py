@@ -16,16 +16,16 @@ MAP_NORESERVE: Final = 0x4000
 MREMAP_MAYMOVE: Final = 1
 MREMAP_FIXED: Final = 2
 RESERVED: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
-_FAILED: Final = ctypes.c_void_p(-1).value
+FAILED: Final = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _size, _address = ctypes.c_size_t, ctypes.c_void_p
-_mmap = _libc.mmap
-_mmap.argtypes, _mmap.restype = (_address, _size, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64), _address
-_mremap = _libc.mremap
-_mremap.argtypes, _mremap.restype = (_address, _size, _size, ctypes.c_int, _address), _address
-_munmap = _libc.munmap
-_munmap.argtypes = (_address, _size)
+sys_mmap = _libc.mmap
+sys_mmap.argtypes, sys_mmap.restype = (_address, _size, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64), _address
+sys_mremap = _libc.mremap
+sys_mremap.argtypes, sys_mremap.restype = (_address, _size, _size, ctypes.c_int, _address), _address
+sys_munmap = _libc.munmap
+sys_munmap.argtypes = (_address, _size)
 
 
 class _Span(ctypes.Structure):
@@ -54,21 +54,21 @@ def _error(call: str) -> OSError:
 
 def reserve(len: int) -> int:
     """The address of `len` bytes of address space that nothing else gets and nobody may touch. Raises OSError."""
-    address = _mmap(None, len, 0, RESERVED, -1, 0)
-    if address in (None, _FAILED):
+    address = sys_mmap(None, len, 0, RESERVED, -1, 0)
+    if address in (None, FAILED):
         raise _error(f"cannot reserve {len:#x} bytes of address space")
     return int(address)
 
 
 def restore(address: int, len: int) -> None:
     """Make a part of a reservation untouchable again, whatever is mapped there. Raises OSError."""
-    if _mmap(address, len, 0, RESERVED | MAP_FIXED, -1, 0) in (None, _FAILED):
+    if sys_mmap(address, len, 0, RESERVED | MAP_FIXED, -1, 0) in (None, FAILED):
         raise _error("mmap")
 
 
 def release(address: int, len: int) -> None:
     """Give address space back."""
-    _munmap(address, len)
+    sys_munmap(address, len)
 
 
 def place(address: int, len: int, fd: int, offset: int, prot: int, *, populate: bool = False) -> None:
@@ -78,12 +78,12 @@ def place(address: int, len: int, fd: int, offset: int, prot: int, *, populate: 
     and moved: a move of whole mappings fails early or not at all.
     """
     flags = mmap.MAP_SHARED | (mmap.MAP_POPULATE if populate else 0)
-    scratch = _mmap(None, len, prot, flags, fd, offset)
-    if scratch in (None, _FAILED):
+    scratch = sys_mmap(None, len, prot, flags, fd, offset)
+    if scratch in (None, FAILED):
         raise _error("mmap")
-    if _mremap(scratch, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, address) in (None, _FAILED):
+    if sys_mremap(scratch, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, address) in (None, FAILED):
         error = _error("mremap")
-        _munmap(scratch, len)
+        sys_munmap(scratch, len)
         restore(address, len)
         raise error
 
@@ -91,23 +91,23 @@ def place(address: int, len: int, fd: int, offset: int, prot: int, *, populate: 
 def map_file(fd: int, len: int, offset: int, *, writable: bool = True) -> memoryview:
     """`len` bytes of a file from `offset` (whole pages), unmapped once the last view of them is gone. Raises OSError."""
     prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-    address = _mmap(None, len, prot, mmap.MAP_SHARED, fd, offset)
-    if address in (None, _FAILED):
+    address = sys_mmap(None, len, prot, mmap.MAP_SHARED, fd, offset)
+    if address in (None, FAILED):
         raise _error("mmap")
     return _owning_view(int(address), len, writable=writable)
 
 
 def second_view(address: int, len: int, *, writable: bool) -> memoryview:
     """A view of what is mapped shared at `address`, with pages of its own: unmapping the first leaves it whole."""
-    copy = _mremap(address, 0, len, MREMAP_MAYMOVE, None)
-    if copy in (None, _FAILED):
+    copy = sys_mremap(address, 0, len, MREMAP_MAYMOVE, None)
+    if copy in (None, FAILED):
         raise _error("mremap")
     return _owning_view(int(copy), len, writable=writable)
 
 
 def _owning_view(address: int, len: int, *, writable: bool) -> memoryview:
     memory = (ctypes.c_ubyte * len).from_address(address)
-    weakref.finalize(memory, _munmap, address, len).atexit = False
+    weakref.finalize(memory, sys_munmap, address, len).atexit = False
     view = memoryview(memory).cast("B")
     return view if writable else view.toreadonly()
 

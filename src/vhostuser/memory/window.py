@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import stat
 from typing import Final
 
-from .. import _native
 from ..errors import MemoryFault, RemoteProtocolError
 from ..protocol.payloads import Mmap
 from ..protocol.regions import PROCESS_QUOTA, Mapping, check_map, check_unmap
 from . import mapping as memory
-from .table import AnyQuota, new_quota, new_table
+from .core import is_sealed
+from .table import AnyQuota, new_core, new_quota, new_table
 
-F_GET_SEALS: Final = 1034
-F_SEAL_SHRINK: Final = 2
 PROCESS: Final = new_quota("process", PROCESS_QUOTA)
 """The mappings of all windows of this process: far below vm.max_map_count, which is 65,530 on most hosts."""
 
@@ -32,8 +29,8 @@ class Window:
         self.shmid, self.size, self.quota, self.populate = shmid, size, quota, populate
         self.table = new_table()
         self.base = memory.reserve(size)
-        self.core = self._compiled()
-        """The compiled half, which maps and unmaps when all is right."""
+        self.core = new_core(self.base, size, self.table, quota, populate=populate)
+        """The plain way, which maps and unmaps when all is right."""
 
     def map(self, request: Mmap, fd: int) -> Mapping:
         """Put a part of the file behind `fd` where SHMEM_MAP says; the fd may be closed afterwards.
@@ -41,6 +38,8 @@ class Window:
         RemoteProtocolError if the region does not take it, the quota is used up or the fd is no regular file of that size;
         OSError if the kernel does not map it. Either leaves everything as it was.
         """
+        if self.core.map(fd, request.shm_offset, request.len, request.fd_offset, request.flags):
+            return Mapping(request.shm_offset, request.len, request.fd_offset, request.writable)
         check_map(request, self.size, self.table, RemoteProtocolError)
         if full := self.quota.exhausted():
             text = f"SHMEM_MAP passes the {full.name}'s quota of {full.limit} live mappings"
@@ -49,7 +48,7 @@ class Window:
         prot = mmap.PROT_READ | (mmap.PROT_WRITE if request.writable else 0)
         memory.place(self.base + request.shm_offset, request.len, fd, request.fd_offset, prot, populate=self.populate)
         made = Mapping(request.shm_offset, request.len, request.fd_offset, request.writable)
-        self.table.insert(made, sealed=_is_sealed(fd))
+        self.table.insert(made, sealed=is_sealed(fd))
         self.quota.add(1)
         return made
 
@@ -104,14 +103,6 @@ class Window:
         whole = memory.second_view(self.base + start, end - start, writable=found[0].writable)
         return whole[offset - start :]
 
-    def _compiled(self) -> _native.window.WindowCore | None:
-        table, quota = self.table, self.quota
-        if not _native.accelerated:
-            return None
-        if not isinstance(table, _native.window.MappingTable) or not isinstance(quota, _native.window.Quota):
-            return None
-        return _native.window.WindowCore(self.base, self.size, table, quota, self.populate)
-
     def _check_access(self, offset: int, len: int, *, write: bool) -> None:
         """Every byte of the range is mapped, and writable if it is to be written."""
         if offset < 0 or len < 0 or offset + len > self.size:
@@ -143,11 +134,3 @@ def _check_file(fd: int, request: Mmap) -> None:
             value=request.fd_offset,
             limit=status.st_size,
         )
-
-
-def _is_sealed(fd: int) -> bool:
-    """The file can't become shorter."""
-    try:
-        return bool(fcntl.fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK)
-    except OSError:
-        return False

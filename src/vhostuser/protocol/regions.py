@@ -74,6 +74,11 @@ class MappingTable:
         self._mappings: list[Mapping] = []
         self._sealed: set[int] = set()
 
+    def fits(self, offset: int, len: int) -> bool:
+        """No mapping shares a byte with the range."""
+        before = bisect_left(self._starts, offset + len)
+        return not before or self._mappings[before - 1].end <= offset
+
     def overlapping(self, offset: int, len: int) -> Mapping | None:
         """The first mapping that shares a byte with the range."""
         before = bisect_left(self._starts, offset + len)

@@ -29,7 +29,7 @@ class Channel:
     def __init__(
         self, sock: socket.socket, *, partial_timeout: float = PARTIAL_TIMEOUT, reply_timeout: float = REPLY_TIMEOUT
     ) -> None:
-        self._socket = sock
+        self.socket = sock
         self.partial_timeout = partial_timeout
         self.reply_timeout = reply_timeout
         self._decoder: Decoder[OwnedFd] = Decoder()
@@ -42,7 +42,7 @@ class Channel:
 
     def fileno(self) -> int:
         """The socket's fd, to wait on; -1 once closed."""
-        return self._socket.fileno()
+        return self.socket.fileno()
 
     def receive(self) -> OwnedFrame:
         """The next message, whose fds the caller now owns.
@@ -58,7 +58,7 @@ class Channel:
         try:
             while True:
                 try:
-                    data, fds = receive_some(self._socket, decoder.want, flags)
+                    data, fds = receive_some(self.socket, decoder.want, flags)
                 except WouldBlock:
                     self._wait_for_rest(deadline)
                     continue
@@ -80,12 +80,12 @@ class Channel:
         """Wait for more of a message that has begun."""
         if deadline is None:
             raise DeadlineExpired(f"no message within {self.reply_timeout:g} s")
-        if not wait((self._socket,), deadline):
+        if not wait((self.socket,), deadline):
             raise DeadlineExpired(f"a message was not complete within {self.partial_timeout:g} s")
 
     def send(self, frame: Frame[int], what: str) -> None:
         """Send a message; its fds stay the caller's. `what` names it in errors."""
-        send_all(self._socket, frame.pack(), frame.fds, self.reply_timeout, what)
+        send_all(self.socket, frame.pack(), frame.fds, self.reply_timeout, what)
 
     def resume(self, data: bytes, fds: Sequence[OwnedFd]) -> None:
         """Take over what somebody else has read from the socket: the next `receive` goes on from there."""
@@ -98,11 +98,11 @@ class Channel:
     def shutdown(self) -> None:
         """End the connection: whoever waits on it, in this thread or another, gets Disconnected."""
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+            self.socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the socket. Nobody may be waiting on it."""
         for frame in self._ahead:
             close_all(frame.fds)
         close_all(self._decoder.abandon())
-        self._socket.close()
+        self.socket.close()
