@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from types import MappingProxyType
 
 from vhostuser import Backend, DescriptorChain, Device, Frontend, MapRequest, SharedMemory
 from vhostuser.memory.table import new_quota
@@ -74,7 +75,7 @@ class Busy(Device):
     """A device whose one request is the benchmark."""
 
     queue_sizes = (16,)
-    shared_memory = {0: WINDOW}
+    shared_memory = MappingProxyType({0: WINDOW})
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -118,10 +119,11 @@ def frontend(args: argparse.Namespace) -> None:
         os._exit(0)
     theirs.close()
     with Frontend(ours) as front:
-        front._end_requests(Exception("replaced by the peer's"))
-        front._requests = Channel(socket.socket(fileno=args.fd))
-        front._compile()
-        while front._requests is not None:
+        answering = front._answering
+        answering.close()
+        answering.open(Channel(socket.socket(fileno=args.fd)))
+        answering.use({shmid: window.core for shmid, window in front._windows.items()})
+        while answering.is_open:
             front.serve(0.02)
     os.waitpid(child, 0)
 

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
@@ -136,9 +137,9 @@ class Backend:
         channel = Channel(sock, partial_timeout=self._partial_timeout, reply_timeout=self._reply_timeout)
         self._channel = channel
         try:
-            Serving(self.device, channel, self._port, self._counters, self._dialect, self.device.shm, self._log).run(
-                self._stop
-            )
+            regions = self.device.shm
+            serving = Serving(self.device, channel, self._port, self._counters, self._dialect, regions, self._log)
+            serving.run(stop)
         except (RemoteProtocolError, DeadlineExpired, OSError) as error:
             if not self._stopping:
                 self._log.warning(f"closed: {error}")

@@ -6,20 +6,19 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
+from .answering import Answering
 from .counters import Counters
-from .errors import DeadlineExpired, Disconnected, LocalProtocolError, ProtocolError, RemoteProtocolError, RequestFailed
+from .driving import Driving
+from .errors import Disconnected, LocalProtocolError, RemoteProtocolError, RequestFailed
 from .limited_log import LimitedLog
 from .memory.arena import Arena
 from .memory.table import new_quota
 from .memory.window import PROCESS, Window
-from .plain import EXPIRED, NOT_TAKEN, AnyServer, new_server
 from .protocol.dialects import RELEASED, Dialect, diagnose_back_end
-from .protocol.framing import reply_frame, request_frame
 from .protocol.layout import Payload
 from .protocol.numbers import (
     FrontendRequest,
@@ -31,15 +30,12 @@ from .protocol.numbers import (
 )
 from .protocol.payloads import U64, Config, MemoryTable, Mmap, ShmemConfig, VringState
 from .protocol.regions import DEVICE_QUOTA
-from .protocol.rules import BACKEND, FRONTEND, Rule
-from .protocol.rules import Channel as Side
-from .protocol.session import Message, Owed, Ring, Role, Session, State, reply_owed
+from .protocol.session import Message, Ring, Role, Session, State
 from .queue import Queue
 from .shared_region import SharedRegion
-from .transport.channel import PARTIAL_TIMEOUT, REPLY_TIMEOUT, Channel, OwnedFrame
-from .transport.fds import HasFileno, OwnedFd, close_all
+from .transport.channel import PARTIAL_TIMEOUT, REPLY_TIMEOUT, Channel
+from .transport.fds import HasFileno
 from .transport.listen import accept, connect, listen
-from .transport.socket import wait
 from .virtio.numbers import Feature, feature_names
 
 log = logging.getLogger(__name__)
@@ -70,22 +66,19 @@ class Frontend:
         reply_timeout: float = REPLY_TIMEOUT,
         populate: bool = False,
     ) -> None:
-        self._counters = Counters()
-        self._server: AnyServer | None = None
         self.diagnosis: str | None = None
         """Why the back-end's shared memory is not to be had, if it looks like another dialect's."""
         self.shm: Mapping[int, SharedRegion] = MappingProxyType({})
         """The shared memory regions by shmid."""
-        self._reply_timeout, self._partial_timeout = reply_timeout, partial_timeout
-        self._main = Channel(sock, partial_timeout=partial_timeout, reply_timeout=reply_timeout)
-        self._requests: Channel | None = None
         self._session = Session(Role.FRONTEND, State(rings=(Ring(),)), dialect=dialect)
+        self._channel = Channel(sock, partial_timeout=partial_timeout, reply_timeout=reply_timeout)
+        self._answering = Answering(self._session, self)
+        self._driving = Driving(self._channel, self._session, self._answering)
         self._quota = new_quota("device", max_maps, PROCESS)
         self._populate = populate
         self._windows: dict[int, Window] = {}
         self._memory: Arena | None = None
         self._queues: dict[int, Queue] = {}
-        self._lost: Exception | None = None
         self._log = LimitedLog(log)
         try:
             self._negotiate()
@@ -139,12 +132,8 @@ class Frontend:
     @property
     def counters(self) -> Counters:
         """What this side has counted so far."""
-        total = replace(self._counters)
-        if server := self._server:
-            total.messages += server.messages
-            total.acks += server.sent_acks
-            total.maps += server.maps
-            total.unmaps += server.unmaps
+        total = self._answering.counters
+        total.closed += self._driving.lost is not None
         return total
 
     # Memory and queues
@@ -194,7 +183,7 @@ class Frontend:
         else:
             for index in list(self._queues):
                 self.stop_queue(index)
-        self._answer_waiting()
+        self._answering.serve_waiting()
         for window in self._windows.values():
             window.reset()
         for queue in self._queues.values():
@@ -219,117 +208,37 @@ class Frontend:
         """Rings have to be enabled."""
         return bool(self._session.state.acknowledged >> VhostFeature.PROTOCOL_FEATURES & 1)
 
-    # Waiting
-
-    def serve(self, timeout: float | None = None) -> None:
-        """Answer the back-end's requests for `timeout` seconds, or until it goes."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        self._await([], deadline)
-
-    def wait_for(self, fd: HasFileno, deadline: float | None = None) -> bool:
-        """Answer the back-end's requests until `fd` is readable (true) or `deadline` (time.monotonic) has passed."""
-        return self._await([fd.fileno()], deadline) is not None
-
-    def _await(self, others: Sequence[int], deadline: float | None) -> int | None:
-        """Answer requests until one of `others` is readable, and return it; None once the deadline has passed."""
-        self._check_open()
-        main = self._main.fileno()
-        while True:
-            ready = self._serve_until((*others, main), deadline)
-            if ready == main and main not in others:
-                self._fail_on_main()
-            if ready is None or ready in others:
-                return ready
-
-    def _serve_until(self, others: Sequence[int], deadline: float | None) -> int | None:
-        """Answer requests until one of `others` is readable. What the back-end sent before comes first."""
-        while True:
-            if (server := self._server) and self._requests:
-                left = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
-                ready_fd = server.run(others, left)
-                if ready_fd >= 0:
-                    return ready_fd
-                if ready_fd == EXPIRED:
-                    return None
-                self._take_over(server, self._requests, ready_fd)
-                if deadline is None or time.monotonic() < deadline:
-                    continue
-            requests = self._requests
-            ready = wait((*others, requests) if requests else others, deadline)
-            if requests and requests.fileno() in ready:
-                self._answer(requests)
-                if deadline is None or time.monotonic() < deadline:
-                    continue
-            return next((fd for fd in others if fd in ready), None)
-
-    def _take_over(self, server: AnyServer, channel: Channel, result: int) -> None:
-        """Handle the long way what the plain one left: a request that is not plain, or the end of the channel."""
-        data, fds, truncated = server.take()
-        owned = [OwnedFd(fd) for fd in fds]
-        if result == NOT_TAKEN or truncated:
-            close_all(owned)
-            reason = "fds of a message were lost" if truncated else "the back-end does not take its acknowledgements"
-            self._end_requests(RemoteProtocolError(reason, fatal=True))
-            return
-        try:
-            channel.resume(data, owned)
-        except ProtocolError as error:
-            self._end_requests(error)
-            return
-        if data or wait((channel,), 0):
-            self._answer(channel)
-
-    def _answer_waiting(self) -> None:
-        """Answer what the back-end has asked so far."""
-        while self._requests and wait((self._requests,), 0):
-            self._answer(self._requests)
-
-    def _fail_on_main(self) -> None:
-        """Something came on the main channel that nobody asked for: its end, or a wrong message."""
-        try:
-            frame = self._main.receive()
-            close_all(frame.fds)
-            text = f"a message came that nobody asked for: request {frame.request}, flags {frame.flags:#x}"
-            raise RemoteProtocolError(text, request=str(frame.request), fatal=True)
-        except (Disconnected, DeadlineExpired, ProtocolError) as error:
-            self._lose(error)
-            raise
-
-    # Requests of ours
+    # Requests and waiting
 
     def request(self, request: FrontendRequest, body: Payload | None = None, fds: Sequence[int] = ()) -> Payload | None:
         """Send any request and return the reply's payload, None for an acknowledgement.
 
         LocalProtocolError if it is not allowed now (nothing is sent), RequestFailed if the back-end says no.
         """
-        self._check_open()
-        rule, before = FRONTEND[request], self._session.state
-        ask = reply_owed(rule, before, need_reply=True) is Owed.ACK
-        frame = request_frame(request, body, fds, need_reply=ask)
-        self._session.admit(Side.FRONTEND, frame)
-        owed = reply_owed(rule, before, need_reply=ask)
         try:
-            self._main.send(frame, rule.name)
-            answer = self._reply(rule, owed) if owed is not Owed.NOTHING else None
-        except (Disconnected, DeadlineExpired, ProtocolError) as error:
-            self._lose(error)
-            raise
-        if owed is Owed.ACK:
-            if isinstance(answer, U64) and answer.value:
-                self._session.state = before
-                raise RequestFailed(rule.name, answer.value)
-            return None
-        return answer
-
-    def _reply(self, rule: Rule, owed: Owed) -> Payload | None:
-        deadline = time.monotonic() + self._reply_timeout
-        if self._serve_until((self._main.fileno(),), deadline) is None:
-            raise DeadlineExpired(f"{rule.name} was not answered within {self._reply_timeout:g} s")
-        frame = self._main.receive()
-        try:
-            return self._session.admit_reply(rule, frame, owed)
+            return self._driving.request(request, body, fds)
         finally:
-            close_all(frame.fds)
+            self._drop_if_lost()
+
+    def serve(self, timeout: float | None = None) -> None:
+        """Answer the back-end's requests for `timeout` seconds, or until it goes (Disconnected)."""
+        self._wait([], None if timeout is None else time.monotonic() + timeout)
+
+    def wait_for(self, fd: HasFileno, deadline: float | None = None) -> bool:
+        """Answer the back-end's requests until `fd` is readable (true) or `deadline` (time.monotonic) has passed."""
+        return self._wait([fd.fileno()], deadline)
+
+    def _wait(self, others: Sequence[int], deadline: float | None) -> bool:
+        try:
+            return self._driving.wait(others, deadline) is not None
+        finally:
+            self._drop_if_lost()
+
+    def _drop_if_lost(self) -> None:
+        """What a back-end had mapped goes with the main channel."""
+        if self._driving.lost:
+            for window in self._windows.values():
+                window.reset()
 
     def _negotiate(self) -> None:
         self.request(Q.GET_FEATURES)
@@ -354,8 +263,8 @@ class Frontend:
     def _open_requests(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            channel = Channel(ours, partial_timeout=self._partial_timeout, reply_timeout=self._reply_timeout)
-            self._requests = channel
+            timeouts = {"partial_timeout": self._channel.partial_timeout, "reply_timeout": self._channel.reply_timeout}
+            self._answering.open(Channel(ours, **timeouts))
             self.request(Q.SET_BACKEND_REQ_FD, None, [theirs.fileno()])
 
     def _reserve_windows(self) -> None:
@@ -363,86 +272,22 @@ class Frontend:
         sizes = config.sizes if isinstance(config, ShmemConfig) else {}
         for shmid, size in sizes.items():
             self._windows[shmid] = Window(shmid, size, self._quota, populate=self._populate)
-        self._compile()
+        own = type(self).on_shmem_map, type(self).on_shmem_unmap
+        if own == (Frontend.on_shmem_map, Frontend.on_shmem_unmap):
+            self._answering.use({shmid: window.core for shmid, window in self._windows.items()})
         self.shm = MappingProxyType({shmid: SharedRegion(window) for shmid, window in self._windows.items()})
 
-    def _compile(self) -> None:
-        """Leave plain SHMEM requests to the plain loop, unless a subclass wants to see them."""
-        own = type(self).on_shmem_map, type(self).on_shmem_unmap
-        cores = {shmid: window.core for shmid, window in self._windows.items()}
-        if self._requests and cores and own == (Frontend.on_shmem_map, Frontend.on_shmem_unmap):
-            self._server = new_server(self._requests.socket, cores)
-
-    # Requests of the back-end: decode, admit, perform, reply
-
-    def _answer(self, channel: Channel) -> None:
-        try:
-            frame = channel.receive()
-        except (Disconnected, DeadlineExpired, ProtocolError) as error:
-            self._end_requests(error)
-            return
-        self._counters.messages += 1
-        status = 0
-        try:
-            self._perform(self._session.admit(Side.BACKEND, frame))
-        except (ProtocolError, OSError) as error:
-            if isinstance(error, ProtocolError) and error.fatal:
-                self._end_requests(error)
-                return
-            status = 1
-            self._refuse(frame, error)
-        finally:
-            close_all(frame.fds)
-        self._acknowledge(channel, frame, status)
-
-    def _perform(self, message: Message) -> None:
-        name = message.rule.name.lower()
-        method: Callable[[Message], None] | None = getattr(self, f"on_{name}", None)
-        if method is None:
-            raise RemoteProtocolError(f"{message.rule.name} is not supported by this front-end", request=message.rule.name)
-        method(message)
-
-    def _acknowledge(self, channel: Channel, frame: OwnedFrame, status: int) -> None:
-        rule, state = BACKEND.get(frame.request), self._session.state
-        if rule is None:
-            owed = Owed.ACK if frame.need_reply and state.has(F.REPLY_ACK) else Owed.NOTHING
-        else:
-            owed = reply_owed(rule, state, frame.need_reply)
-        if owed is Owed.NOTHING:
-            return
-        self._counters.acks += 1
-        try:
-            channel.send(reply_frame(frame.request, U64(status)), "an acknowledgement")
-        except (Disconnected, DeadlineExpired) as error:
-            self._end_requests(error)
-
-    def _refuse(self, frame: OwnedFrame, error: ProtocolError | OSError) -> None:
-        self._counters.refused += 1
-        rule = BACKEND.get(frame.request)
-        self.refused(rule.name if rule else str(frame.request), str(error))
-
-    def _end_requests(self, error: Exception) -> None:
-        """The back-end channel is over; the main channel and what is mapped live on."""
-        channel, self._requests = self._requests, None
-        self._counters, self._server = self.counters, None
-        if channel:
-            channel.close()
-            self._counters.closed += 1
-            log.log(
-                logging.INFO if isinstance(error, Disconnected) else logging.WARNING, "back-end channel closed: %s", error
-            )
+    # Requests of the back-end
 
     def on_shmem_map(self, message: Message) -> None:
         """SHMEM_MAP: show a file in a window."""
         body = _mmap_of(message)
         self._window(body, "SHMEM_MAP").map(body, message.fds[0].fileno())
-        self._counters.maps += 1
 
     def on_shmem_unmap(self, message: Message) -> None:
         """SHMEM_UNMAP: take a mapping away."""
         body = _mmap_of(message)
         self._window(body, "SHMEM_UNMAP").unmap(body)
-        self._counters.unmaps += 1
 
     def on_config_change_msg(self, message: Message) -> None:
         """CONFIG_CHANGE_MSG: nothing is kept of the configuration space, so there is nothing to do."""
@@ -461,26 +306,11 @@ class Frontend:
 
     # The end
 
-    def _check_open(self) -> None:
-        if self._lost:
-            raise Disconnected(f"the connection is over: {self._lost}")
-
-    def _lose(self, error: Exception) -> None:
-        """The main channel ended, and with it all that the back-end had mapped."""
-        if not self._lost:
-            self._lost = error
-            self._counters.closed += 1
-            for window in self._windows.values():
-                window.reset()
-
     def close(self) -> None:
         """End the connection; every mapping, queue and shared byte is given back."""
-        self._lost = self._lost or Disconnected("closed")
-        self._main.close()
-        self._counters, self._server = self.counters, None
-        if self._requests:
-            self._requests.close()
-            self._requests = None
+        self._driving.lose(Disconnected("closed"))
+        self._channel.close()
+        self._answering.close()
         for window in self._windows.values():
             window.close()
         for queue in self._queues.values():

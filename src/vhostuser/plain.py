@@ -276,7 +276,7 @@ class Caller:
         finally:
             line.lock.release()
 
-    def map_many(self, requests: list[MapRow], files: list[int]) -> list[int] | None:
+    def map_many(self, requests: Sequence[MapRow], files: list[int]) -> list[int] | None:
         """SHMEM_MAP for each of `requests` with its fd of `files`, for SharedMemory, which holds the lock.
 
         The statuses that came back, fewer if the channel was lost; None, with nothing sent, if anything is not plain.

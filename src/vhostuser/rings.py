@@ -13,13 +13,14 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from .counters import Counters
 from .device import Device
 from .errors import MemoryFault, QueueBroken, VhostUserError
+from .limited_log import LimitedLog
 from .memory.guest import GuestMemory
 from .protocol.payloads import VringAddr
 from .transport.fds import OwnedFd
@@ -33,19 +34,47 @@ DRAIN_TIMEOUT: Final = 1.0
 """How long a stop waits for the request in progress. QEMU answers nothing while it waits for GET_VRING_BASE."""
 
 
+class Place(NamedTuple):
+    """Where a ring lies in a memory table."""
+
+    size: int
+    descriptors: memoryview
+    available: memoryview
+    used: memoryview
+    memory: GuestMemory
+
+
 @dataclass(slots=True, eq=False)
 class Vring:
     """One ring as the back-end runs it."""
 
     index: int
     queue: SplitQueue | None = None
+    moved: Place | None = None
+    """Where the queue lies by a newer memory table; it goes there between two batches, when all is published."""
     active: bool = False
+    broken: bool = False
+    """The driver left nonsense in it: it rests until it is stopped and set up again."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while a request is processed."""
     epoch: int = 0
     """Changes when a stop did not wait for the request in progress, which then may not be given back."""
+    _settled: Place | None = None
     _files: dict[str, OwnedFd] = field(default_factory=dict)
     _files_lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def settled(self) -> bool:
+        """The queue lies where the newest memory table has it."""
+        return self.moved is None or self.moved is self._settled
+
+    def settle(self) -> SplitQueue | None:
+        """The queue, laid where it is now, if the ring is active. The lock must be held."""
+        if not self.active:
+            return None
+        if (place := self.moved) and self.queue is not None and self._settled is not place:
+            self.queue, self._settled = SplitQueue(*place, base=self.queue.base), place
+        return self.queue
 
     def replace(self, name: str, fd: OwnedFd | None) -> None:
         """Put another eventfd (`kick`, `call` or `err`) in place, or none; the old one is closed."""
@@ -75,7 +104,8 @@ class Vring:
                     os.write(fd.fileno(), (1).to_bytes(8, sys.byteorder))
 
     def close(self) -> None:
-        """Close the eventfds."""
+        """Close the eventfds, and let go of guest memory."""
+        self.queue = self.moved = self._settled = None
         for name in ("kick", "call", "err"):
             self.replace(name, None)
 
@@ -86,29 +116,34 @@ class Rings:
     `ready` is called in that thread when a driver has taken the device, before its first request.
     """
 
-    def __init__(self, device: Device, counters: Counters, ready: Callable[[], None]) -> None:
+    def __init__(self, device: Device, counters: Counters, ready: Callable[[], None], limited: LimitedLog) -> None:
         self.vrings = [Vring(index) for index in range(len(device.queue_sizes))]
-        self._device, self._counters, self._ready = device, counters, ready
+        self._device, self._counters, self._ready, self._log = device, counters, ready, limited
         self._waker = Waker()
         self._thread: threading.Thread | None = None
         self._closing = False
         self._ready_due = False
 
     def bind(self, index: int, size: int, base: int, addresses: VringAddr, memory: GuestMemory) -> None:
-        """Lay the ring over guest memory. QueueBroken if its parts are not there ("SET_VRING_ADDR")."""
-        vring, sizes = self.vrings[index], ring_sizes(size)
-        starts = (addresses.descriptor, addresses.available, addresses.used)
-        try:
-            descriptors, available, used = (memory.at_user(*part) for part in zip(starts, sizes, strict=True))
-        except MemoryFault as error:
-            raise QueueBroken(f"ring {index} is outside guest memory: {error}") from None
-        if used.readonly:
-            raise QueueBroken(f"the used ring of ring {index} is in read-only memory")
-        vring.queue = SplitQueue(size, descriptors, available, used, memory, base=base)
+        """Lay a stopped ring over guest memory. QueueBroken if its parts are not there ("SET_VRING_ADDR")."""
+        vring = self.vrings[index]
+        vring.queue, vring.moved = SplitQueue(*_place(index, size, addresses, memory), base=base), None
+
+    def move(self, rings: Sequence[tuple[int, int, VringAddr]], memory: GuestMemory) -> None:
+        """Lay rings (index, size, addresses) over another memory table, those that are bound; all of them or none.
+
+        Does not wait for a request in progress, which may be what caused this.
+        """
+        bound = [row for row in rings if self.vrings[row[0]].queue is not None]
+        places = [_place(*row, memory) for row in bound]
+        for (index, _, _), place in zip(bound, places, strict=True):
+            self.vrings[index].moved = place
 
     def start(self, index: int) -> None:
         """Let the thread take requests from the ring; what waits in it already is taken without a kick."""
         vring = self.vrings[index]
+        if vring.broken:
+            return
         vring.active = True
         if self._thread is None:
             name = f"vhost-user queues of {type(self._device).__name__}"
@@ -125,7 +160,7 @@ class Rings:
         """Pause the ring and forget where it lies; the next available index."""
         self.pause(index)
         vring = self.vrings[index]
-        queue, vring.queue = vring.queue, None
+        queue, vring.queue, vring.moved, vring.broken = vring.queue, None, None, False
         return queue.base if queue else 0
 
     def pause(self, index: int) -> None:
@@ -140,22 +175,31 @@ class Rings:
         self._waker.set()
 
     def close(self) -> None:
-        """Stop all rings, end the thread, close the eventfds."""
+        """Stop all rings, end the thread, close the eventfds; a thread with a request in progress does that itself."""
         for vring in self.vrings:
             vring.active = False
             vring.epoch += 1
         self._closing = True
         self._waker.set()
-        if self._thread:
-            self._thread.join(DRAIN_TIMEOUT)
-            if self._thread.is_alive():
-                log.warning("a request is still in progress; its thread is left behind")
-                return
+        if self._thread is None:
+            self._release()
+            return
+        self._thread.join(DRAIN_TIMEOUT)
+        if self._thread.is_alive():
+            log.warning("a request is still in progress; its thread ends with it")
+
+    def _release(self) -> None:
         self._waker.close()
         for vring in self.vrings:
             vring.close()
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        finally:
+            self._release()
+
+    def _serve(self) -> None:
         while not self._closing:
             poller = Poller().watch(self._waker.fileno())
             kicks: dict[int, Vring] = {}
@@ -174,9 +218,9 @@ class Rings:
             try:
                 self._ready()
             except VhostUserError as error:
-                log.warning("%s", error)
+                self._log.warning(f"the start of the device failed: {error}")
             except Exception:
-                log.exception("%s.driver_ready failed", type(self._device).__name__)
+                self._log.exception(f"{type(self._device).__name__}.driver_ready failed")
 
     def _wait(self, poller: Poller, kicks: dict[int, Vring]) -> None:
         """Serve kicks until something about the rings has changed."""
@@ -195,12 +239,13 @@ class Rings:
         """Process all that waits in a ring, publishing once a batch."""
         while vring.active and not self._closing:
             with vring.lock:
-                queue = vring.queue
-                if queue is None or not vring.active:
+                if (queue := vring.settle()) is None:
                     return
                 try:
                     more = self._batch(vring, queue)
                 except QueueBroken as error:
+                    if not vring.settled:
+                        continue
                     self._break(vring, error)
                     return
             if not more:
@@ -211,7 +256,7 @@ class Rings:
         epoch, chain = vring.epoch, None
         try:
             for _ in range(queue.size):
-                if not vring.active or (chain := queue.pop()) is None:
+                if not vring.active or not vring.settled or (chain := queue.pop()) is None:
                     break
                 self._process(vring.index, chain)
                 if vring.epoch == epoch:
@@ -219,19 +264,31 @@ class Rings:
         finally:
             if vring.epoch == epoch and queue.publish():
                 vring.signal("call")
-        return chain is not None
+        return chain is not None or not vring.settled
 
     def _process(self, index: int, chain: DescriptorChain) -> None:
         try:
             self._device.process(index, chain)
         except VhostUserError as error:
-            log.warning("a request of queue %d failed: %s", index, error)
+            self._log.warning(f"a request of queue {index} failed: {error}")
         except Exception:
-            log.exception("%s.process failed for a request of queue %d", type(self._device).__name__, index)
+            self._log.exception(f"{type(self._device).__name__}.process failed for a request of queue {index}")
 
     def _break(self, vring: Vring, error: QueueBroken) -> None:
         """This queue stops until it is set up again; the others live."""
-        vring.active = False
+        vring.active, vring.broken = False, True
         self._counters.broken += 1
-        log.warning("queue %d is broken: %s", vring.index, error)
+        self._log.warning(f"queue {vring.index} is broken: {error}")
         vring.signal("err")
+
+
+def _place(index: int, size: int, addresses: VringAddr, memory: GuestMemory) -> Place:
+    """Where a ring's parts lie in guest memory. QueueBroken if they are not there ("SET_VRING_ADDR")."""
+    starts = (addresses.descriptor, addresses.available, addresses.used)
+    try:
+        descriptors, available, used = (memory.at_user(*part) for part in zip(starts, ring_sizes(size), strict=True))
+    except MemoryFault as error:
+        raise QueueBroken(f"ring {index} is outside guest memory: {error}") from None
+    if used.readonly:
+        raise QueueBroken(f"the used ring of ring {index} is in read-only memory")
+    return Place(size, descriptors, available, used, memory)

@@ -9,14 +9,15 @@ from typing import Any, Final
 
 from .counters import Counters
 from .device import Device
-from .errors import Disconnected, ProtocolError, QueueBroken, RemoteProtocolError, RequestFailed, VhostUserError
+from .driver_watch import DriverWatch
+from .errors import Disconnected, ProtocolError, QueueBroken, RemoteProtocolError, VhostUserError
 from .limited_log import LimitedLog
 from .memory.guest import GuestMemory
 from .port import Port
 from .protocol.dialects import Dialect, diagnose_front_end
 from .protocol.framing import reply_frame
 from .protocol.layout import Payload
-from .protocol.numbers import VRING_INDEX_MASK, FrontendRequest, ProtocolFeature, VhostFeature, mask
+from .protocol.numbers import MAX_REGIONS, VRING_INDEX_MASK, FrontendRequest, ProtocolFeature, VhostFeature, mask
 from .protocol.payloads import U64, Config, MemoryTable, ShmemConfig, VringState
 from .protocol.rules import FRONTEND
 from .protocol.rules import Channel as Side
@@ -52,6 +53,7 @@ class Serving:
         counters: Counters,
         dialect: Dialect,
         regions: Mapping[int, SharedMemory],
+        limited: LimitedLog,
     ) -> None:
         self._device, self._channel, self._port, self._counters = device, channel, port, counters
         self._regions = regions
@@ -59,14 +61,12 @@ class Serving:
         rings = tuple(Ring() for _ in device.queue_sizes)
         state = State(offered=FEATURES | device.features, protocol_offered=offered, rings=rings)
         self._session = Session(Role.BACKEND, state, queue_sizes=device.queue_sizes, dialect=dialect)
-        self._rings = Rings(device, counters, self._driver_ready)
+        self._watch = DriverWatch(device, port, self._session, regions, limited)
+        self._rings = Rings(device, counters, self._watch.ready, limited)
         self._memory = GuestMemory()
-        self._last_bases: dict[int, int] = {}
-        self._announced = False
-        self._fresh = True
         self._diagnosed = False
-        self._log = LimitedLog(log)
-        port.connect(self._session)
+        self._full = False
+        self._log = limited
 
     def run(self, stop: Waker) -> None:
         """Serve until the front-end goes or `stop` is set. Raises RemoteProtocolError if it broke the protocol."""
@@ -85,7 +85,7 @@ class Serving:
         self._rings.close()
         self._port.close()
         self._channel.close()
-        self._forget_mappings()
+        self._watch.forget()
         self._memory = GuestMemory()
 
     def _handle(self, frame: OwnedFrame) -> None:
@@ -94,9 +94,11 @@ class Serving:
         before = self._session.state
         try:
             message = self._session.admit(Side.FRONTEND, frame)
+            self._watch.moved()
             answer = self._perform(message)
         except ProtocolError as error:
             self._session.state = before
+            self._watch.moved()
             if error.fatal:
                 raise
             self._refuse(frame, before, error)
@@ -122,7 +124,7 @@ class Serving:
         except OSError as error:
             raise RemoteProtocolError(f"{name}: {error}", request=name) from error
         except Exception as error:
-            log.exception("%s failed in %s", name, type(self._device).__name__)
+            self._log.exception(f"{name} failed in {type(self._device).__name__}")
             raise RemoteProtocolError(f"{name} failed: {type(error).__name__}", request=name) from error
 
     def _reply(self, frame: OwnedFrame, body: Payload | None, owed: Owed) -> None:
@@ -192,6 +194,9 @@ class Serving:
     def on_get_config(self, message: Message) -> Payload:
         body = _body(message, Config)
         end, space = body.offset + body.size, self._device.config
+        if body.flags > 1:
+            text = f"GET_CONFIG flags {body.flags:#x} is neither 0 nor 1"
+            raise RemoteProtocolError(text, request="GET_CONFIG", field="flags", value=body.flags, limit=1)
         if not body.size or end > len(space):
             text = f"GET_CONFIG offset {body.offset} + size {body.size} passes the configuration space's end {len(space)}"
             raise RemoteProtocolError(text, request="GET_CONFIG", field="offset", value=body.offset, limit=len(space))
@@ -219,17 +224,24 @@ class Serving:
 
     def on_set_mem_table(self, message: Message) -> None:
         regions = _body(message, MemoryTable).regions
-        self._memory = GuestMemory.of(regions, [fd.fileno() for fd in message.fds], self._memory)
-        for index, vring in enumerate(self._rings.vrings):
-            if vring.queue is not None:
-                self._bind(index, vring.queue.base)
+        memory = GuestMemory.of(regions, [fd.fileno() for fd in message.fds], self._memory)
+        self._move(memory)
+        self._memory = memory
+        self._check_table_full(len(regions))
         self._refresh()
+
+    def _check_table_full(self, count: int) -> None:
+        """QEMU 11.1 puts mappings into the memory table; with one that does not fit it never starts a device again."""
+        if self._regions and count == MAX_REGIONS and not self._full:
+            self._full = True
+            text = "the front-end's memory table is full (%d regions): QEMU can't resume a stopped machine if more is mapped"
+            log.warning(text, count)
 
     def on_set_vring_num(self, message: Message) -> None:
         self._diagnose()
 
     def on_set_vring_addr(self, message: Message) -> None:
-        pass
+        self._refresh()
 
     def on_set_vring_base(self, message: Message) -> None:
         pass
@@ -239,16 +251,17 @@ class Serving:
         ring = self._session.state.rings[index]
         bound = self._rings.vrings[index].queue is not None
         base = self._rings.stop(index) if bound else ring.base
-        self._last_bases[index] = base
         self._set_base(index, base)
-        self._announced = self._announced and any(ring.started for ring in self._session.state.rings)
+        self._watch.stopped(index, base)
         return VringState(index, base)
 
     def on_set_vring_kick(self, message: Message) -> None:
         if not message.fds:
             raise RemoteProtocolError("SET_VRING_KICK without an fd asks for polling, which is not supported")
-        index = self._replace(message, "kick")
-        self._bind(index, self._session.state.rings[index].base)
+        index = _body(message, U64).value & VRING_INDEX_MASK
+        if self._rings.vrings[index].queue is None:
+            self._bind(index, self._session.state.rings[index].base)
+        self._replace(message, "kick")
         self._refresh()
 
     def on_set_vring_call(self, message: Message) -> None:
@@ -280,6 +293,14 @@ class Serving:
             except QueueBroken as error:
                 raise RemoteProtocolError(str(error), request="SET_VRING_KICK", field="addresses") from None
 
+    def _move(self, memory: GuestMemory) -> None:
+        """Lay the rings, which may be at work, over a new memory table: all of them or none."""
+        rings = enumerate(self._session.state.rings)
+        try:
+            self._rings.move([(index, ring.size, ring.addresses) for index, ring in rings if ring.addresses], memory)
+        except QueueBroken as error:
+            raise RemoteProtocolError(str(error), request="SET_MEM_TABLE", field="regions") from None
+
     def _refresh(self) -> None:
         """Let the queue thread work on the rings that are active now, and on no others."""
         for index, (ring, vring) in enumerate(zip(self._session.state.rings, self._rings.vrings, strict=True)):
@@ -287,59 +308,17 @@ class Serving:
                 self._bind(index, ring.base)
             if vring.active and not ring.active:
                 self._rings.pause(index)
-        if not self._announced and any(ring.active for ring in self._session.state.rings):
-            self._announced = True
-            self._begin()
+        if any(ring.active for ring in self._session.state.rings) and self._watch.begin():
+            self._rings.announce()
         for index, ring in enumerate(self._session.state.rings):
             if ring.active and self._rings.vrings[index].queue is not None:
                 self._rings.start(index)
 
-    # The driver comes and goes
-
-    def _begin(self) -> None:
-        """A driver starts the device: was that after a reset?
-
-        QEMU tells its back-end of no reset (qemu-11.1: RESET_DEVICE and status 0 are never sent). What it does tell is
-        where the rings go on: where they stopped after `cont`, at 0 after a reset.
-        """
-        started = [index for index, ring in enumerate(self._session.state.rings) if ring.started]
-        resumed = any(self._session.state.rings[index].base for index in started)
-        if self._fresh:
-            self._rings.announce()
-        elif not resumed:
-            if any(self._last_bases.get(index) for index in started):
-                self._forget_mappings()
-                self._device.reset()
-            self._rings.announce()
-        self._fresh = False
-
-    def _driver_ready(self) -> None:
-        """In the queue thread: start the device with nothing mapped.
-
-        Rings that stopped at 0 and start at 0 do not say whether there was a reset between. Then a mapping of before is
-        there or not; taking it away makes sure.
-        """
-        for region in self._regions.values():
-            for mapping in region.mappings:
-                try:
-                    region.unmap(shm_offset=mapping.shm_offset, len=mapping.len)
-                except RequestFailed:
-                    log.info("the mapping at %#x went with a reset", mapping.shm_offset)
-            region.forget()
-        self._device.driver_ready()
-
     def _reset(self) -> None:
-        """The device is as new: rings stopped, nothing mapped."""
+        """The device is as new."""
         for index in range(len(self._rings.vrings)):
             self._rings.stop(index)
-        self._forget_mappings()
-        self._fresh, self._announced = True, False
-        self._last_bases.clear()
-        self._device.reset()
-
-    def _forget_mappings(self) -> None:
-        for region in self._regions.values():
-            region.forget()
+        self._watch.reset()
 
     def _diagnose(self) -> None:
         """Say once why the device's shared memory is not to be had, if it is not."""

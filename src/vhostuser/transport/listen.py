@@ -71,6 +71,8 @@ def adopt(fd: int) -> tuple[socket.socket, bool]:
         sock = socket.socket(fileno=fd)
     except OSError as error:
         raise AddressError(what, _words(error), advice) from None
+    except ValueError as error:
+        raise AddressError(what, str(error), advice) from None
     if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
         sock.detach()
         raise AddressError(what, "it is no Unix stream socket", advice)

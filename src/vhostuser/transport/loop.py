@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import select
+import threading
+from types import TracebackType
 from typing import Self
 
 
@@ -11,6 +13,7 @@ class Waker:
     """An eventfd that any thread, or a signal handler, may set to end another thread's wait."""
 
     def __init__(self) -> None:
+        self._lock = threading.RLock()  # re-entrant: a signal handler may set what its own thread closes
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def fileno(self) -> int:
@@ -19,8 +22,9 @@ class Waker:
 
     def set(self) -> None:
         """End the wait, now or the next one. Does nothing once closed."""
-        if self._fd >= 0:
-            os.eventfd_write(self._fd, 1)
+        with self._lock:
+            if self._fd >= 0:
+                os.eventfd_write(self._fd, 1)
 
     def clear(self) -> None:
         """Forget all that was set."""
@@ -28,9 +32,16 @@ class Waker:
 
     def close(self) -> None:
         """Close the fd."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        with self._lock:
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
 
 class Poller:

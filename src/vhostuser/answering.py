@@ -1,0 +1,180 @@
+"""The back-end's requests, answered: decode, admit, perform, reply. `perform` is the front-end's method named after them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from .counters import Counters
+from .errors import DeadlineExpired, Disconnected, ProtocolError, RemoteProtocolError
+from .memory.table import AnyCore
+from .plain import EXPIRED, NOT_TAKEN, AnyServer, new_server
+from .protocol.framing import reply_frame
+from .protocol.numbers import ProtocolFeature
+from .protocol.payloads import U64
+from .protocol.rules import BACKEND
+from .protocol.rules import Channel as Side
+from .protocol.session import Message, Owed, Session, reply_owed
+from .transport.channel import Channel, OwnedFrame
+from .transport.fds import OwnedFd, close_all
+from .transport.socket import wait
+
+log = logging.getLogger(__name__)
+
+
+class Handler(Protocol):
+    """Who performs the requests: a method `on_<request>` each, which takes the Message."""
+
+    def refused(self, request: str, reason: str) -> None:
+        """A request was refused."""
+
+
+class Answering:
+    """The front-end's end of the back-end channel, which may not be there yet, or no more."""
+
+    def __init__(self, session: Session, handler: Handler) -> None:
+        self._session, self._handler = session, handler
+        self._counters = Counters()
+        self._channel: Channel | None = None
+        self._server: AnyServer | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """The channel is there."""
+        return self._channel is not None
+
+    @property
+    def counters(self) -> Counters:
+        """What was counted so far."""
+        total = replace(self._counters)
+        if server := self._server:
+            total.messages += server.messages
+            total.acks += server.sent_acks
+            total.maps += server.maps
+            total.unmaps += server.unmaps
+        return total
+
+    def open(self, channel: Channel) -> None:
+        """Answer what comes on `channel`, which belongs to this object now."""
+        self._channel = channel
+
+    def use(self, windows: dict[int, AnyCore]) -> None:
+        """Leave SHMEM requests that are entirely right to the plain way, which maps them without a handler."""
+        if self._channel and windows:
+            self._server = new_server(self._channel.socket, windows)
+
+    def serve_until(self, others: Sequence[int], deadline: float | None) -> int | None:
+        """Answer requests until one of the fds `others` is readable, and return it; None once the deadline has passed.
+
+        What the back-end asked before it answered is answered first.
+        """
+        while True:
+            plain = self._server
+            ready = self._serve_plain(plain, others, deadline) if plain else self._serve_all(others, deadline)
+            if ready is not None or (deadline is not None and time.monotonic() >= deadline):
+                return ready
+
+    def serve_waiting(self) -> None:
+        """Answer what the back-end has asked so far."""
+        while self._channel and wait((self._channel,), 0):
+            self._answer(self._channel)
+
+    def end(self, error: Exception) -> None:
+        """The channel is over; the main channel and what is mapped live on."""
+        if self._channel:
+            self.close()
+            self._counters.closed += 1
+            level = logging.INFO if isinstance(error, Disconnected) else logging.WARNING
+            log.log(level, "back-end channel closed: %s", error)
+
+    def close(self) -> None:
+        """Close the channel."""
+        channel, self._channel = self._channel, None
+        self._counters, self._server = self.counters, None
+        if channel:
+            channel.close()
+
+    def _serve_all(self, others: Sequence[int], deadline: float | None) -> int | None:
+        """Wait once, and answer one request the long way if there is one."""
+        channel = self._channel
+        ready = wait((*others, channel) if channel else others, deadline)
+        if channel and channel.fileno() in ready:
+            self._answer(channel)
+            return None
+        return next((fd for fd in others if fd in ready), None)
+
+    def _serve_plain(self, server: AnyServer, others: Sequence[int], deadline: float | None) -> int | None:
+        """Let the plain way serve; then do what it left."""
+        ready = server.run(others, -1.0 if deadline is None else max(0.0, deadline - time.monotonic()))
+        if ready < 0 and ready != EXPIRED and self._channel:
+            self._take_over(server, self._channel, ready)
+        return ready if ready >= 0 else None
+
+    def _take_over(self, server: AnyServer, channel: Channel, result: int) -> None:
+        """Handle the long way what the plain one left: a request that is not plain, or the end of the channel."""
+        data, fds, truncated = server.take()
+        owned = [OwnedFd(fd) for fd in fds]
+        if result == NOT_TAKEN or truncated:
+            close_all(owned)
+            reason = "fds of a message were lost" if truncated else "the back-end does not take its acknowledgements"
+            self.end(RemoteProtocolError(reason, fatal=True))
+            return
+        try:
+            channel.resume(data, owned)
+        except ProtocolError as error:
+            self.end(error)
+            return
+        if data or wait((channel,), 0):
+            self._answer(channel)
+
+    def _answer(self, channel: Channel) -> None:
+        """One message, once round."""
+        try:
+            frame = channel.receive()
+        except (Disconnected, DeadlineExpired, ProtocolError) as error:
+            self.end(error)
+            return
+        self._counters.messages += 1
+        status = 0
+        try:
+            self._perform(self._session.admit(Side.BACKEND, frame))
+        except (ProtocolError, OSError) as error:
+            if isinstance(error, ProtocolError) and error.fatal:
+                self.end(error)
+                return
+            status = 1
+            self._refuse(frame, error)
+        finally:
+            close_all(frame.fds)
+        self._acknowledge(channel, frame, status)
+
+    def _perform(self, message: Message) -> None:
+        name = message.rule.name
+        method: Callable[[Message], None] | None = getattr(self._handler, f"on_{name.lower()}", None)
+        if method is None:
+            raise RemoteProtocolError(f"{name} is not supported by this front-end", request=name)
+        method(message)
+        self._counters.maps += name == "SHMEM_MAP"
+        self._counters.unmaps += name == "SHMEM_UNMAP"
+
+    def _refuse(self, frame: OwnedFrame, error: ProtocolError | OSError) -> None:
+        self._counters.refused += 1
+        rule = BACKEND.get(frame.request)
+        self._handler.refused(rule.name if rule else str(frame.request), str(error))
+
+    def _acknowledge(self, channel: Channel, frame: OwnedFrame, status: int) -> None:
+        rule, state = BACKEND.get(frame.request), self._session.state
+        if rule is None:
+            owed = Owed.ACK if frame.need_reply and state.has(ProtocolFeature.REPLY_ACK) else Owed.NOTHING
+        else:
+            owed = reply_owed(rule, state, frame.need_reply)
+        if owed is Owed.NOTHING:
+            return
+        self._counters.acks += 1
+        try:
+            channel.send(reply_frame(frame.request, U64(status)), "an acknowledgement")
+        except (Disconnected, DeadlineExpired) as error:
+            self.end(error)

@@ -1,0 +1,90 @@
+"""A front-end's requests, one at a time: while the reply is awaited, the back-end's own requests are answered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from .answering import Answering
+from .errors import DeadlineExpired, Disconnected, ProtocolError, RemoteProtocolError, RequestFailed
+from .protocol.framing import request_frame
+from .protocol.layout import Payload
+from .protocol.numbers import FrontendRequest
+from .protocol.payloads import U64
+from .protocol.rules import FRONTEND, Rule
+from .protocol.rules import Channel as Side
+from .protocol.session import Owed, Session, reply_owed
+from .transport.channel import Channel
+from .transport.fds import close_all
+
+
+class Driving:
+    """The main channel of a connection, seen from the front-end. Once it is lost it stays so."""
+
+    def __init__(self, channel: Channel, session: Session, answering: Answering) -> None:
+        self._channel, self._session, self._answering = channel, session, answering
+        self.lost: Exception | None = None
+        """Why the connection is over, if it is."""
+
+    def request(self, request: FrontendRequest, body: Payload | None = None, fds: Sequence[int] = ()) -> Payload | None:
+        """Send a request and return the reply's payload, None for an acknowledgement.
+
+        LocalProtocolError if it is not allowed now (nothing is sent), RequestFailed if the back-end says no.
+        """
+        self.check()
+        rule, before = FRONTEND[request], self._session.state
+        ask = reply_owed(rule, before, need_reply=True) is Owed.ACK
+        frame = request_frame(request, body, fds, need_reply=ask)
+        self._session.admit(Side.FRONTEND, frame)
+        owed = reply_owed(rule, before, need_reply=ask)
+        try:
+            self._channel.send(frame, rule.name)
+            answer = self._reply(rule, owed) if owed is not Owed.NOTHING else None
+        except (Disconnected, DeadlineExpired, ProtocolError) as error:
+            self.lose(error)
+            raise
+        if owed is Owed.OWN:
+            return answer
+        if isinstance(answer, U64) and answer.value:
+            self._session.state = before
+            raise RequestFailed(rule.name, answer.value)
+        return None
+
+    def wait(self, others: Sequence[int], deadline: float | None) -> int | None:
+        """Answer requests until one of `others` is readable, and return it; None once the deadline has passed."""
+        self.check()
+        main = self._channel.fileno()
+        ready = self._answering.serve_until((*others, main), deadline)
+        if ready == main:
+            self._unasked()
+        return ready
+
+    def check(self) -> None:
+        """Raise Disconnected if the connection is over."""
+        if self.lost:
+            raise Disconnected(f"the connection is over: {self.lost}")
+
+    def lose(self, error: Exception) -> None:
+        """The connection is over, because of `error`."""
+        self.lost = self.lost or error
+
+    def _reply(self, rule: Rule, owed: Owed) -> Payload | None:
+        limit = self._channel.reply_timeout
+        if self._answering.serve_until((self._channel.fileno(),), time.monotonic() + limit) is None:
+            raise DeadlineExpired(f"{rule.name} was not answered within {limit:g} s")
+        frame = self._channel.receive()
+        try:
+            return self._session.admit_reply(rule, frame, owed)
+        finally:
+            close_all(frame.fds)
+
+    def _unasked(self) -> None:
+        """Something came on the main channel that nobody asked for: its end, or a wrong message."""
+        try:
+            frame = self._channel.receive()
+            close_all(frame.fds)
+            text = f"a message came that nobody asked for: request {frame.request}, flags {frame.flags:#x}"
+            raise RemoteProtocolError(text, request=str(frame.request), fatal=True)
+        except (Disconnected, DeadlineExpired, ProtocolError) as error:
+            self.lose(error)
+            raise
