@@ -96,9 +96,10 @@ class SplitQueue:
             steps, total = steps + 1, total + length
             if total > MAX_CHAIN_BYTES:
                 raise QueueBroken("a chain is longer than 2^32 bytes")
-            if not flags & DESC_WRITE and parts[1]:
+            writable = bool(flags & DESC_WRITE)
+            if not writable and parts[1]:
                 raise QueueBroken("a device-readable descriptor follows a device-writable one")
-            parts[1 if flags & DESC_WRITE else 0].extend(self._buffer(addr, length))
+            parts[writable].extend(self._buffer(addr, length, writable=writable))
             if not flags & DESC_NEXT:
                 return DescriptorChain(head, *parts)
             if following >= count:
@@ -116,8 +117,11 @@ class SplitQueue:
             raise QueueBroken(f"an indirect table of {length} bytes")
         return memoryview(b"".join(self._buffer(addr, length))), length // DESCRIPTOR_SIZE
 
-    def _buffer(self, addr: int, length: int) -> list[memoryview]:
+    def _buffer(self, addr: int, length: int, *, writable: bool = False) -> list[memoryview]:
         try:
-            return self.memory.slices(addr, length)
+            pieces = self.memory.slices(addr, length)
         except MemoryFault as error:
             raise QueueBroken(f"a descriptor points outside guest memory: {error}") from None
+        if writable and any(piece.readonly for piece in pieces):
+            raise QueueBroken(f"a device-writable descriptor points to {addr:#x}, which was shared read-only")
+        return pieces

@@ -1,0 +1,94 @@
+"""The driver half of a split virtqueue, against the device half."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.virtio_rig import BUFFERS, Rig
+from vhostuser.errors import QueueBroken
+from vhostuser.virtio.numbers import DeviceId, Feature, Status, feature_names
+from vhostuser.virtio.split import ring_sizes
+
+
+def answer(rig: Rig, data: bytes) -> None:
+    chain = rig.device.pop()
+    assert chain is not None
+    chain.write(data)
+    rig.device.push(chain)
+    rig.device.publish()
+
+
+def test_a_request_goes_there_and_its_answer_comes_back() -> None:
+    rig = Rig(4)
+    rig.buffers[:5] = b"hello"
+    head = rig.driver.add([(BUFFERS, 3), (BUFFERS + 3, 2)], [(BUFFERS + 16, 8)])
+    assert rig.driver.collect() is None
+    chain = rig.device.pop()
+    assert chain is not None
+    assert (chain.head, chain.read(), chain.write(b"world")) == (head, b"hello", 5)
+    rig.device.push(chain)
+    assert rig.driver.collect() is None
+    assert rig.device.publish()
+    assert rig.driver.collect() == (head, 5)
+    assert rig.driver.collect() is None
+    assert bytes(rig.buffers[16:21]) == b"world"
+
+
+@pytest.mark.parametrize("base", [0, 65534])
+def test_more_requests_than_indices_go_round(base: int) -> None:
+    rig = Rig(2, base=base)
+    rig.driver._next = rig.driver._seen = base
+    for turn in range(70_000 if not base else 10):
+        head = rig.driver.add([(BUFFERS, 1)], [(BUFFERS, 1)])
+        answer(rig, b"x")
+        assert rig.driver.collect() == (head, 1), turn
+
+
+def test_descriptors_come_back_with_their_chain() -> None:
+    rig = Rig(4)
+    rig.driver.add([(BUFFERS, 1)] * 3, [])
+    for too_many in (2, 0):
+        with pytest.raises(BufferError, match=f"{too_many} descriptors wanted, 1 of 4 are free"):
+            rig.driver.add([(BUFFERS, 1)] * too_many, [])
+    answer(rig, b"")
+    rig.driver.collect()
+    rig.driver.add([(BUFFERS, 1)] * 4, [])
+    assert rig.device.pop()
+
+
+@pytest.mark.parametrize("head", [3, 9, (1 << 32) - 1])
+def test_a_device_that_gives_back_what_it_does_not_have_breaks_the_queue(head: int) -> None:
+    rig = Rig(4)
+    rig.driver.add([(BUFFERS, 1)], [])
+    rig.used[4:8] = head.to_bytes(4, "little")
+    rig.used[2:4] = b"\1\0"
+    for _ in range(2):
+        with pytest.raises(QueueBroken, match=f"gave back chain {head}"):
+            rig.driver.collect()
+
+
+def test_answers_may_come_in_another_order() -> None:
+    rig = Rig(4)
+    heads = [rig.driver.add([(BUFFERS, 1)], []) for _ in range(3)]
+    chains = [rig.device.pop() for _ in range(3)]
+    for chain in reversed(chains):
+        assert chain is not None
+        rig.device.push(chain)
+    rig.device.publish()
+    assert [rig.driver.collect() for _ in range(3)] == [(head, 0) for head in reversed(heads)]
+
+
+@pytest.mark.parametrize(("size", "sizes"), [(1, (16, 6, 12)), (256, (4096, 516, 2052))])
+def test_rings_have_the_bytes_of_the_specification(size: int, sizes: tuple[int, int, int]) -> None:
+    assert ring_sizes(size) == sizes
+
+
+def test_feature_names() -> None:
+    wanted = 1 << Feature.VERSION_1 | 1 << 26 | 1 << 30 | 1 << 3
+    assert feature_names(wanted) == {"VERSION_1", "LOG_ALL", "PROTOCOL_FEATURES", "BIT_3"}
+    assert feature_names(0) == frozenset()
+
+
+def test_numbers_that_the_specification_fixes() -> None:
+    assert (DeviceId.FS, DeviceId.PMEM, Feature.RING_PACKED, Feature.ACCESS_PLATFORM) == (26, 27, 34, 33)
+    assert Status(15) == Status.ACKNOWLEDGE | Status.DRIVER | Status.DRIVER_OK | Status.FEATURES_OK

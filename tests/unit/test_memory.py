@@ -1,0 +1,203 @@
+"""Guest memory: regions mapped and translated; the arena that a front-end shares; copies that survive."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from vhostuser.errors import MemoryFault, RemoteProtocolError
+from vhostuser.memory import mapping
+from vhostuser.memory.arena import Arena
+from vhostuser.memory.guest import GuestMemory, GuestRegion, map_region
+from vhostuser.protocol.payloads import MemoryRegion
+from vhostuser.transport.fds import OwnedFd
+
+PAGE = 4096
+TOP = (1 << 64) - PAGE
+
+
+@pytest.fixture
+def file() -> Iterator[int]:
+    with OwnedFd(os.memfd_create("guest")) as fd:
+        os.write(fd.fileno(), b"".join(bytes([at]) * PAGE for at in range(8)))
+        yield fd.fileno()
+
+
+def table(*regions: tuple[int, int, int]) -> GuestMemory:
+    """A table of regions (guest address, bytes, user address), each filled with its own number."""
+    made = []
+    for number, (guest, size, user) in enumerate(regions, 1):
+        made.append(GuestRegion(guest, user, memoryview(bytearray([number]) * size), ()))
+    return GuestMemory(made)
+
+
+def joined(memory: GuestMemory, addr: int, size: int) -> bytes:
+    return b"".join(memory.slices(addr, size))
+
+
+def test_m15_a_buffer_that_spans_adjacent_regions_comes_in_pieces() -> None:
+    memory = table((PAGE, PAGE, 0), (0, PAGE, PAGE))
+    assert joined(memory, PAGE - 2, 4) == b"\2\2\1\1"
+    assert [view.nbytes for view in memory.slices(0, 2 * PAGE)] == [PAGE, PAGE]
+
+
+@pytest.mark.parametrize(
+    ("addr", "size"), [(PAGE - 1, 2), (PAGE, 1), (2 * PAGE - 1, 1), (3 * PAGE - 1, 2), (0, 1 << 32), (1 << 63, 1), (TOP, 1)]
+)
+def test_m15_a_buffer_that_meets_a_gap_is_a_fault(addr: int, size: int) -> None:
+    with pytest.raises(MemoryFault, match="no guest memory at 0x"):
+        table((0, PAGE, 0), (2 * PAGE, PAGE, 0)).slices(addr, size)
+
+
+def test_m15_a_buffer_may_end_at_the_border() -> None:
+    memory = table((0, PAGE, 0), (2 * PAGE, PAGE, 0))
+    assert joined(memory, PAGE - 1, 1) == b"\1"
+    assert joined(memory, 3 * PAGE - 2, 2) == b"\2\2"
+    assert memory.slices(1 << 60, 0) == []
+    with pytest.raises(MemoryFault):
+        GuestMemory().slices(0, 1)
+
+
+def test_m16_addresses_at_the_edges_of_the_address_space() -> None:
+    memory = table((0, PAGE, 0), (TOP, PAGE, TOP))
+    assert joined(memory, 0, 1) == b"\1"
+    assert joined(memory, TOP + PAGE - 1, 1) == b"\2"
+    assert bytes(memory.at_user(TOP, PAGE)) == b"\2" * PAGE
+    assert bytes(memory.at_user(0, 1)) == b"\1"
+    with pytest.raises(MemoryFault):
+        memory.slices(TOP, PAGE + 1)
+
+
+@pytest.mark.parametrize(("addr", "size"), [(0x6000, 1), (0x6FFF, 2), (0x7FFF, 2), (0x8000, 1), ((1 << 64) - 1, 2)])
+def test_m17_a_user_range_that_leaves_its_region_is_a_fault(addr: int, size: int) -> None:
+    with pytest.raises(MemoryFault, match="no region has"):
+        table((0, PAGE, 0x7000), (PAGE, PAGE, 0x9000)).at_user(addr, size)
+
+
+def test_regions_are_mapped_and_show_the_file(file: int) -> None:
+    memory = GuestMemory.of([MemoryRegion(0, PAGE, 0, 2 * PAGE), MemoryRegion(PAGE, PAGE, PAGE, 0)], [file, file])
+    assert joined(memory, PAGE - 1, 2) == b"\2\0"
+    memory.slices(0, 1)[0][:] = b"!"
+    assert os.pread(file, 1, 2 * PAGE) == b"!"
+
+
+@pytest.mark.parametrize("skip", [1, 512, PAGE - 1])
+def test_m07_an_unaligned_offset_shows_the_right_bytes(file: int, skip: int) -> None:
+    region = map_region(MemoryRegion(0, 2 * PAGE, 0, PAGE + skip), file)
+    assert bytes(region.view) == os.pread(file, 2 * PAGE, PAGE + skip)
+
+
+@pytest.mark.parametrize(("size", "offset"), [(9 * PAGE, 0), (PAGE, 8 * PAGE), (PAGE, (1 << 64) - PAGE), (1 << 63, 1 << 63)])
+def test_m06_a_region_past_the_end_of_its_file_is_refused(file: int, size: int, offset: int) -> None:
+    with pytest.raises(RemoteProtocolError, match="passes the file's end 0x8000") as caught:
+        map_region(MemoryRegion(0, size, 0, offset), file)
+    assert (caught.value.field, caught.value.value, caught.value.limit) == ("size", size, 8 * PAGE)
+
+
+def test_m09_an_fd_that_cannot_be_mapped_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(PAGE))
+    ways = [(tmp_path, os.O_RDONLY), (tmp_path / "file", os.O_PATH), (tmp_path / "file", os.O_WRONLY)]
+    for number in (*os.pipe(), *(os.open(path, flags) for path, flags in ways)):
+        with OwnedFd(number), pytest.raises(RemoteProtocolError, match=r"passes the file's end|can't be mapped"):
+            map_region(MemoryRegion(0, 1, 0, 0), number)
+
+
+def test_a_region_of_a_read_only_file_is_read_only(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * PAGE)
+    with OwnedFd(os.open(tmp_path / "file", os.O_RDONLY)) as fd:
+        view = map_region(MemoryRegion(0, PAGE, 0, 0), fd.fileno()).view
+    assert view.readonly
+    assert view[0] == ord("x")
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [({}, True), ({"user_addr": 9}, False), ({"guest_addr": PAGE}, False), ({"mmap_offset": PAGE}, False)],
+)
+def test_w35_a_region_that_stays_is_not_mapped_again(file: int, change: dict[str, int], same: bool) -> None:
+    first = MemoryRegion(0, PAGE, 0, 0)
+    known = GuestMemory.of([first], [file])
+    again = GuestMemory.of([replace(first, **change)], [file], known)
+    assert (again.regions[0] is known.regions[0]) is same
+
+
+def test_the_same_region_of_another_file_is_another_one(file: int) -> None:
+    region = MemoryRegion(0, PAGE, 0, 0)
+    known = GuestMemory.of([region], [file])
+    with OwnedFd(os.memfd_create("other")) as other:
+        os.ftruncate(other.fileno(), PAGE)
+        assert GuestMemory.of([region], [other.fileno()], known).regions[0] is not known.regions[0]
+
+
+# The arena
+
+
+def test_the_arena_hands_out_zeroed_aligned_memory() -> None:
+    arena = Arena(4 * PAGE)
+    first, second = arena.take(3), arena.take(5, 64)
+    assert (first, second, arena.free) == (0, 64, 4 * PAGE - 69)
+    arena.view[0:3] = b"abc"
+    mark = arena.mark()
+    arena.view[arena.take(4, 1)] = 7
+    arena.release(mark)
+    assert arena.view[arena.take(1, 1)] == 0
+    with pytest.raises(MemoryError, match="16384 bytes of shared memory wanted"):
+        arena.take(4 * PAGE)
+    arena.close()
+    assert bytes(arena.view[0:3]) == b"abc"
+
+
+def test_the_arena_is_sealed_and_its_region_says_where_it_is() -> None:
+    arena = Arena(PAGE)
+    assert arena.region == MemoryRegion(0, PAGE, 0, 0)
+    for size in (0, 2 * PAGE):
+        with pytest.raises(PermissionError):
+            os.ftruncate(arena.fd.fileno(), size)
+    arena.close()
+
+
+def test_an_arena_that_cannot_be_had_leaves_no_fd_behind() -> None:
+    with pytest.raises(OSError, match="mmap"):
+        Arena(0)
+
+
+# Mapping
+
+
+def test_views_of_files_outlive_the_fd(file: int) -> None:
+    view = mapping.map_file(file, PAGE, 3 * PAGE)
+    assert mapping.address_of(view) % PAGE == 0
+    assert view[0] == 3
+    assert mapping.map_file(file, PAGE, 0, writable=False).readonly
+    with pytest.raises(OSError, match="mmap"):
+        mapping.map_file(file, PAGE, 1)
+
+
+def test_restoring_and_doubling_what_cannot_be_is_an_error() -> None:
+    with pytest.raises(OSError, match="mmap"):
+        mapping.restore(1, PAGE)
+    base = mapping.reserve(PAGE)
+    with pytest.raises(OSError, match="mremap"):
+        mapping.second_view(base, 0, writable=False)
+    mapping.release(base, PAGE)
+
+
+def test_copies_touch_nothing_that_is_not_there() -> None:
+    base = mapping.reserve(2 * PAGE)
+    assert mapping.copy_from(base, 0) == b""
+    mapping.copy_to(base, b"")
+    for copy in (lambda: mapping.copy_from(base, 1), lambda: mapping.copy_to(base, b"x")):
+        with pytest.raises(MemoryFault, match="1 bytes at 0x"):
+            copy()
+    mapping.release(base, 2 * PAGE)
+
+
+def test_a_copy_that_the_kernel_forbids_is_an_error_of_its_own() -> None:
+    view = memoryview(bytearray(8))
+    with mock.patch("os.getpid", return_value=1 << 30), pytest.raises(OSError, match="process_vm copy"):
+        mapping.copy_from(mapping.address_of(view), 8)
