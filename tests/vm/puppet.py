@@ -16,17 +16,19 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 from unittest import mock
 
-from vhostuser import Backend, Device, MapRequest, VhostUserError
+from vhostuser import Backend, Device, LocalProtocolError, MapRequest, VhostUserError
 from vhostuser.protocol.dialects import dialect_named
-from vhostuser.protocol.numbers import PAGE, BackendRequest, FrontendRequest, ProtocolFeature
+from vhostuser.protocol.layout import Payload
+from vhostuser.protocol.numbers import PAGE, BackendRequest, ProtocolFeature
 from vhostuser.protocol.payloads import Mmap
+from vhostuser.protocol.session import Message
 from vhostuser.serving import Serving
-from vhostuser.transport.channel import OwnedFrame
 from vhostuser.virtio.chain import DescriptorChain
 
 Order = dict[str, object]
@@ -101,6 +103,16 @@ class Puppet(Device):
             self.shm[0].map(fd, shm_offset=shm_offset, len=len, writable=writable)
         finally:
             os.close(fd)
+
+    def do_map_as_soon_as_possible(self, *, path: str, len: int, seconds: float = 10.0) -> None:
+        """Try to map until it is allowed."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return self.do_map(path=path, shm_offset=0, len=len)
+            except LocalProtocolError:
+                if time.monotonic() > deadline:
+                    raise
 
     def do_map_sealed(self, *, content: str, shm_offset: int) -> str:
         """Map a memfd of a page that can't shrink; the error of whoever tries to shrink it."""
@@ -181,20 +193,21 @@ def main(listener: int, control: int, plan: Plan) -> None:
     signal.signal(signal.SIGTERM, lambda *_: puppet.backend.stop())
     orders = threading.Thread(target=_take_orders, args=(puppet, control), daemon=True)
     orders.start()
-    with mock.patch.object(Serving, "_handle", _listening(puppet)):
+    with mock.patch.object(Serving, "_perform", _listening(puppet)):
         puppet.backend.serve_fd(listener)
 
 
 def _listening(puppet: Puppet) -> object:
-    """`Serving._handle`, which also tells the puppet what it heard."""
-    original = Serving._handle
+    """`Serving._perform`, which also tells the puppet what it performed, before the front-end gets its answer."""
+    original = Serving._perform
 
-    def handle(serving: Serving, frame: OwnedFrame) -> None:
-        original(serving, frame)
-        name = FrontendRequest(frame.request).name + ("!" if frame.need_reply else "")
+    def perform(serving: Serving, message: Message) -> Payload | None:
+        answer = original(serving, message)
+        name = message.rule.name + ("!" if message.need_reply else "")
         puppet.heard.append((name, puppet.backend._port.running))
+        return answer
 
-    return handle
+    return perform
 
 
 def _take_orders(puppet: Puppet, control: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,29 @@ def settle(machine: QTestMachine, puppet: PuppetProcess, times: int) -> None:
     """Wait until the device was told that often that it is ready; no request of the driver takes part."""
     machine.read_config(0, 1)
     puppet.wait_told(READY, times)
+
+
+@pytest.mark.parametrize("requests", [True, False], ids=["with-requests", "without"])
+@pytest.mark.parametrize("leave", ["stop", "reset"])
+def test_who_maps_at_the_first_chance_after_a_pause_is_not_forgotten(tmp_path: Path, leave: str, requests: bool) -> None:
+    """Another thread of the device tries all the time while the driver goes and comes: both sides must agree after."""
+    content = make_file(tmp_path / "file", PAGE)
+    away, back = (
+        (QTestMachine.stop, QTestMachine.cont) if leave == "stop" else (QTestMachine.system_reset, QTestMachine.bring_up)
+    )
+    with running() as (machine, puppet):
+        for _ in range(10):
+            if requests:
+                through_queue(machine, "echo", text="a request")
+            away(machine)
+            with ThreadPoolExecutor(1) as pool:
+                mapped = pool.submit(puppet.call, "map_as_soon_as_possible", path=str(tmp_path / "file"), len=PAGE)
+                back(machine)
+                mapped.result(SECONDS)
+            assert puppet.mappings() == [(0, PAGE, 0, False)]
+            assert machine.read_shm(0, 0, PAGE) == content
+            puppet.call("unmap", shm_offset=0, len=PAGE)
+            assert machine.read_shm(0, 0, PAGE) == bytes(PAGE)
 
 
 # Ends
