@@ -205,7 +205,7 @@ class Line:
         """Wait for the acknowledgement of one request: its status, or REST."""
         data, deadline = b"", time.monotonic() + self.seconds
         try:
-            while len(data) < _ACK_SIZE:
+            while len(data) < _ACK_SIZE and _ANSWER[request].startswith(data[:HEADER_SIZE]):
                 if not self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
                     raise BlockingIOError(errno.EAGAIN, "no answer")
                 more = self.socket.recv(_ACK_SIZE - len(data), _DONTWAIT) if self.socket else b""

@@ -364,7 +364,7 @@ cdef class Line:
         cdef ssize_t got
         self.size = self.error = self.count = 0
         watched.fd, watched.events = self.fd, POLLIN
-        while self.size < want and not self.count:
+        while self.size < want and not self.count and self.goes_on():
             left = self.left(&deadline)
             got = poll(&watched, 1, left)
             if got > 0:
@@ -383,6 +383,13 @@ cdef class Line:
                 self.error = errno
             break
         return 0 if self.count else self.size // ACK_SIZE
+
+    cdef bint goes_on(self) noexcept nogil:
+        """What came so far is the beginning of acknowledgements: the header of the last has nothing else in it."""
+        cdef vhu_ack *last = <vhu_ack *>(self.data + self.size - self.size % ACK_SIZE)
+        if self.size % ACK_SIZE < <int>sizeof(last.header):
+            return True
+        return last.header.flags == ANSWER and last.header.size == 8
 
     cdef int left(self, double *deadline) noexcept nogil:
         """Milliseconds until the deadline, which begins now if it has not begun."""
