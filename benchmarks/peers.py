@@ -21,7 +21,8 @@ from vhostuser.port import Port
 from vhostuser.protocol.numbers import ProtocolFeature as F
 from vhostuser.protocol.numbers import mask
 from vhostuser.protocol.regions import DEVICE_QUOTA
-from vhostuser.protocol.session import Ring, Role, Session, State
+from vhostuser.protocol.session import Session
+from vhostuser.protocol.state import Ring, Role, State
 from vhostuser.transport.channel import Channel
 
 WARM_UP = 100

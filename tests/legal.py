@@ -9,7 +9,8 @@ from vhostuser.protocol.framing import Frame, request_frame
 from vhostuser.protocol.layout import Payload
 from vhostuser.protocol.numbers import END_OF_ADDRESSES, BackendRequest, FrontendRequest, ProtocolFeature, mask
 from vhostuser.protocol.rules import BACKEND, FRONTEND, RULES, Channel, PayloadType, Rule
-from vhostuser.protocol.session import Ring, Role, Session, State
+from vhostuser.protocol.session import Session
+from vhostuser.protocol.state import Ring, Role, State
 
 Q, B, F = FrontendRequest, BackendRequest, ProtocolFeature
 PAGE = 4096

@@ -17,8 +17,9 @@ from .protocol.numbers import ProtocolFeature
 from .protocol.payloads import U64
 from .protocol.rules import BACKEND
 from .protocol.rules import Channel as Side
-from .protocol.session import Message, Owed, Session, reply_owed
-from .transport.channel import Channel, OwnedFrame
+from .protocol.session import Session
+from .protocol.state import Owed, reply_owed
+from .transport.channel import Channel, OwnedFrame, OwnedMessage
 from .transport.fds import OwnedFd, close_all
 from .transport.socket import wait
 
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Handler(Protocol):
-    """Who performs the requests: a method `on_<request>` each, which takes the Message."""
+    """Who performs the requests: a method `on_<request>` each, which takes the message."""
 
     def refused(self, request: str, reason: str) -> None:
         """A request was refused."""
@@ -151,9 +152,9 @@ class Answering:
             close_all(frame.fds)
         self._acknowledge(channel, frame, status)
 
-    def _perform(self, message: Message) -> None:
+    def _perform(self, message: OwnedMessage) -> None:
         name = message.rule.name
-        method: Callable[[Message], None] | None = getattr(self._handler, f"on_{name.lower()}", None)
+        method: Callable[[OwnedMessage], None] | None = getattr(self._handler, f"on_{name.lower()}", None)
         if method is None:
             raise RemoteProtocolError(f"{name} is not supported by this front-end", request=name)
         method(message)

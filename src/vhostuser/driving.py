@@ -13,7 +13,8 @@ from .protocol.numbers import FrontendRequest
 from .protocol.payloads import U64
 from .protocol.rules import FRONTEND, Rule
 from .protocol.rules import Channel as Side
-from .protocol.session import Owed, Session, reply_owed
+from .protocol.session import Session
+from .protocol.state import Owed, reply_owed
 from .transport.channel import Channel
 from .transport.fds import close_all
 

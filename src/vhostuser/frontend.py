@@ -30,10 +30,11 @@ from .protocol.numbers import (
 )
 from .protocol.payloads import U64, Config, MemoryTable, Mmap, ShmemConfig, VringState
 from .protocol.regions import DEVICE_QUOTA
-from .protocol.session import Message, Ring, Role, Session, State
+from .protocol.session import Session
+from .protocol.state import Ring, Role, State
 from .queue import Queue
 from .shared_region import SharedRegion
-from .transport.channel import PARTIAL_TIMEOUT, REPLY_TIMEOUT, Channel
+from .transport.channel import PARTIAL_TIMEOUT, REPLY_TIMEOUT, Channel, OwnedMessage
 from .transport.fds import HasFileno
 from .transport.listen import accept, connect, listen
 from .virtio.numbers import Feature, feature_names
@@ -279,17 +280,17 @@ class Frontend:
 
     # Requests of the back-end
 
-    def on_shmem_map(self, message: Message) -> None:
+    def on_shmem_map(self, message: OwnedMessage) -> None:
         """SHMEM_MAP: show a file in a window."""
         body = _mmap_of(message)
         self._window(body, "SHMEM_MAP").map(body, message.fds[0].fileno())
 
-    def on_shmem_unmap(self, message: Message) -> None:
+    def on_shmem_unmap(self, message: OwnedMessage) -> None:
         """SHMEM_UNMAP: take a mapping away."""
         body = _mmap_of(message)
         self._window(body, "SHMEM_UNMAP").unmap(body)
 
-    def on_config_change_msg(self, message: Message) -> None:
+    def on_config_change_msg(self, message: OwnedMessage) -> None:
         """CONFIG_CHANGE_MSG: nothing is kept of the configuration space, so there is nothing to do."""
 
     def refused(self, request: str, reason: str) -> None:
@@ -325,7 +326,7 @@ class Frontend:
         self.close()
 
 
-def _mmap_of(message: Message) -> Mmap:
+def _mmap_of(message: OwnedMessage) -> Mmap:
     """The body of a SHMEM_MAP or SHMEM_UNMAP that was admitted."""
     if not isinstance(message.body, Mmap):
         raise RemoteProtocolError(f"{message.rule.name} carries no mapping", request=message.rule.name)

@@ -16,7 +16,8 @@ from .protocol.numbers import BackendRequest
 from .protocol.payloads import U64
 from .protocol.rules import BACKEND
 from .protocol.rules import Channel as Side
-from .protocol.session import Owed, Session, check_gate, reply_owed
+from .protocol.session import Session, check_gate
+from .protocol.state import Owed, reply_owed
 from .transport.channel import Channel
 from .transport.fds import OwnedFd
 

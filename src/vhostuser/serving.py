@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from .counters import Counters
 from .device import Device
@@ -16,15 +16,16 @@ from .memory.guest import GuestMemory
 from .port import Port
 from .protocol.dialects import Dialect, diagnose_front_end
 from .protocol.framing import reply_frame
-from .protocol.layout import Payload
+from .protocol.layout import P, Payload
 from .protocol.numbers import MAX_REGIONS, VRING_INDEX_MASK, FrontendRequest, ProtocolFeature, VhostFeature, mask
 from .protocol.payloads import U64, Config, MemoryTable, ShmemConfig, VringState
 from .protocol.rules import FRONTEND
 from .protocol.rules import Channel as Side
-from .protocol.session import Message, Owed, Ring, Role, Session, State, reply_owed
+from .protocol.session import Session
+from .protocol.state import Owed, Ring, Role, State, reply_owed
 from .rings import Rings
 from .shared_memory import SharedMemory
-from .transport.channel import Channel, OwnedFrame
+from .transport.channel import Channel, OwnedFrame, OwnedMessage
 from .transport.fds import OwnedFd, close_all
 from .transport.listen import AddressError, adopt
 from .transport.loop import Waker
@@ -109,10 +110,10 @@ class Serving:
         finally:
             close_all(frame.fds)
 
-    def _perform(self, message: Message) -> Payload | None:
+    def _perform(self, message: OwnedMessage) -> Payload | None:
         """Call the method of the request; its answer, if the request has one of its own."""
         name = message.rule.name
-        method: Callable[[Message], Payload | None] | None = getattr(self, f"on_{name.lower()}", None)
+        method: Callable[[OwnedMessage], Payload | None] | None = getattr(self, f"on_{name.lower()}", None)
         if method is None:
             raise RemoteProtocolError(f"{name} is not supported by this back-end", request=name)
         try:
@@ -151,28 +152,28 @@ class Serving:
 
     # Negotiation
 
-    def on_get_features(self, message: Message) -> Payload:
+    def on_get_features(self, message: OwnedMessage) -> Payload:
         return U64(self._session.state.offered)
 
-    def on_set_features(self, message: Message) -> None:
+    def on_set_features(self, message: OwnedMessage) -> None:
         self._refresh()
 
-    def on_set_owner(self, message: Message) -> None:
+    def on_set_owner(self, message: OwnedMessage) -> None:
         pass
 
-    def on_reset_owner(self, message: Message) -> None:
+    def on_reset_owner(self, message: OwnedMessage) -> None:
         self._refresh()
 
-    def on_get_protocol_features(self, message: Message) -> Payload:
+    def on_get_protocol_features(self, message: OwnedMessage) -> Payload:
         return U64(self._session.dialect.to_wire(self._session.state.protocol_offered))
 
-    def on_set_protocol_features(self, message: Message) -> None:
+    def on_set_protocol_features(self, message: OwnedMessage) -> None:
         pass
 
-    def on_get_queue_num(self, message: Message) -> Payload:
+    def on_get_queue_num(self, message: OwnedMessage) -> Payload:
         return U64(len(self._device.queue_sizes))
 
-    def on_set_backend_req_fd(self, message: Message) -> None:
+    def on_set_backend_req_fd(self, message: OwnedMessage) -> None:
         fd = _take(message)
         try:
             sock, listening = adopt(fd.fileno())
@@ -186,12 +187,12 @@ class Serving:
             raise RemoteProtocolError("SET_BACKEND_REQ_FD: the socket is not connected", request="SET_BACKEND_REQ_FD")
         self._port.open(channel)
 
-    def on_get_shmem_config(self, message: Message) -> Payload:
+    def on_get_shmem_config(self, message: OwnedMessage) -> Payload:
         return ShmemConfig({shmid: region.size for shmid, region in self._regions.items()})
 
     # Configuration space and status
 
-    def on_get_config(self, message: Message) -> Payload:
+    def on_get_config(self, message: OwnedMessage) -> Payload:
         body = _body(message, Config)
         end, space = body.offset + body.size, self._device.config
         if body.flags > 1:
@@ -202,7 +203,7 @@ class Serving:
             raise RemoteProtocolError(text, request="GET_CONFIG", field="offset", value=body.offset, limit=len(space))
         return Config(body.offset, body.size, body.flags, space[body.offset : end])
 
-    def on_set_config(self, message: Message) -> None:
+    def on_set_config(self, message: OwnedMessage) -> None:
         body = _body(message, Config)
         end, space = body.offset + body.size, self._device.config
         if not body.size or end > len(space):
@@ -210,19 +211,19 @@ class Serving:
             raise RemoteProtocolError(text, request="SET_CONFIG", field="offset", value=body.offset, limit=len(space))
         self._device.write_config(body.offset, body.payload)
 
-    def on_get_status(self, message: Message) -> Payload:
+    def on_get_status(self, message: OwnedMessage) -> Payload:
         return U64(self._session.state.status)
 
-    def on_set_status(self, message: Message) -> None:
+    def on_set_status(self, message: OwnedMessage) -> None:
         if not _body(message, U64).value:
             self._reset()
 
-    def on_reset_device(self, message: Message) -> None:
+    def on_reset_device(self, message: OwnedMessage) -> None:
         self._reset()
 
     # Memory and rings
 
-    def on_set_mem_table(self, message: Message) -> None:
+    def on_set_mem_table(self, message: OwnedMessage) -> None:
         regions = _body(message, MemoryTable).regions
         memory = GuestMemory.of(regions, [fd.fileno() for fd in message.fds], self._memory)
         self._move(memory)
@@ -237,16 +238,16 @@ class Serving:
             text = "the front-end's memory table is full (%d regions): QEMU can't resume a stopped machine if more is mapped"
             log.warning(text, count)
 
-    def on_set_vring_num(self, message: Message) -> None:
+    def on_set_vring_num(self, message: OwnedMessage) -> None:
         self._diagnose()
 
-    def on_set_vring_addr(self, message: Message) -> None:
+    def on_set_vring_addr(self, message: OwnedMessage) -> None:
         self._refresh()
 
-    def on_set_vring_base(self, message: Message) -> None:
+    def on_set_vring_base(self, message: OwnedMessage) -> None:
         pass
 
-    def on_get_vring_base(self, message: Message) -> Payload:
+    def on_get_vring_base(self, message: OwnedMessage) -> Payload:
         index = _body(message, VringState).index
         ring = self._session.state.rings[index]
         bound = self._rings.vrings[index].queue is not None
@@ -255,7 +256,7 @@ class Serving:
         self._watch.stopped(index, base)
         return VringState(index, base)
 
-    def on_set_vring_kick(self, message: Message) -> None:
+    def on_set_vring_kick(self, message: OwnedMessage) -> None:
         if not message.fds:
             raise RemoteProtocolError("SET_VRING_KICK without an fd asks for polling, which is not supported")
         index = _body(message, U64).value & VRING_INDEX_MASK
@@ -264,18 +265,18 @@ class Serving:
         self._replace(message, "kick")
         self._refresh()
 
-    def on_set_vring_call(self, message: Message) -> None:
+    def on_set_vring_call(self, message: OwnedMessage) -> None:
         self._replace(message, "call")
 
-    def on_set_vring_err(self, message: Message) -> None:
+    def on_set_vring_err(self, message: OwnedMessage) -> None:
         self._replace(message, "err")
 
-    def on_set_vring_enable(self, message: Message) -> None:
+    def on_set_vring_enable(self, message: OwnedMessage) -> None:
         self._refresh()
 
-    def _replace(self, message: Message, name: str) -> int:
+    def _replace(self, message: OwnedMessage, name: str) -> int:
         """Put the eventfd of the message in its ring's place; the ring's index."""
-        index = int(_body(message, U64).value) & VRING_INDEX_MASK
+        index = _body(message, U64).value & VRING_INDEX_MASK
         self._rings.vrings[index].replace(name, _take(message) if message.fds else None)
         return index
 
@@ -330,12 +331,12 @@ class Serving:
                 log.warning("%s", trouble)
 
 
-def _take(message: Message) -> OwnedFd:
+def _take(message: OwnedMessage) -> OwnedFd:
     """The fd of a message, taken out of it: what is left in it is closed after the request."""
     return OwnedFd(message.fds[0].detach())
 
 
-def _body(message: Message, kind: type[Any]) -> Any:
+def _body(message: OwnedMessage, kind: type[P]) -> P:
     if not isinstance(message.body, kind):
         raise RemoteProtocolError(f"{message.rule.name} carries {type(message.body).__name__}, not {kind.__name__}")
     return message.body

@@ -16,7 +16,7 @@ from vhostuser.errors import Disconnected
 from vhostuser.frontend import Frontend
 from vhostuser.protocol.framing import Frame
 from vhostuser.protocol.numbers import VERSION
-from vhostuser.protocol.session import Message
+from vhostuser.transport.channel import OwnedMessage
 
 from .programs import SHM, Program, attach, listening, run, serving, until, vhu, words
 
@@ -51,7 +51,7 @@ class Sleeper(Frontend):
     back: Program
     code: int | None = None
 
-    def on_shmem_map(self, message: Message) -> None:
+    def on_shmem_map(self, message: OwnedMessage) -> None:
         self.back.signal(signal.SIGTERM)
         self.code = self.back.end(QUICK)
 

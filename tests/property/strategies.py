@@ -9,7 +9,7 @@ from vhostuser.protocol.framing import Frame
 from vhostuser.protocol.layout import Payload
 from vhostuser.protocol.numbers import MAX_CONFIG, MAX_REGIONS, MAX_SHMIDS, VERSION, ProtocolFeature, mask
 from vhostuser.protocol.rules import RULES, Channel
-from vhostuser.protocol.session import Ring, State
+from vhostuser.protocol.state import Ring, State
 
 WORD = (1 << 64) - 1
 EDGES = (0, 1, 2, 7, 0xFF, 0x100, 0xFFF, 0x1000, 0xFFFF, 0x10000, 1 << 31, (1 << 32) - 1, 1 << 63, WORD - 0xFFF, WORD)

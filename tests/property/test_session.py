@@ -14,7 +14,8 @@ from vhostuser.protocol.framing import Frame, reply_frame
 from vhostuser.protocol.numbers import END_OF_ADDRESSES, missing_requirements
 from vhostuser.protocol.payloads import MemoryRegion, XenMemoryRegion
 from vhostuser.protocol.rules import RULES, Channel
-from vhostuser.protocol.session import Owed, Ring, Role, Session, State, reply_owed
+from vhostuser.protocol.session import Session
+from vhostuser.protocol.state import Owed, Ring, Role, State, reply_owed
 
 channels, roles = st.sampled_from(Channel), st.sampled_from(Role)
 dialects = st.sampled_from([dialect for dialect in DIALECTS.values() if dialect.speakable])

@@ -13,7 +13,7 @@ from vhostuser.protocol.layout import FieldError
 from vhostuser.protocol.numbers import MAX_PAYLOAD, NEED_REPLY, REPLY, VERSION, FrontendRequest
 from vhostuser.protocol.payloads import HEADER, U64, CryptoSession, MemoryRegion, MemoryTable, ShmemConfig, VringState
 from vhostuser.protocol.rules import Rule
-from vhostuser.protocol.session import Role
+from vhostuser.protocol.state import Role
 
 SIZES = [
     (rule, size)

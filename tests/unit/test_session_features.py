@@ -10,7 +10,8 @@ from vhostuser.protocol.dialects import DIALECTS, RELEASED, Dialect
 from vhostuser.protocol.numbers import REQUIRES, FrontendRequest, ProtocolFeature, mask
 from vhostuser.protocol.payloads import U64
 from vhostuser.protocol.rules import Channel
-from vhostuser.protocol.session import Ring, Role, Session, State
+from vhostuser.protocol.session import Session
+from vhostuser.protocol.state import Ring, Role, State
 
 SPEAKABLE = [dialect for dialect in DIALECTS.values() if dialect.speakable]
 NEEDS = [(feature, need) for feature, needs in REQUIRES.items() for need in needs]

@@ -13,7 +13,8 @@ from vhostuser.protocol.layout import Payload
 from vhostuser.protocol.numbers import BackendRequest, FrontendRequest
 from vhostuser.protocol.payloads import U64, Config, Iotlb, VringAddr, VringState
 from vhostuser.protocol.rules import Channel, Rule
-from vhostuser.protocol.session import Ring, Role, Session, State
+from vhostuser.protocol.session import Session
+from vhostuser.protocol.state import Ring, Role, State
 
 STATES = [(started, enabled) for started in (False, True) for enabled in (False, True)]
 ABOUT_A_RING = [rule for rule in ALL_RULES if rule.payload in (VringState, VringAddr) or "VRING_" in rule.name]

@@ -15,8 +15,7 @@ from ..limited_log import printable
 from ..protocol.numbers import MAX_QUEUES
 from ..protocol.payloads import Mmap
 from ..protocol.regions import DEVICE_QUOTA, PROCESS_QUOTA
-from ..protocol.session import Message
-from ..transport.channel import REPLY_TIMEOUT
+from ..transport.channel import REPLY_TIMEOUT, OwnedMessage
 from .arguments import Parser, add_dialect, between, checked, dialect_of, seconds
 from .console import COMMANDS, STDIN, Console, Lines
 from .logs import add_log_level, log_to_stderr
@@ -46,14 +45,14 @@ class Watched(Frontend):
         self._tell = tell
         super().__init__(sock, **options)
 
-    def on_shmem_map(self, message: Message) -> None:
+    def on_shmem_map(self, message: OwnedMessage) -> None:
         """SHMEM_MAP: map, and tell."""
         super().on_shmem_map(message)
         if isinstance(body := message.body, Mmap):
             where = {"shmid": body.shmid, "shm_offset": body.shm_offset, "len": body.len}
             self._tell({"event": "map", **where, "fd_offset": body.fd_offset, "writable": body.writable})
 
-    def on_shmem_unmap(self, message: Message) -> None:
+    def on_shmem_unmap(self, message: OwnedMessage) -> None:
         """SHMEM_UNMAP: unmap, and tell."""
         super().on_shmem_unmap(message)
         if isinstance(body := message.body, Mmap):

@@ -11,12 +11,14 @@ from typing import Final
 
 from ..errors import DeadlineExpired, Disconnected, RemoteProtocolError
 from ..protocol.framing import Decoder, Frame
+from ..protocol.session import Message
 from .fds import OwnedFd, close_all
 from .socket import WouldBlock, receive_some, send_all, wait
 
 PARTIAL_TIMEOUT: Final = 5.0
 REPLY_TIMEOUT: Final = 10.0
 OwnedFrame = Frame[OwnedFd]
+OwnedMessage = Message[OwnedFd]
 
 
 class Channel:
