@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypedDict
 
 from .counters import Counters
 from .device import Device
@@ -32,6 +32,14 @@ from .transport.socket import wait
 log = logging.getLogger(__name__)
 ACCEPT_PAUSE: Final = 0.1
 """Seconds of rest after a connection could not be taken: for want of fds or memory the next try fails as well."""
+
+
+class BackendOptions(TypedDict, total=False):
+    """What may be chosen for a back-end, by keyword."""
+
+    dialect: Dialect
+    partial_timeout: float
+    reply_timeout: float
 
 
 class Backend:

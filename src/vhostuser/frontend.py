@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType, TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self, TypedDict, Unpack
 
 from .answering import Answering
 from .counters import Counters
@@ -49,12 +49,25 @@ PROTOCOL_FEATURES: Final = mask(
 """What this front-end makes use of."""
 
 
+class FrontendOptions(TypedDict, total=False):
+    """What may be chosen for a front-end, by keyword."""
+
+    dialect: Dialect
+    max_maps: int
+    partial_timeout: float
+    reply_timeout: float
+    populate: bool
+
+
 class Frontend:
     """A front-end connected to one back-end.
 
     It has no thread of its own: requests of the back-end are answered while a method waits, be it for a reply, for a queue,
     or in `serve`. Every method raises Disconnected once the back-end is gone, DeadlineExpired if it does not answer in
     `reply_timeout` seconds, and RemoteProtocolError if it breaks the protocol; the connection is over then.
+
+    `dialect` is the numbering of the shared memory messages, `max_maps` the most live mappings, `partial_timeout` the
+    seconds for the rest of a message that has begun; `populate` reads the pages of a mapping in when it is made.
     """
 
     def __init__(
@@ -88,12 +101,14 @@ class Frontend:
             raise
 
     @classmethod
-    def connect(cls, path: str | os.PathLike[str], *, wait: float = 0.0, **options: Any) -> Self:
+    def connect(cls, path: str | os.PathLike[str], *, wait: float = 0.0, **options: Unpack[FrontendOptions]) -> Self:
         """Connect to a back-end that listens on `path`, trying for `wait` seconds; options as for the class."""
         return cls(connect(path, wait=wait), **options)
 
     @classmethod
-    def listen(cls, path: str | os.PathLike[str], *, timeout: float | None = None, **options: Any) -> Self:
+    def listen(
+        cls, path: str | os.PathLike[str], *, timeout: float | None = None, **options: Unpack[FrontendOptions]
+    ) -> Self:
         """Listen on `path` for a back-end that connects, at most `timeout` seconds; options as for the class."""
         with listen(path) as listener:
             try:

@@ -6,7 +6,7 @@ import argparse
 import re
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Final, NoReturn, TypeVar
 
 from ..devices.shm import Placement
 from ..protocol.dialects import RELEASED, Dialect, dialect_named
@@ -23,8 +23,9 @@ T = TypeVar("T")
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, and which takes no abbreviations."""
 
-    def __init__(self, prog: str, description: str, **options: Any) -> None:
-        super().__init__(prog, description=description, allow_abbrev=False, **options)
+    def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
+        kept = argparse.RawDescriptionHelpFormatter if epilog else argparse.HelpFormatter
+        super().__init__(prog, description=description, epilog=epilog, formatter_class=kept, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the command line, and end."""

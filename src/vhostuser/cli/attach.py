@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import socket
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Final
 
 from ..errors import DeadlineExpired, Disconnected, RemoteProtocolError
-from ..frontend import Frontend
+from ..frontend import Frontend, FrontendOptions
 from ..limited_log import printable
 from ..protocol.numbers import MAX_QUEUES
 from ..protocol.payloads import Mmap
@@ -41,26 +40,45 @@ Event = Mapping[str, object]
 class Watched(Frontend):
     """A front-end that tells each thing that its back-end does."""
 
-    def __init__(self, sock: socket.socket, *, tell: Callable[[Event], None], **options: Any) -> None:
-        self._tell = tell
-        super().__init__(sock, **options)
+    @staticmethod
+    def tell(event: Event) -> None:
+        """One line: the event's name, then its values."""
+        words = [f"{name}={_shown(name, value)}" for name, value in event.items() if name != "event"]
+        put(printable(" ".join([str(event["event"]), *words])))
 
     def on_shmem_map(self, message: OwnedMessage) -> None:
         """SHMEM_MAP: map, and tell."""
         super().on_shmem_map(message)
         if isinstance(body := message.body, Mmap):
             where = {"shmid": body.shmid, "shm_offset": body.shm_offset, "len": body.len}
-            self._tell({"event": "map", **where, "fd_offset": body.fd_offset, "writable": body.writable})
+            self.tell({"event": "map", **where, "fd_offset": body.fd_offset, "writable": body.writable})
 
     def on_shmem_unmap(self, message: OwnedMessage) -> None:
         """SHMEM_UNMAP: unmap, and tell."""
         super().on_shmem_unmap(message)
         if isinstance(body := message.body, Mmap):
-            self._tell({"event": "unmap", "shmid": body.shmid, "shm_offset": body.shm_offset, "len": body.len})
+            self.tell({"event": "unmap", "shmid": body.shmid, "shm_offset": body.shm_offset, "len": body.len})
 
     def refused(self, request: str, reason: str) -> None:
         """Tell the reason, instead of logging it."""
-        self._tell({"event": "refused", "request": request, "reason": reason})
+        self.tell({"event": "refused", "request": request, "reason": reason})
+
+
+class WatchedInJson(Watched):
+    """A front-end that tells it one object a line."""
+
+    @staticmethod
+    def tell(event: Event) -> None:
+        """One object."""
+        put(json.dumps(event))
+
+
+def _shown(name: str, value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{" + " ".join(f"{key}={_shown(str(key), each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return ",".join(_shown(name, each) for each in value) or "none"
+    return hex(value) if name in _IN_HEX and isinstance(value, int) else str(value)
 
 
 def attach(arguments: list[str]) -> int:
@@ -68,12 +86,12 @@ def attach(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     log_to_stderr(PROGRAM, options.log_level)
     on_end(interrupt)
-    tell = _tell_json if options.json else _tell_people
+    kind = WatchedInJson if options.json else Watched
     try:
-        with _front_end(options, tell) as frontend:
-            return _attend(frontend, options, tell)
+        with _front_end(kind, options) as frontend:
+            return _attend(frontend, options)
     except KeyboardInterrupt:
-        tell({"event": "closed", "reason": "interrupted by a signal"})
+        kind.tell({"event": "closed", "reason": "interrupted by a signal"})
         return Exit.DONE
 
 
@@ -82,7 +100,6 @@ def _parser() -> Parser:
         PROGRAM,
         "A vhost-user front-end without a VM: shares memory, starts queues, keeps the shared memory regions.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("socket", metavar="SOCKET", help="the back-end's Unix socket")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -98,22 +115,21 @@ def _parser() -> Parser:
     return parser
 
 
-def _front_end(options: argparse.Namespace, tell: Callable[[Event], None]) -> Watched:
-    make = Watched.listen if options.listen else Watched.connect
-    settings = {
+def _front_end(kind: type[Watched], options: argparse.Namespace) -> Watched:
+    make = kind.listen if options.listen else kind.connect
+    settings: FrontendOptions = {
         "dialect": dialect_of(options),
         "max_maps": options.max_maps,
         "reply_timeout": options.ack_timeout,
-        "tell": tell,
     }
     return reach(options.socket, lambda: make(options.socket, **settings), listening=options.listen)
 
 
-def _attend(frontend: Watched, options: argparse.Namespace, tell: Callable[[Event], None]) -> int:
+def _attend(frontend: Watched, options: argparse.Namespace) -> int:
     """Serve the back-end and whoever types commands, until one of them ends it."""
     try:
         frontend.share_memory(SHARED)
-        tell(_ready(frontend))
+        frontend.tell(_ready(frontend))
         if frontend.diagnosis:
             log.warning("%s", frontend.diagnosis)
         console, lines = Console(frontend), Lines(STDIN)
@@ -123,14 +139,14 @@ def _attend(frontend: Watched, options: argparse.Namespace, tell: Callable[[Even
             for line in lines.read():
                 answer = console.obey(line)
                 if answer is None:
-                    tell({"event": "closed", "reason": "quit"})
+                    frontend.tell({"event": "closed", "reason": "quit"})
                     return Exit.DONE
-                tell(answer)
+                frontend.tell(answer)
         frontend.serve()
     except Disconnected as error:
-        tell({"event": "closed", "reason": str(error)})
+        frontend.tell({"event": "closed", "reason": str(error)})
     except (RemoteProtocolError, DeadlineExpired) as error:
-        tell({"event": "closed", "reason": str(error)})
+        frontend.tell({"event": "closed", "reason": str(error)})
         raise
     return Exit.DONE
 
@@ -143,21 +159,3 @@ def _ready(frontend: Frontend) -> Event:
         "regions": {str(shmid): region.size for shmid, region in frontend.shm.items()},
     }
     return ready | ({"diagnosis": frontend.diagnosis} if frontend.diagnosis else {})
-
-
-def _tell_json(event: Event) -> None:
-    put(json.dumps(event))
-
-
-def _tell_people(event: Event) -> None:
-    """One line: the event's name, then its values."""
-    words = [f"{name}={_shown(name, value)}" for name, value in event.items() if name != "event"]
-    put(printable(" ".join([str(event["event"]), *words])))
-
-
-def _shown(name: str, value: object) -> str:
-    if isinstance(value, Mapping):
-        return "{" + " ".join(f"{key}={_shown(str(key), each)}" for key, each in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return ",".join(_shown(name, each) for each in value) or "none"
-    return hex(value) if name in _IN_HEX and isinstance(value, int) else str(value)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 from ..errors import RemoteProtocolError
 from ..protocol.dialects import DIALECTS
@@ -14,7 +15,7 @@ from ..protocol.payloads import HEADER, U64, Mmap
 from ..protocol.rules import RULES, Channel, PayloadType, Reply, Rule
 from .decode import in_words, values_of
 
-Meaning = dict[str, Any]
+Meaning = dict[str, object]
 _BYTES: Final = re.compile(r"(?:[0-9a-fA-F]{2})+")
 
 
@@ -95,7 +96,7 @@ def _older(header: Header, payload: bytes) -> list[Meaning]:
     return found
 
 
-def _unpacked(unpack: Any, payload: bytes) -> Meaning:
+def _unpacked(unpack: Callable[[bytes], Mmap], payload: bytes) -> Meaning:
     try:
         body: Mmap = unpack(payload)
     except FieldError as error:

@@ -53,7 +53,6 @@ def _parser() -> Parser:
         PROGRAM,
         "A vhost-user back-end that maps files into VIRTIO shared memory regions.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--socket-path", metavar="PATH", help="listen on this Unix socket")

@@ -6,13 +6,13 @@ import contextlib
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
-from ..backend import Backend
+from ..backend import Backend, BackendOptions
 from ..device import Device
-from ..frontend import Frontend
+from ..frontend import Frontend, FrontendOptions
 from .raw_frontend import RawFrontend
 from .usage import wait_until
 from .wire import DEADLINE
@@ -21,7 +21,7 @@ from .wire import DEADLINE
 class Served:
     """A Backend that runs in a thread; `error` is the exception that ended it, if one did."""
 
-    def __init__(self, device: Device, **options: Any) -> None:
+    def __init__(self, device: Device, **options: Unpack[BackendOptions]) -> None:
         self.device = device
         self.backend = Backend(device, **options)
         self.error: BaseException | None = None
@@ -55,11 +55,11 @@ class Served:
         self.backend.stop()
         self.join()
 
-    def _start(self, serve: Any) -> None:
+    def _start(self, serve: Callable[[], None]) -> None:
         self._thread = threading.Thread(target=self._run, args=(serve,), name="back-end", daemon=True)
         self._thread.start()
 
-    def _run(self, serve: Any) -> None:
+    def _run(self, serve: Callable[[], None]) -> None:
         try:
             serve()
         except BaseException as error:
@@ -82,7 +82,9 @@ class Joined(NamedTuple):
 
 
 @contextlib.contextmanager
-def joined(device: Device, *, backend_options: dict[str, Any] | None = None, **options: Any) -> Iterator[Joined]:
+def joined(
+    device: Device, *, backend_options: BackendOptions | None = None, **options: Unpack[FrontendOptions]
+) -> Iterator[Joined]:
     """A Frontend (with `options`) connected to a Backend in a thread; both end with the block."""
     served = Served(device, **(backend_options or {}))
     try:
@@ -93,7 +95,9 @@ def joined(device: Device, *, backend_options: dict[str, Any] | None = None, **o
 
 
 @contextlib.contextmanager
-def raw_frontend(device: Device, *, deadline: float = DEADLINE, **options: Any) -> Iterator[ServedRawFrontend]:
+def raw_frontend(
+    device: Device, *, deadline: float = DEADLINE, **options: Unpack[BackendOptions]
+) -> Iterator[ServedRawFrontend]:
     """A raw front-end connected to a Backend (with `options`) in a thread, which ends with the block."""
     served = Served(device, **options)
     try:
@@ -104,7 +108,7 @@ def raw_frontend(device: Device, *, deadline: float = DEADLINE, **options: Any) 
 
 
 @contextlib.contextmanager
-def listening(device: Device, **options: Any) -> Iterator[tuple[str, Served]]:
+def listening(device: Device, **options: Unpack[BackendOptions]) -> Iterator[tuple[str, Served]]:
     """A Backend in a thread that listens on a path of its own: the path and the Backend."""
     served = Served(device, **options)
     with tempfile.TemporaryDirectory(prefix="vhu-") as directory:

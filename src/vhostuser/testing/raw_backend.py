@@ -6,10 +6,10 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self, Unpack
 
 from ..errors import Disconnected
-from ..frontend import Frontend
+from ..frontend import Frontend, FrontendOptions
 from ..protocol.framing import Frame
 from ..protocol.layout import Payload
 from ..protocol.numbers import FrontendRequest, ProtocolFeature, VhostFeature, mask
@@ -62,7 +62,7 @@ class RawBackend:
         self._pump: Callable[[], None] | None = None
         self._thread = threading.Thread(target=self._run, name="raw back-end", daemon=True)
 
-    def frontend(self, **options: Any) -> Frontend:
+    def frontend(self, **options: Unpack[FrontendOptions]) -> Frontend:
         """Start answering, and connect a Frontend, which the test closes."""
         self._thread.start()
         frontend = Frontend(self.theirs, **options)
