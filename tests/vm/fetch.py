@@ -34,6 +34,10 @@ class FetchError(Exception):
     """Something is missing; the text says what failed and one thing to try."""
 
 
+class OutOfReach(FetchError):
+    """Nothing can be fetched here at all: no network, no apt, or another kind of machine."""
+
+
 def cache_folder() -> Path:
     """Where the tree lives: `vm` in $VHOSTUSER_CACHE, or else in `.cache` at the top of the checkout."""
     parent = os.environ.get("VHOSTUSER_CACHE") or Path(__file__).resolve().parents[2] / ".cache"
@@ -109,7 +113,7 @@ def _image(tree: Path) -> Path:
 def fetch(into: Path, *, with_modules: bool = False) -> dict[str, str]:
     """Download and unpack beside `into`, then move it there; what was complete before stays until that moment."""
     if platform.machine() != "x86_64":
-        raise FetchError(f"the guest is x86-64 and so must this machine be, but it is {platform.machine()}")
+        raise OutOfReach(f"the guest is x86-64 and so must this machine be, but it is {platform.machine()}")
     if into.exists() and any(into.iterdir()) and not versions(into):
         raise FetchError(f"{into} holds something else: remove it, or choose another folder with --into")
     into.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +180,7 @@ class Apt:
     def update(self) -> None:
         """Read the package lists from the first of the machine's mirrors that has them."""
         if not KEYRING.exists():
-            raise FetchError(f"{KEYRING} is missing: install debian-archive-keyring")
+            raise OutOfReach(f"{KEYRING} is missing: install debian-archive-keyring")
         failures = []
         for site in _sites():
             lines = [f"deb [signed-by={KEYRING}] {site} {suite} main\n" for suite in (RELEASE, BACKPORTS)]
@@ -188,7 +192,7 @@ class Apt:
                 continue
             return warn_of_old_lists(self.lists)
         reason = failures[0] if failures else "apt has no mirror configured"
-        raise FetchError(f"no package lists of {BACKPORTS}: {reason}; is there a network, and a Debian mirror in apt?")
+        raise OutOfReach(f"no package lists of {BACKPORTS}: {reason}; is there a network, and a Debian mirror in apt?")
 
     def download(self, *, with_modules: bool) -> list[Path]:
         """The programs with all they depend on; of the kernel only the image (and the modules)."""
@@ -269,7 +273,7 @@ def _run(
             words, cwd=cwd, env=settings, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
         )
     except FileNotFoundError:
-        raise FetchError(f"{words[0]} is not here: use a Debian machine or container") from None
+        raise OutOfReach(f"{words[0]} is not here: use a Debian machine or container") from None
     except subprocess.TimeoutExpired:
         raise FetchError(f"{words[0]} took more than {seconds} s: is the network slow?") from None
     if done.returncode:
@@ -300,7 +304,7 @@ def main() -> int:
             found = fetch(into, with_modules=options.kernel)
     except (FetchError, OSError, subprocess.SubprocessError) as failure:
         print(f"fetch: {failure}", file=sys.stderr)
-        return 1
+        return 3 if isinstance(failure, OutOfReach) else 1
     print(f"{_summary(found)}\nin {into}")
     return 0
 

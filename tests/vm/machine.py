@@ -42,7 +42,10 @@ def generic_device(*, virtio_id: int = 26, queues: int = 1, queue_size: int = 12
 
 
 class QTestMachine:
-    """A context manager around QEMU, connected to the back-end that listens at `path`. `seconds` bounds every wait."""
+    """A context manager around QEMU, connected to the back-end that listens at `path`. `seconds` bounds every wait.
+
+    `arguments` are for QEMU in place of the usual machine and device.
+    """
 
     def __init__(
         self,
@@ -50,10 +53,12 @@ class QTestMachine:
         *,
         device: str | None = None,
         command: Sequence[str] | None = None,
+        arguments: Sequence[str] | None = None,
         seconds: float = 10.0,
     ) -> None:
         self.seconds = seconds
-        self._words = [*(command or qemu_command()), *_arguments(os.fspath(path), device or generic_device())]
+        words = arguments or _arguments(os.fspath(path), device or generic_device())
+        self._words = [*(command or qemu_command()), "-accel", "qtest", *words]
         self._rings: list[Ring] = []
         self._structures: dict[int, Structure] = {}
         self._windows: dict[int, Structure] = {}
@@ -263,7 +268,7 @@ def _pair(opened: ExitStack) -> tuple[socket.socket, socket.socket]:
 
 def _arguments(path: str, device: str) -> list[str]:
     return [
-        *("-accel", "qtest", "-display", "none", "-nodefaults", "-no-user-config"),
+        *("-display", "none", "-nodefaults", "-no-user-config"),
         *("-m", f"{RAM >> 20}M", "-machine", "q35,memory-backend=mem"),
         *("-object", f"memory-backend-memfd,id=mem,size={RAM >> 20}M,share=on"),
         *("-chardev", f"socket,id=c0,path={path.replace(',', ',,')}", "-device", f"{device},chardev=c0"),

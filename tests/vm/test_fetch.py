@@ -49,3 +49,15 @@ def test_a_list_past_its_date_is_reported(tmp_path: Path, capsys: pytest.Capture
 def test_a_tree_must_have_an_absolute_path() -> None:
     with pytest.raises(fetch.FetchError, match="must be an absolute path"):
         fetch._unpack(Path("some.deb"), Path())
+
+
+@pytest.mark.parametrize(("trouble", "code"), [(fetch.OutOfReach("no network"), 3), (fetch.FetchError("broken"), 1)])
+def test_what_can_not_be_reached_is_told_from_what_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: fetch.FetchError, code: int
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise trouble
+
+    monkeypatch.setattr(fetch, "fetch", fail)
+    monkeypatch.setattr("sys.argv", ["fetch.py", "--into", str(tmp_path)])
+    assert fetch.main() == code
