@@ -15,12 +15,14 @@ def extensions() -> list[Extension]:
             f"vhostuser._native.{name}",
             [f"src/vhostuser/_native/{name}.pyx"],
             extra_compile_args=["-O2", "-std=gnu11"],
-            optional=True,
         )
         for name in names
     ]
     directives = {"language_level": 3, "boundscheck": False, "wraparound": False, "cdivision": True}
-    return list(cythonize(modules, compiler_directives=directives))
+    compiled = list(cythonize(modules, compiler_directives=directives))
+    for module in compiled:
+        module.optional = True  # said here: cythonize makes new ones, and forgets it
+    return compiled
 
 
 setup(ext_modules=extensions())
