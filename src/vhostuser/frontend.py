@@ -269,9 +269,9 @@ class Frontend:
             self._reserve_windows()
 
     def _negotiate_protocol(self) -> None:
-        self.request(Q.GET_PROTOCOL_FEATURES)
+        reply = self.request(Q.GET_PROTOCOL_FEATURES)
         dialect, offered = self._session.dialect, self._session.state.protocol_offered
-        self.diagnosis = diagnose_back_end(dialect, dialect.to_wire(offered))
+        self.diagnosis = diagnose_back_end(dialect, reply.value) if isinstance(reply, U64) else None
         self.request(Q.SET_PROTOCOL_FEATURES, U64(dialect.to_wire(_acceptable(offered & PROTOCOL_FEATURES))))
         if self._session.state.has(F.MQ):
             self.request(Q.GET_QUEUE_NUM)

@@ -108,7 +108,7 @@ class Window:
         if offset < 0 or len < 0 or offset + len > self.size:
             raise MemoryFault(f"region {self.shmid}: {offset:#x}+{len:#x} passes its end {self.size:#x}")
         at = offset
-        for found in self.table.covering(offset, len):
+        for found in self.table.covering(offset, len) if len else ():
             if found.shm_offset > at:
                 break
             if write and not found.writable:
