@@ -56,6 +56,8 @@ class Result:
     name: str
     ns: Spread
     ratio: Spread
+    samples: tuple[float, ...] = ()
+    """Nanoseconds, one a round: what was measured in the same round may be compared."""
 
     @property
     def pairs_a_second(self) -> float:
@@ -82,7 +84,7 @@ def interleave(
             samples[pair.name].append(run_once(pair, cpu=on, deadline=deadline))
     base = samples[baseline]
     return [
-        Result(name, Spread.of(ns), Spread.of([mine / theirs for mine, theirs in zip(ns, base, strict=True)]))
+        Result(name, Spread.of(ns), Spread.of([mine / theirs for mine, theirs in zip(ns, base, strict=True)]), tuple(ns))
         for name, ns in samples.items()
     ]
 

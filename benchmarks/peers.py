@@ -11,6 +11,7 @@ import argparse
 import os
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from types import MappingProxyType
@@ -95,6 +96,46 @@ def whole_frontend(args: argparse.Namespace) -> None:
         frontend.share_memory(1 << 20)
         if frontend.start_queue(0, size=16).exchange(b"go", 1, timeout=60) != b"\1":
             raise RuntimeError("the device failed")
+
+
+class Filler(Device):
+    """A device whose one request fills its region with mappings of a page each, none beside another."""
+
+    queue_sizes = (16,)
+
+    def __init__(self, maps: int) -> None:
+        self.shared_memory = {0: 1 << (2 * maps * LIVE_LEN - 1).bit_length()}
+        self.requests = range(0, 2 * maps * LIVE_LEN, 2 * LIVE_LEN)
+
+    def process(self, queue: int, chain: DescriptorChain) -> None:
+        with tempfile.TemporaryFile() as file:
+            file.truncate(LIVE_LEN)
+            failed = self.shm[0].map_many([MapRequest(file, shm_offset=at, len=LIVE_LEN) for at in self.requests])
+        chain.write(bytes([not any(failed)]))
+
+
+def time_reset(maps: int) -> float:
+    """Seconds that a front-end takes to reset a device that has mapped `maps` pages."""
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if not child:
+        ours.close()
+        Backend(Filler(maps)).serve_fd(theirs.detach())
+        os._exit(0)
+    theirs.close()
+    with Frontend(ours) as frontend:
+        frontend.share_memory(1 << 20)
+        if frontend.start_queue(0, size=16).exchange(b"fill", 1, timeout=60) != b"\1":
+            raise RuntimeError("the device failed")
+        if len(frontend.shm[0].mappings) != maps:
+            raise RuntimeError(f"there are {len(frontend.shm[0].mappings)} mappings instead of {maps}")
+        started = time.perf_counter()
+        frontend.reset()
+        elapsed = time.perf_counter() - started
+        if frontend.shm[0].mappings:
+            raise RuntimeError("the reset left mappings")
+    os.waitpid(child, 0)
+    return elapsed
 
 
 def backend(args: argparse.Namespace) -> None:
