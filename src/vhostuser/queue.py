@@ -6,7 +6,7 @@ import os
 import time
 from typing import Protocol
 
-from .errors import DeadlineExpired
+from .errors import DeadlineExpired, LocalProtocolError
 from .memory.arena import Arena
 from .protocol.payloads import VringAddr
 from .transport.fds import OwnedFd
@@ -36,7 +36,7 @@ class Queue:
         parts = [
             memory.view[start : start + size] for start, size in zip((descriptors, available, used), sizes, strict=True)
         ]
-        self._ring = DriverQueue(size, *parts)
+        self._ring: DriverQueue | None = DriverQueue(size, *parts)
         self.kick = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self.call = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self.err = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
@@ -45,13 +45,14 @@ class Queue:
         """Send one request and wait for its answer: the bytes that the device wrote, at most `reply_size`.
 
         The back-end's own requests are answered meanwhile. DeadlineExpired after `timeout` seconds, QueueBroken if the
-        device breaks the ring, MemoryError if the shared memory is too small.
+        device breaks the ring, MemoryError if the shared memory is too small, LocalProtocolError once the queue is stopped.
         """
+        ring = self._running()
         mark = self._memory.mark()
         readable = self._memory.take(len(request)) if request else 0
         writable = self._memory.take(reply_size) if reply_size else 0
         self._memory.view[readable : readable + len(request)] = request
-        head = self._ring.add([(readable, len(request))] if request else [], [(writable, reply_size)] if reply_size else [])
+        head = ring.add([(readable, len(request))] if request else [], [(writable, reply_size)] if reply_size else [])
         os.eventfd_write(self.kick.fileno(), 1)
         written = self._wait(head, timeout)
         answer = bytes(self._memory.view[writable : writable + min(written, reply_size)])
@@ -59,15 +60,21 @@ class Queue:
         return answer
 
     def close(self) -> None:
-        """Close the eventfds."""
+        """The queue is stopped: let go of its ring and its eventfds."""
+        self._ring = None
         for fd in (self.kick, self.call, self.err):
             fd.close()
+
+    def _running(self) -> DriverQueue:
+        if self._ring is None:
+            raise LocalProtocolError(f"queue {self.index} is stopped: start it again", field="index", value=self.index)
+        return self._ring
 
     def _wait(self, head: int, timeout: float) -> int:
         """The bytes that the device wrote for chain `head`. A chain whose wait expired stays the device's."""
         deadline = time.monotonic() + timeout
         while True:
-            done = self._ring.collect()
+            done = self._running().collect()
             if done is None:
                 if not self._waiter.wait_for(self.call, deadline):
                     raise DeadlineExpired(f"queue {self.index}: no answer within {timeout:g} s")

