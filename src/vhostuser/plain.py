@@ -189,17 +189,19 @@ class Line:
         rest, self._rest = self._rest, (b"", [], 0)
         return rest
 
-    def ask(self, request: int, body: tuple[int, int, int, int, int], fd: int) -> bool:
-        """Send one request in one piece; false, with the reason in `take`, if it did not go out whole."""
+    def ask(self, request: int, body: tuple[int, int, int, int, int], fd: int) -> int:
+        """Send one request in one piece: 0, UNSENT if an fd is none, REST if it did not go out whole."""
         control = [(*_RIGHTS, _ONE_FD.pack(fd))] if fd >= 0 else ()
         data = _REQUEST.pack(request, _ASKING, _BODY.size, *body)
         try:
             if self.socket and self.socket.sendmsg((data,), control, _NOSIGNAL) == len(data):
-                return True
+                return 0
             self._rest = (b"", [], errno.EAGAIN)
         except OSError as error:
+            if error.errno == errno.EBADF:
+                return UNSENT
             self._rest = (b"", [], error.errno or errno.EPIPE)
-        return False
+        return REST
 
     def answer(self, request: int) -> int:
         """Wait for the acknowledgement of one request: its status, or REST."""
@@ -240,10 +242,7 @@ class Caller:
             if fd < 0 or not self._is_plain(shm_offset, len, fd_offset) or self._quota.exhausted():
                 return UNSENT
             epoch, flags = self.epoch, 1 if writable else 0
-            if not line.ask(_MAP, (self._shmid, fd_offset, shm_offset, len, flags), fd):
-                return REST
-            status = line.answer(_MAP)
-            if status:
+            if status := line.ask(_MAP, (self._shmid, fd_offset, shm_offset, len, flags), fd) or line.answer(_MAP):
                 return status
             if epoch != self.epoch:
                 return STALE
@@ -263,10 +262,7 @@ class Caller:
             if mapping is None:
                 return UNSENT
             epoch = self.epoch
-            if not line.ask(_UNMAP, (self._shmid, 0, shm_offset, len, 0), -1):
-                return REST
-            status = line.answer(_UNMAP)
-            if status:
+            if status := line.ask(_UNMAP, (self._shmid, 0, shm_offset, len, 0), -1) or line.answer(_UNMAP):
                 return status
             if epoch != self.epoch:
                 return STALE
@@ -346,7 +342,7 @@ class Caller:
         for start in range(0, len(rows), AT_ONCE):
             batch = range(start, min(start + AT_ONCE, len(rows)))
             for at in batch:
-                if not line.ask(request, rows[at], files[at]):
+                if line.ask(request, rows[at], files[at]):
                     return statuses
             for _ in batch:
                 if (status := line.answer(request)) == REST:

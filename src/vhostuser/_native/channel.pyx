@@ -431,7 +431,7 @@ cdef class Caller:
         if not self.line.running or self.line.fd < 0 or not self.line.lock.acquire(False):
             return UNSENT
         try:
-            if not plain_range(self.size, shm_offset, len) or not plain_file(fd_offset, len):
+            if fd < 0 or not plain_range(self.size, shm_offset, len) or not plain_file(fd_offset, len):
                 return UNSENT
             if not self.table.fits(shm_offset, len) or not take(&self.quota.count):
                 return UNSENT

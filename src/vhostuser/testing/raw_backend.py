@@ -59,16 +59,15 @@ class RawBackend:
         self.requests: Wire | None = None
         ours, self.theirs = socket.socketpair()
         self.main = Wire(ours)
-        self._pump: Callable[[], None] | None = None
+        self._given = threading.Event()
         self._thread = threading.Thread(target=self._run, name="raw back-end", daemon=True)
 
     def frontend(self, **options: Unpack[FrontendOptions]) -> Frontend:
         """Start answering, and connect a Frontend, which the test closes."""
         self._thread.start()
         frontend = Frontend(self.theirs, **options)
-        self._pump = lambda: _serve_waiting(frontend)
-        if self.requests:
-            self.requests.pump = self._pump
+        if "BACKEND_REQ" in frontend.protocol_features and self._given.wait(DEADLINE):
+            self.channel.pump = lambda: _serve_waiting(frontend)
         return frontend
 
     @property
@@ -112,7 +111,8 @@ class RawBackend:
     def _answer(self, frame: Frame[OwnedFd]) -> bytes:
         """The bytes that go back."""
         if frame.request == Q.SET_BACKEND_REQ_FD and frame.fds:
-            self.requests = Wire(socket.socket(fileno=frame.fds[0].detach()), pump=self._pump)
+            self.requests = Wire(socket.socket(fileno=frame.fds[0].detach()))
+            self._given.set()
         raw = self.raw_answers.get(frame.request)
         if raw is not None:
             return raw if isinstance(raw, bytes) else raw(frame)
