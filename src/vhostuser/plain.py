@@ -55,6 +55,7 @@ _CONTROL: Final = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 _RECEIVE: Final = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 _NOSIGNAL: Final = int(socket.MSG_NOSIGNAL)
+_CTRUNC: Final = int(socket.MSG_CTRUNC)
 _RIGHTS: Final = (int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS))
 _ONE_FD: Final = struct.Struct("@i")
 AT_ONCE: Final = 64
@@ -119,13 +120,9 @@ class Server:
             payload = control[0][2]
             if data == _MAP_HEADER and len(payload) == _ONE_FD.size and control[0][:2] == _RIGHTS and len(control) == 1:
                 return self._map(_ONE_FD.unpack(payload)[0])
-        elif data == _UNMAP_HEADER:
+        elif data == _UNMAP_HEADER and not flags & _CTRUNC:
             return self._unmap()
-        fds = array.array("i")
-        for level, kind, payload in control:
-            if (level, kind) == _RIGHTS:
-                fds.frombytes(payload[: len(payload) // fds.itemsize * fds.itemsize])
-        self._data, self._fds, self._truncated = data, list(fds), bool(flags & socket.MSG_CTRUNC)
+        self._data, self._fds, self._truncated = data, _fds_in(control), bool(flags & _CTRUNC)
         return TAKE
 
     def _map(self, fd: int) -> int:
@@ -169,6 +166,15 @@ class Server:
         return 0 if sent == _ACK_SIZE else NOT_TAKEN
 
 
+def _fds_in(control: list[tuple[int, int, bytes]]) -> list[int]:
+    """The fd numbers among ancillary data."""
+    fds = array.array("i")
+    for level, kind, payload in control:
+        if (level, kind) == _RIGHTS:
+            fds.frombytes(payload[: len(payload) // fds.itemsize * fds.itemsize])
+    return list(fds)
+
+
 class Line:
     """What the regions of a device share: the back-end channel, whether it may be used, and the lock for it."""
 
@@ -210,10 +216,15 @@ class Line:
             while len(data) < _ACK_SIZE and _ANSWER[request].startswith(data[:HEADER_SIZE]):
                 if not self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
                     raise BlockingIOError(errno.EAGAIN, "no answer")
-                more = self.socket.recv(_ACK_SIZE - len(data), _DONTWAIT) if self.socket else b""
+                if self.socket is None:
+                    raise OSError(0, "the end")
+                more, control, flags, _ = self.socket.recvmsg(_ACK_SIZE - len(data), _CONTROL, _RECEIVE)
                 if not more:
                     raise OSError(0, "the end")
                 data += more
+                if control or flags & _CTRUNC:
+                    self._rest = (data, _fds_in(control), 0) if control else (b"", [], errno.EMFILE)
+                    return REST
         except OSError as error:
             self._rest = (data, [], error.errno or 0)
             return REST

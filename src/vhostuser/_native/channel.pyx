@@ -5,7 +5,7 @@ Both handle what is entirely right, and nothing else. Whatever is not, a wrong f
 table, a signal, goes to Python as it came: `Server.take` and `Line.take` give the bytes and fds that were read.
 """
 
-from libc.errno cimport EAGAIN, EBADF, EINTR, errno
+from libc.errno cimport EAGAIN, EBADF, EINTR, EMFILE, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -36,10 +36,10 @@ cdef extern from *:
         struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1,
                                   .msg_control = &control, .msg_controllen = sizeof(control) };
         ssize_t got = recvmsg(sock, &message, flags | MSG_CMSG_CLOEXEC);
-        *count = *truncated = 0;
+        *count = 0;
+        *truncated = got >= 0 && (message.msg_flags & MSG_CTRUNC);
         if (got < 0 || message.msg_controllen == 0)
             return got;
-        *truncated = (message.msg_flags & MSG_CTRUNC) != 0;
         for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
             if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
                 continue;
@@ -371,10 +371,12 @@ cdef class Line:
                 got = vhu_receive(
                     self.fd, self.data + self.size, want - self.size, MSG_DONTWAIT, self.fds, &self.count, &truncated
                 )
-                if got > 0:
+                if got > 0 and not truncated:
                     self.size += <int>got
                     continue
                 self.error = errno if got < 0 else 0
+                if truncated:
+                    self.size, self.error = 0, EMFILE
             elif got == 0:
                 self.error = EAGAIN
             elif errno == EINTR:
