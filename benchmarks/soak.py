@@ -6,6 +6,7 @@ Both processes are looked at before and after: fds, shared mappings and threads 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import random
 import signal
@@ -123,7 +124,12 @@ def back_end(serve: Callable[[Backend], None]) -> Iterator[int]:
 def soak_pairs(count: int) -> None:
     """`count` pairs of map and unmap."""
     ours, theirs = socket.socketpair()
-    with back_end(lambda backend: (ours.close(), backend.serve_fd(theirs.detach()))[0]) as pid:
+
+    def serve(backend: Backend) -> None:
+        ours.close()
+        backend.serve_fd(theirs.detach())
+
+    with back_end(serve) as pid:
         theirs.close()
         with Frontend(ours) as frontend:
             frontend.share_memory(MIB)
@@ -141,11 +147,8 @@ def soak_pairs(count: int) -> None:
             seconds = time.monotonic() - started
             if frontend.shm[0].mappings:
                 raise Leak("mappings are left")
-            print(
-                f"{count:,} pairs of map and unmap, 4 KiB to 64 MiB, {count / seconds:,.0f} a second",
-                *report.check(),
-                sep="\n",
-            )
+            print(f"{count:,} pairs of map and unmap, 4 KiB to 64 MiB, {count / seconds:,.0f} a second")
+            print(*report.check(), sep="\n", flush=True)
 
 
 def soak_connections(count: int, aborts: int) -> None:
@@ -206,6 +209,8 @@ def main() -> int:
     parser.add_argument("--connections", type=int, default=CONNECTIONS, metavar="N", help="[%(default)s]")
     parser.add_argument("--aborts", type=int, default=ABORTS, metavar="N", help="[%(default)s]")
     args = parser.parse_args()
+    logging.disable(logging.WARNING)  # each connection that is torn off has its line
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # a wake-up across two CPUs takes longer than a mapping
     try:
         soak_pairs(args.pairs)
         soak_connections(args.connections, args.aborts)
