@@ -269,7 +269,7 @@ class Caller:
         if not line.running or line.socket is None or not line.lock.acquire(False):
             return UNSENT
         try:
-            mapping = self._table.exact(shm_offset, len)
+            mapping = self._table.exact(shm_offset, len) if _are_ints(shm_offset, len) else None
             if mapping is None:
                 return UNSENT
             epoch = self.epoch
@@ -312,7 +312,8 @@ class Caller:
         """SHMEM_UNMAP for each (shm_offset, len) of `ranges`: as `map_many`."""
         taken: list[Mapping] = []
         for shm_offset, length in ranges:
-            if (mapping := self._table.exact(shm_offset, length)) is None:
+            mapping = self._table.exact(shm_offset, length) if _are_ints(shm_offset, length) else None
+            if mapping is None:
                 break
             taken.append(mapping)
             self._remove(mapping)
@@ -332,6 +333,8 @@ class Caller:
 
     def _is_plain(self, shm_offset: int, len: int, fd_offset: int) -> bool:
         """The region takes the mapping, as far as numbers say."""
+        if not _are_ints(shm_offset, len, fd_offset):
+            return False
         if len <= 0 or shm_offset < 0 or fd_offset < 0 or (shm_offset | len | fd_offset) & (PAGE - 1):
             return False
         if shm_offset + len > self._size or fd_offset + len >= END_OF_FILE_OFFSETS:
@@ -360,6 +363,11 @@ class Caller:
                     return statuses
                 statuses.append(status)
         return statuses
+
+
+def _are_ints(*values: object) -> bool:
+    """All are ints, and nothing else that could be made one."""
+    return all(isinstance(value, int) for value in values)
 
 
 def new_server(sock: socket.socket, windows: dict[int, AnyCore]) -> AnyServer:

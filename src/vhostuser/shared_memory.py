@@ -179,8 +179,10 @@ class SharedMemory:
         return LocalProtocolError("SHMEM_UNMAP names a mapping twice", request="SHMEM_UNMAP")
 
     def _body(self, shm_offset: int, len: int, fd_offset: int = 0, flags: int = 0) -> Mmap:
-        """The payload; LocalProtocolError if a number does not fit into 64 bits."""
+        """The payload; LocalProtocolError if a number does not fit into 64 bits, TypeError if it is none."""
         for field, value in (("shm_offset", shm_offset), ("len", len), ("fd_offset", fd_offset)):
+            if not isinstance(value, int):
+                raise TypeError(f"{field} must be an int, not {type(value).__name__}")
             if not 0 <= value < 1 << 64:
                 raise LocalProtocolError(f"SHMEM_MAP {field} {value} is not between 0 and 2^64", field=field, value=value)
         return Mmap(self.shmid, fd_offset, shm_offset, len, flags)

@@ -5,6 +5,7 @@ Both handle what is entirely right, and nothing else. Whatever is not, a wrong f
 table, a signal, goes to Python as it came: `Server.take` and `Line.take` give the bytes and fds that were read.
 """
 
+from cpython.long cimport PyLong_Check
 from libc.errno cimport EAGAIN, EBADF, EINTR, EMFILE, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
@@ -411,6 +412,17 @@ cdef class Line:
         return ack.header.request == request and ack.header.flags == ANSWER and ack.header.size == 8
 
 
+cdef bint number(object value, uint64_t *result):
+    """Take an int of 64 bits, and nothing else that could be made one."""
+    if not PyLong_Check(value):
+        return False
+    try:
+        result[0] = value
+    except OverflowError:
+        return False
+    return True
+
+
 cdef class Caller:
     """The back-end's map and unmap of one region."""
 
@@ -425,11 +437,14 @@ cdef class Caller:
     def __init__(self, Line line, uint8_t shmid, uint64_t size, MappingTable table, Quota quota):
         self.line, self.shmid, self.size, self.table, self.quota = line, shmid, size, table, quota
 
-    def map(self, int fd, uint64_t shm_offset, uint64_t len, uint64_t fd_offset, bint writable):
+    def map(self, int fd, start, size, file_start, bint writable):
         """SHMEM_MAP: the status that came back, UNSENT (ask Python), REST (`Line.take`) or STALE (a reset came between)."""
         cdef vhu_request request
+        cdef uint64_t shm_offset = 0, len = 0, fd_offset = 0
         cdef long epoch = self.epoch
         cdef int status
+        if not number(start, &shm_offset) or not number(size, &len) or not number(file_start, &fd_offset):
+            return UNSENT
         if not self.line.running or self.line.fd < 0 or not self.line.lock.acquire(False):
             return UNSENT
         try:
@@ -450,11 +465,14 @@ cdef class Caller:
         finally:
             self.line.lock.release()
 
-    def unmap(self, uint64_t shm_offset, uint64_t len):
+    def unmap(self, start, size):
         """SHMEM_UNMAP: as `map`."""
         cdef vhu_request request
+        cdef uint64_t shm_offset = 0, len = 0
         cdef long epoch = self.epoch
         cdef int status
+        if not number(start, &shm_offset) or not number(size, &len):
+            return UNSENT
         if not self.line.running or self.line.fd < 0 or not self.line.lock.acquire(False):
             return UNSENT
         try:
@@ -480,19 +498,18 @@ cdef class Caller:
         """
         cdef int total = len(requests), at = 0, done
         cdef long epoch = self.epoch
-        cdef uint64_t shm_offset, length, fd_offset
+        cdef uint64_t shm_offset = 0, length = 0, fd_offset = 0
         cdef bint writable
-        try:
-            for request in requests:
-                shm_offset, length, fd_offset, writable = request[1], request[2], request[3], request[4]
-                if not plain_range(self.size, shm_offset, length) or not plain_file(fd_offset, length):
-                    break
-                if not self.table.fits(shm_offset, length) or not take(&self.quota.count):
-                    break
-                self.table.add(shm_offset, length, fd_offset, writable, False)
-                at += 1
-        except (OverflowError, TypeError):
-            pass
+        for request in requests:
+            if not number(request[1], &shm_offset) or not number(request[2], &length) or not number(request[3], &fd_offset):
+                break
+            if not plain_range(self.size, shm_offset, length) or not plain_file(fd_offset, length):
+                break
+            if not self.table.fits(shm_offset, length) or not take(&self.quota.count):
+                break
+            writable = request[4]
+            self.table.add(shm_offset, length, fd_offset, writable, False)
+            at += 1
         if at < total:
             self.take_back(requests, 0, at)
             return None
@@ -511,19 +528,15 @@ cdef class Caller:
         """SHMEM_UNMAP for each (shm_offset, len) of `ranges`: as `map_many`."""
         cdef int total = len(ranges), at = 0
         cdef long epoch = self.epoch
-        cdef uint64_t shm_offset, length
+        cdef uint64_t shm_offset = 0, length = 0
         known = []
-        try:
-            for each in ranges:
-                shm_offset, length = each
-                mapping = self.table.exact(shm_offset, length)
-                if mapping is None:
-                    break
-                self.table.drop(shm_offset, length)
-                known.append(mapping)
-                at += 1
-        except (OverflowError, TypeError, ValueError):
-            pass
+        for start, size in ranges:
+            mapping = self.table.exact(start, size) if number(start, &shm_offset) and number(size, &length) else None
+            if mapping is None:
+                break
+            self.table.drop(shm_offset, length)
+            known.append(mapping)
+            at += 1
         statuses = self.exchange(SHMEM_UNMAP, [(None, *each, 0, 0) for each in ranges], None) if at == total else None
         if epoch == self.epoch:
             for at in range(len(known)):
