@@ -118,13 +118,14 @@ class Stage:
         self.proofs += 1
         put(f"   {self._painted(GREEN, 'ok')} {text}")
 
-    def region(self, frontend: Frontend) -> None:
-        """The region as the kernel has it, which has to be what the front-end believes."""
+    def region(self, frontend: Frontend, count: int) -> None:
+        """The region as the kernel has it, which has to be what the front-end believes: `count` mappings."""
         region = frontend.shm[0]
         mapped = areas(region.address, region.size)
         put(f"   {bar(region.address, region.size, mapped, colour=self._colour)}")
         kernel = [(area.start - region.address, area.end - area.start, area.offset, area.writable) for area in mapped]
-        self.check(kernel == list(region.mappings), f"the kernel has what the front-end believes: {len(kernel)} mappings")
+        holds = kernel == list(region.mappings) and len(kernel) == count
+        self.check(holds, f"the kernel has what the front-end believes: {len(kernel)} mappings")
 
     def _painted(self, colour: int, text: str) -> str:
         return f"\033[{colour}m{text}\033[0m" if self._colour else text
@@ -160,12 +161,12 @@ class Demonstration(Frontend):
         self.share_memory(1 << 20)
         self.queue = self.start_queue(0, size=64)
         self.stage.check(self.shm[0].size == REGION, f"the back-end has a region 0 of {in_units(REGION)}")
-        self.stage.region(self)
+        self.stage.region(self, 0)
 
     def map_photo(self) -> None:
         """A read-only mapping."""
         self.stage.check(self.ask(f"map {PHOTO} {PHOTO_AT:#x} ro") == "done", "the device has its answer")
-        self.stage.region(self)
+        self.stage.region(self, 1)
 
     def no_copy(self) -> None:
         """The same memory, not the same bytes twice."""
@@ -199,7 +200,7 @@ class Demonstration(Frontend):
     def map_notes(self) -> None:
         """A read-write mapping, and a write."""
         self.stage.check(self.ask(f"map {NOTES} {NOTES_AT:#x} rw") == "done", "the device has its answer")
-        self.stage.region(self)
+        self.stage.region(self, 2)
         self.shm[0].write(NOTES_AT, b"written by the driver")
         with open(self.path(NOTES), "rb") as file:
             written = file.read(21) == b"written by the driver"
@@ -215,7 +216,7 @@ class Demonstration(Frontend):
     def unmap_photo(self) -> None:
         """A whole mapping goes."""
         self.stage.check(self.ask(f"unmap {PHOTO_AT:#x} {SIZES[PHOTO]:#x}") == "done", "the device has its answer")
-        self.stage.region(self)
+        self.stage.region(self, 1)
         refusal = _fault(lambda: self.shm[0].read(PHOTO_AT, 1))
         self.stage.check(bool(refusal), f"reading there is refused: {refusal}")
 
@@ -227,12 +228,12 @@ class Demonstration(Frontend):
         self.stage.check("refused" in answer, "the device was told no")
         self.stage.check(any("overlaps" in reason for reason in self.reasons), "because the two overlap")
         self.stage.check(self.shm[0].mappings == before, "what was mapped before still is")
-        self.stage.region(self)
+        self.stage.region(self, 1)
 
     def begin_anew(self) -> None:
         """A reset takes everything."""
         self.reset()
-        self.stage.region(self)
+        self.stage.region(self, 0)
         self.stage.check(not self.shm[0].mappings, "nothing is mapped any more")
 
 

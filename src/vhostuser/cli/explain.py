@@ -9,15 +9,16 @@ from typing import Final
 
 from ..limited_log import printable
 from ..protocol.dialects import DIALECTS, RELEASED, Dialect, meanings
-from ..protocol.numbers import ADVISED, REQUIRES, ProtocolFeature, VhostFeature
+from ..protocol.numbers import ADVISED, REQUIRES, ProtocolFeature, VhostFeature, protocol_feature_names
 from ..protocol.rules import RULES, Channel, Gate, PayloadType, Rule
-from ..virtio.numbers import Feature
+from ..virtio.numbers import Feature, feature_names
 from .arguments import Parser, number
 from .decode import layout_of, shown
 from .outcome import CommandError, Exit, put
 from .raw import Meaning, raw_bytes, raw_meanings
 
 PROGRAM: Final = "vhu explain"
+_HIGHEST_BIT: Final = 63
 _PREFIXES: Final = (
     "VHOST_USER_PROTOCOL_F_",
     "VHOST_USER_BACKEND_",
@@ -34,7 +35,7 @@ def explain(arguments: list[str]) -> int:
     """Run `vhu explain`; its exit code."""
     parser = Parser(PROGRAM, "Say what a message, a feature bit, a request number or the bytes of a message mean.")
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    what = "a name (SHMEM_MAP), a bit or request number (22, 0x16), or the bytes of a message in hexadecimal (12 or more)"
+    what = "a name (SHMEM_MAP), a bit or request number (22, 0x16), a mask of features, or a message's bytes in hexadecimal"
     parser.add_argument("query", nargs="+", metavar="NAME|BIT|HEX", help=what)
     options = parser.parse_args(arguments)
     query = " ".join(options.query)
@@ -67,6 +68,8 @@ def _numbered(value: int) -> Iterator[Meaning]:
     for dialect in DIALECTS.values():
         if not dialect.speakable and value in (dialect.map_id, dialect.unmap_id, dialect.config_id):
             yield _dialect_request(dialect, value)
+    if _HIGHEST_BIT < value < 1 << 64:
+        yield _mask(value)
 
 
 def _named(query: str) -> Iterator[Meaning]:
@@ -100,6 +103,15 @@ def _unknown(query: str) -> CommandError:
         f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "try: SHMEM_MAP, 22, or 12 bytes in hexadecimal"
     )
     return CommandError(f"nothing is known by {query[:80]!a}", advice, Exit.USAGE)
+
+
+def _mask(value: int) -> Meaning:
+    return {
+        "kind": "64 feature bits",
+        "name": hex(value),
+        "virtio_features": sorted(feature_names(value)),
+        "protocol_features": sorted(protocol_feature_names(value)),
+    }
 
 
 def _virtio_name(bit: int) -> str | None:
@@ -215,12 +227,12 @@ def _entry(key: str, value: object) -> Iterator[str]:
     if isinstance(value, Mapping) and "fields" in value:
         sizes = value.get("sizes")
         size = f", {' to '.join(map(str, sizes))} bytes" if isinstance(sizes, list) else ""
-        yield f"  {key + ':':16}{value['name']}{size}"
+        yield f"  {key + ': ':18}{value['name']}{size}"
         for field in value["fields"]:
             yield f"    {field['offset']:4}  {field['type']:8} {field['name']}" + (
                 f" = {field['value']}" if "value" in field else ""
             )
     elif isinstance(value, list):
-        yield f"  {key + ':':16}{', '.join(shown(each) for each in value)}"
+        yield f"  {key + ': ':18}{', '.join(shown(each) for each in value)}"
     else:
-        yield f"  {key + ':':16}{'none' if value is None else shown(value)}"
+        yield f"  {key + ': ':18}{'none' if value is None else shown(value)}"
