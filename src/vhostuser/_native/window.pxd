@@ -33,7 +33,6 @@ cdef class MappingTable:
     cdef bint grow(self) noexcept nogil
     cdef uint32_t locate(self, uint64_t offset) noexcept nogil
     cdef Entry *at(self, uint32_t place) noexcept nogil
-    cdef object mapping(self, uint32_t place)
     cdef void acquire(self) noexcept nogil
     cdef void release(self) noexcept nogil
 

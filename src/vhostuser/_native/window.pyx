@@ -5,7 +5,7 @@ the way through Python, where the same checks have their texts. So each rule has
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memmove
 
 from ..protocol.regions import Mapping
@@ -21,6 +21,7 @@ cdef extern from *:
     """
     #include <sys/mman.h>
     #include <sys/stat.h>
+    #include <sys/vfs.h>
     #include <fcntl.h>
     #ifndef F_GET_SEALS
     #define F_GET_SEALS 1034
@@ -28,8 +29,15 @@ cdef extern from *:
     #endif
     static inline void *vhu_move(void *from, size_t len, void *to)
     { return mremap(from, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, to); }
+    /* On hugetlbfs the kernel rounds a length up, and would map and move more than was asked for. */
+    static inline int vhu_huge(int fd)
+    { struct statfs s; return fstatfs(fd, &s) != 0 || (uint32_t)s.f_type == 0x958458f6u; }
     static inline int vhu_holds(int fd, unsigned long long end)
-    { struct stat s; return fstat(fd, &s) == 0 && S_ISREG(s.st_mode) && end <= (unsigned long long)s.st_size; }
+    {
+        struct stat s;
+        return fstat(fd, &s) == 0 && S_ISREG(s.st_mode) && end <= (unsigned long long)s.st_size
+            && !(s.st_blksize > 4096 && vhu_huge(fd));
+    }
     static inline int vhu_sealed(int fd)
     { int seals = fcntl(fd, F_GET_SEALS); return seals > 0 && (seals & F_SEAL_SHRINK); }
     static inline long vhu_add(long *value, long step) { return __atomic_add_fetch(value, step, __ATOMIC_RELAXED); }
@@ -96,6 +104,11 @@ cdef void give(Count *count) noexcept nogil:
     while count != NULL:
         vhu_add(&count.used, -1)
         count = count.parent
+
+
+cdef object mapping_of(Entry *entry):
+    """An entry for Python. Never while a table is held: this runs Python code, which may let another thread run."""
+    return Mapping(entry.start, entry.len, entry.fd_offset, bool(entry.writable))
 
 
 cdef class MappingTable:
@@ -188,35 +201,44 @@ cdef class MappingTable:
         self.order[self.used] = gone
         return True
 
-    cdef object mapping(self, uint32_t place):
-        cdef Entry *entry = self.at(place)
-        return Mapping(entry.start, entry.len, entry.fd_offset, bool(entry.writable))
-
     def overlapping(self, offset, len):
         found = self.covering(offset, len) if len else []
         return found[0] if found else None
 
     def exact(self, uint64_t offset, uint64_t len):
+        cdef Entry entry
         cdef bint found
         self.acquire()
         found = self.has(offset, len)
-        result = self.mapping(self.locate(offset)) if found else None
+        if found:
+            entry = self.at(self.locate(offset))[0]
         self.release()
-        return result
+        return mapping_of(&entry) if found else None
 
     def covering(self, offset, len):
         cdef uint64_t start = offset, end
-        cdef uint32_t place
+        cdef uint32_t first, last, at
+        cdef Entry *entries = NULL
         end = min(offset + len, 0xFFFFFFFFFFFFFFFF)
-        result = []
         self.acquire()
-        place = self.locate(start)
-        if place and self.at(place - 1).start + self.at(place - 1).len > start:
-            place -= 1
-        while place < self.used and self.at(place).start < end:
-            result.append(self.mapping(place))
-            place += 1
+        first = self.locate(start)
+        if first and self.at(first - 1).start + self.at(first - 1).len > start:
+            first -= 1
+        last = max(first, self.locate(end))
+        if last > first:
+            entries = <Entry *>malloc((last - first) * sizeof(Entry))
+        if entries != NULL:
+            for at in range(last - first):
+                entries[at] = self.at(first + at)[0]
         self.release()
+        if last > first and entries == NULL:
+            raise MemoryError("no memory for a copy of the mappings")
+        result = []
+        try:
+            for at in range(last - first):
+                result.append(mapping_of(&entries[at]))
+        finally:
+            free(entries)
         return result
 
     def insert(self, mapping, *, sealed=False):
@@ -263,7 +285,7 @@ cdef bint plain_range(uint64_t size, uint64_t shm_offset, uint64_t len) noexcept
 
 cdef bint plain_file(uint64_t fd_offset, uint64_t len) noexcept nogil:
     """The range of a file starts at a page and ends where files can."""
-    return not fd_offset & PAGE_MASK and fd_offset < (1ULL << 62) and len < (1ULL << 62)
+    return not fd_offset & PAGE_MASK and fd_offset < (1ULL << 63) and len < (1ULL << 63) - fd_offset
 
 
 cdef class WindowCore:
