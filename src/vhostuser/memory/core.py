@@ -14,7 +14,17 @@ from typing import Final
 
 from ..protocol.numbers import END_OF_FILE_OFFSETS, MAP_RW, PAGE
 from ..protocol.regions import Mapping, MappingTable, Quota
-from .mapping import FAILED, MAP_FIXED, MREMAP_FIXED, MREMAP_MAYMOVE, RESERVED, sys_mmap, sys_mremap, sys_munmap
+from .mapping import (
+    FAILED,
+    MAP_FIXED,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    RESERVED,
+    has_huge_pages,
+    sys_mmap,
+    sys_mremap,
+    sys_munmap,
+)
 
 F_GET_SEALS: Final = 1034
 F_SEAL_SHRINK: Final = 2
@@ -50,6 +60,8 @@ class WindowCore:
         except OSError:
             return False
         if S_IFMT(status.st_mode) != S_IFREG or end > status.st_size:
+            return False
+        if status.st_blksize > PAGE and has_huge_pages(fd):
             return False
         scratch = sys_mmap(None, len, _PROT[flags], self._flags, fd, fd_offset)
         if scratch == FAILED:

@@ -17,6 +17,7 @@ MREMAP_MAYMOVE: Final = 1
 MREMAP_FIXED: Final = 2
 RESERVED: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
 FAILED: Final = ctypes.c_void_p(-1).value
+HUGETLBFS_MAGIC: Final = 0x958458F6
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _size, _address = ctypes.c_size_t, ctypes.c_void_p
@@ -26,6 +27,8 @@ sys_mremap = _libc.mremap
 sys_mremap.argtypes, sys_mremap.restype = (_address, _size, _size, ctypes.c_int, _address), _address
 sys_munmap = _libc.munmap
 sys_munmap.argtypes = (_address, _size)
+_fstatfs = _libc.fstatfs
+_fstatfs.argtypes = (ctypes.c_int, _address)
 
 
 class _Span(ctypes.Structure):
@@ -86,6 +89,12 @@ def place(address: int, len: int, fd: int, offset: int, prot: int, *, populate: 
         sys_munmap(scratch, len)
         restore(address, len)
         raise error
+
+
+def has_huge_pages(fd: int) -> bool:
+    """The file is on hugetlbfs: the kernel rounds lengths up there, and maps and moves more than was asked for."""
+    status = (ctypes.c_long * 64)()  # larger than struct statfs, whose first field is the file system's type
+    return _fstatfs(fd, ctypes.addressof(status)) != 0 or status[0] & 0xFFFFFFFF == HUGETLBFS_MAGIC
 
 
 def map_file(fd: int, len: int, offset: int, *, writable: bool = True) -> memoryview:

@@ -125,6 +125,9 @@ def _check_file(fd: int, request: Mmap) -> None:
         kind = stat.filemode(status.st_mode)[0]
         text = f"SHMEM_MAP fd is no regular file or memfd (type {kind!r})"
         raise RemoteProtocolError(text, request="SHMEM_MAP", field="fd", value=kind, limit="a regular file or memfd")
+    if memory.has_huge_pages(fd):
+        text = "SHMEM_MAP fd is on hugetlbfs, whose pages are larger than a region's"
+        raise RemoteProtocolError(text, request="SHMEM_MAP", field="fd", value="hugetlbfs", limit="pages of 4096 bytes")
     end = request.fd_offset + request.len
     if end > status.st_size:
         raise RemoteProtocolError(
