@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import errno
+import fcntl
 import os
 import select
 import socket
@@ -118,7 +119,7 @@ class Server:
             return TAKE
         if control:
             payload = control[0][2]
-            if data == _MAP_HEADER and len(payload) == _ONE_FD.size and control[0][:2] == _RIGHTS and len(control) == 1:
+            if data == _MAP_HEADER and len(payload) == _ONE_FD.size and control[0][:2] == _RIGHTS and len(control) == 1 and not flags & _CTRUNC:
                 return self._map(_ONE_FD.unpack(payload)[0])
         elif data == _UNMAP_HEADER and not flags & _CTRUNC:
             return self._unmap()
@@ -245,12 +246,15 @@ class Caller:
         self._line, self._shmid, self._size, self._table, self._quota = line, shmid, size, table, quota
 
     def map(self, fd: int, shm_offset: int, len: int, fd_offset: int, writable: bool) -> int:
-        """SHMEM_MAP: the status that came back, UNSENT (ask the long way), REST (`Line.take`) or STALE (reset meanwhile)."""
-        line = self._line
+        """SHMEM_MAP: the status that came back, UNSENT (ask the long way), REST or STALE (reset meanwhile).
+
+        With REST the lock stays held: `Line.take` says what came, and nobody may change the channel before.
+        """
+        line, status = self._line, UNSENT
         if not line.running or line.socket is None or not line.lock.acquire(False):
             return UNSENT
         try:
-            if fd < 0 or not self._is_plain(shm_offset, len, fd_offset) or self._quota.exhausted():
+            if not _is_sendable(fd) or not self._is_plain(shm_offset, len, fd_offset) or self._quota.exhausted():
                 return UNSENT
             epoch, flags = self.epoch, 1 if writable else 0
             if status := line.ask(_MAP, (self._shmid, fd_offset, shm_offset, len, flags), fd) or line.answer(_MAP):
@@ -261,11 +265,12 @@ class Caller:
             self.maps += 1
             return 0
         finally:
-            line.lock.release()
+            if status != REST:
+                line.lock.release()
 
     def unmap(self, shm_offset: int, len: int) -> int:
         """SHMEM_UNMAP: as `map`."""
-        line = self._line
+        line, status = self._line, UNSENT
         if not line.running or line.socket is None or not line.lock.acquire(False):
             return UNSENT
         try:
@@ -281,7 +286,8 @@ class Caller:
             self.unmaps += 1
             return 0
         finally:
-            line.lock.release()
+            if status != REST:
+                line.lock.release()
 
     def map_many(self, requests: Sequence[MapRow], files: list[int]) -> list[int] | None:
         """SHMEM_MAP for each of `requests` with its fd of `files`, for SharedMemory, which holds the lock.
@@ -363,6 +369,14 @@ class Caller:
                     return statuses
                 statuses.append(status)
         return statuses
+
+
+def _is_sendable(fd: int) -> bool:
+    """It is an fd, and of no path only (O_PATH), which would cost QEMU 11.1 its channel."""
+    try:
+        return not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH
+    except (OSError, ValueError):
+        return False
 
 
 def _are_ints(*values: object) -> bool:

@@ -12,7 +12,7 @@ from . import plain
 from .errors import DeadlineExpired, Disconnected, LocalProtocolError, RemoteProtocolError, VhostUserError
 from .protocol.framing import Frame, request_frame
 from .protocol.layout import Payload
-from .protocol.numbers import BackendRequest
+from .protocol.numbers import BackendRequest, ProtocolFeature
 from .protocol.payloads import U64
 from .protocol.rules import BACKEND
 from .protocol.rules import Channel as Side
@@ -49,8 +49,10 @@ class Port:
 
     def update(self) -> None:
         """The session has moved."""
-        self._running = self._session is not None and self._session.state.running
-        self.line.running = self._running
+        state = self._session.state if self._session else None
+        self._running = state is not None and state.running
+        agreed = state is not None and state.has(ProtocolFeature.SHMEM) and state.has(ProtocolFeature.REPLY_ACK)
+        self.line.running = self._running and agreed
 
     def connect(self, session: Session) -> None:
         """A front-end is there; it has not given its channel yet."""

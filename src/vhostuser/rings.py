@@ -91,10 +91,13 @@ class Vring:
             return self._files["kick"].fileno() if "kick" in self._files else None
 
     def take_kick(self, fd: int) -> None:
-        """Reset the kick that was seen on `fd`, if it still is this ring's."""
+        """Reset the kick that was seen on `fd`, if it still is this ring's. QueueBroken if it can't be read."""
         with self._files_lock:
             if "kick" in self._files and self._files["kick"].fileno() == fd:
-                drain(fd)
+                try:
+                    drain(fd)
+                except OSError as error:
+                    raise QueueBroken(f"its kick can't be read: {error.strerror}") from None
 
     def signal(self, name: str) -> None:
         """Set the eventfd `call` or `err`, if there is one; one that is full is as good as set."""
@@ -232,7 +235,11 @@ class Rings:
                 vring = kicks[fd]
                 if not vring.active:
                     return
-                vring.take_kick(fd)
+                try:
+                    vring.take_kick(fd)
+                except QueueBroken as error:
+                    self._break(vring, error)
+                    return
                 self._work(vring)
 
     def _work(self, vring: Vring) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -104,7 +105,7 @@ class SharedMemory:
         with self._port.lock:
             self._check_running(MAP)
             for fd in files:
-                os.fstat(fd)
+                _check_sendable(fd)
             epoch = self._epoch
             statuses = self._caller.map_many(rows, files)
             if statuses is None:
@@ -134,8 +135,10 @@ class SharedMemory:
     def _failure(self, request: BackendRequest, status: int) -> Exception | None:
         """The exception for a result of the plain way that is no status of the peer."""
         if status == REST:
-            with self._port.lock:
+            try:
                 return self._port.lose(request)
+            finally:
+                self._port.lock.release()
         return _stale(request) if status == STALE else None
 
     def _check_running(self, request: BackendRequest) -> None:
@@ -186,6 +189,15 @@ class SharedMemory:
             if not 0 <= value < 1 << 64:
                 raise LocalProtocolError(f"SHMEM_MAP {field} {value} is not between 0 and 2^64", field=field, value=value)
         return Mmap(self.shmid, fd_offset, shm_offset, len, flags)
+
+
+def _check_sendable(fd: int) -> None:
+    """OSError unless it is an fd; LocalProtocolError if it is of a path only, which costs QEMU 11.1 its channel."""
+    if fd < 0:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH:
+        text = f"SHMEM_MAP fd {fd} is open for its path only (O_PATH): open the file for reading"
+        raise LocalProtocolError(text, request="SHMEM_MAP", field="fd", value=fd, limit="open for reading")
 
 
 def _settle(results: list[RequestFailed | None]) -> None:

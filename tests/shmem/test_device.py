@@ -137,6 +137,14 @@ def test_sh12_an_fd_that_is_closed_is_refused_here(pair: Pair) -> None:
     assert pair.frontend.counters.messages == 0
 
 
+def test_sh12_an_fd_of_a_path_only_is_refused_here(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(PAGE))
+    with OwnedFd(os.open(tmp_path / "file", os.O_PATH)) as file, sparse_file(PAGE) as good:
+        refused_here(pair, map_at(file, 0, PAGE), "for its path only (O_PATH)")
+        rows = [MapRequest(good, 0, PAGE), MapRequest(file, PAGE, PAGE)]
+        refused_here(pair, lambda device: device.shm[0].map_many(rows), "for its path only (O_PATH)")
+
+
 def test_sh15_a_read_only_fd_is_not_mapped_read_write(pair: Pair, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(PAGE))
     with OwnedFd(os.open(tmp_path / "file", os.O_RDONLY)) as file:

@@ -170,12 +170,11 @@ def test_what_the_protocol_forbids_is_not_sent(tmp_path: Path, order: dict[str, 
         assert machine.stderr == ""
 
 
-@pytest.mark.xfail(reason="an O_PATH fd is not refused here before it is sent")
 def test_a_path_only_fd_does_not_cost_the_channel(tmp_path: Path) -> None:
     """QEMU 11.1 closes the back-end channel on an O_PATH fd."""
     content = make_file(tmp_path / "file", PAGE)
     with running() as (machine, puppet):
-        with pytest.raises(Refused):
+        with pytest.raises(Refused, match=r"LocalProtocolError: SHMEM_MAP fd .* for its path only"):
             puppet.call("map_fd", path=str(tmp_path / "file"), flags=os.O_PATH, shm_offset=0, len=PAGE)
         puppet.call("map", path=str(tmp_path / "file"), shm_offset=0, len=PAGE)
         assert machine.read_shm(0, 0, PAGE) == content

@@ -14,7 +14,11 @@ from .window cimport MappingTable, Quota, WindowCore, give, plain_file, plain_ra
 
 cdef extern from *:
     """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
     #include <errno.h>
+    #include <fcntl.h>
     #include <poll.h>
     #include <string.h>
     #include <sys/socket.h>
@@ -50,6 +54,10 @@ cdef extern from *:
         }
         return got;
     }
+
+    /* Is it an fd that may be sent? One of O_PATH costs QEMU 11.1 its channel. */
+    static inline int vhu_sendable(int fd)
+    { int flags = fcntl(fd, F_GETFL); return flags >= 0 && !(flags & O_PATH); }
 
     static inline void vhu_prepare(struct msghdr *message, struct iovec *part, char *control, vhu_request *request, int fd)
     {
@@ -130,6 +138,7 @@ cdef extern from *:
     enum: POLLIN, MSG_DONTWAIT, MSG_NOSIGNAL, VHU_FDS, VHU_BATCH
     int poll(pollfd *fds, unsigned long count, int timeout) nogil
     ssize_t vhu_receive(int sock, void *data, size_t want, int flags, int *fds, int *count, int *truncated) nogil
+    int vhu_sendable(int fd) nogil
     ssize_t vhu_send_request(int sock, vhu_request *request, int fd) nogil
     int vhu_send_requests(int sock, vhu_request *requests, int *fds, int count) nogil
     ssize_t recv(int sock, void *data, size_t size, int flags) nogil
@@ -433,22 +442,26 @@ cdef class Caller:
     cdef uint64_t size
     cdef public long epoch
     cdef readonly long maps, unmaps
+    cdef uint64_t refusal
 
     def __init__(self, Line line, uint8_t shmid, uint64_t size, MappingTable table, Quota quota):
         self.line, self.shmid, self.size, self.table, self.quota = line, shmid, size, table, quota
 
     def map(self, int fd, start, size, file_start, bint writable):
-        """SHMEM_MAP: the status that came back, UNSENT (ask Python), REST (`Line.take`) or STALE (a reset came between)."""
+        """SHMEM_MAP: the status that came back, UNSENT (ask Python), REST or STALE (a reset came between).
+
+        With REST the lock stays held: `Line.take` says what came, and nobody may change the channel before.
+        """
         cdef vhu_request request
         cdef uint64_t shm_offset = 0, len = 0, fd_offset = 0
         cdef long epoch = self.epoch
-        cdef int status
+        cdef int status = UNSENT
         if not number(start, &shm_offset) or not number(size, &len) or not number(file_start, &fd_offset):
             return UNSENT
         if not self.line.running or self.line.fd < 0 or not self.line.lock.acquire(False):
             return UNSENT
         try:
-            if fd < 0 or not plain_range(self.size, shm_offset, len) or not plain_file(fd_offset, len):
+            if not vhu_sendable(fd) or not plain_range(self.size, shm_offset, len) or not plain_file(fd_offset, len):
                 return UNSENT
             if not self.table.fits(shm_offset, len) or not take(&self.quota.count):
                 return UNSENT
@@ -461,16 +474,17 @@ cdef class Caller:
                 self.maps += 1
             else:
                 give(&self.quota.count)
-            return status
+            return self.refusal if status > 0 else status
         finally:
-            self.line.lock.release()
+            if status != REST:
+                self.line.lock.release()
 
     def unmap(self, start, size):
         """SHMEM_UNMAP: as `map`."""
         cdef vhu_request request
         cdef uint64_t shm_offset = 0, len = 0
         cdef long epoch = self.epoch
-        cdef int status
+        cdef int status = UNSENT
         if not number(start, &shm_offset) or not number(size, &len):
             return UNSENT
         if not self.line.running or self.line.fd < 0 or not self.line.lock.acquire(False):
@@ -487,9 +501,10 @@ cdef class Caller:
                 self.table.drop(shm_offset, len)
                 give(&self.quota.count)
                 self.unmaps += 1
-            return status
+            return self.refusal if status > 0 else status
         finally:
-            self.line.lock.release()
+            if status != REST:
+                self.line.lock.release()
 
     def map_many(self, list requests, list files):
         """SHMEM_MAP for each of `requests` (MapRequest) with its fd of `files`, for SharedMemory, which holds the lock.
@@ -538,13 +553,14 @@ cdef class Caller:
             known.append(mapping)
             at += 1
         statuses = self.exchange(SHMEM_UNMAP, [(None, *each, 0, 0) for each in ranges], None) if at == total else None
-        if epoch == self.epoch:
-            for at in range(len(known)):
-                if statuses is None or at >= len(statuses) or statuses[at]:
-                    self.table.insert(known[at])
-                else:
-                    give(&self.quota.count)
-                    self.unmaps += 1
+        for at in range(len(known)):
+            if epoch != self.epoch:
+                give(&self.quota.count)  # a reset counts out what is in the table, and these were not
+            elif statuses is None or at >= len(statuses) or statuses[at]:
+                self.table.insert(known[at])
+            else:
+                give(&self.quota.count)
+                self.unmaps += 1
         return statuses
 
     cdef void take_back(self, list requests, int start, int end):
@@ -590,7 +606,6 @@ cdef class Caller:
     cdef int call(self, vhu_request *request, int fd) noexcept nogil:
         """Send, wait, and return the status."""
         cdef ssize_t sent = vhu_send_request(self.line.fd, request, fd)
-        cdef uint64_t status
         if sent < 0 and errno == EBADF:
             return UNSENT
         if sent != sizeof(vhu_request):
@@ -598,6 +613,6 @@ cdef class Caller:
             return REST
         if self.line.answers(1) != 1 or not self.line.is_answer(0, request.header.request):
             return REST
-        status = (<vhu_ack *>self.line.data).status
+        self.refusal = (<vhu_ack *>self.line.data).status
         self.line.size = 0
-        return 1 if status > 0x7FFFFFFF else <int>status
+        return self.refusal != 0

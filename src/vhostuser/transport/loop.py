@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import threading
@@ -69,12 +70,14 @@ class Poller:
 
 
 def drain(fd: int) -> bool:
-    """Reset an eventfd of whoever made it, blocking or not; whether it was set."""
+    """Reset an eventfd of whoever made it, blocking or not; whether it was set. OSError if it can't be read."""
     ready = select.poll()
     ready.register(fd, select.POLLIN)
     if not ready.poll(0):
         return False
     try:
-        return bool(os.read(fd, 8))
+        if os.read(fd, 8):
+            return True
     except BlockingIOError:
         return False
+    raise OSError(errno.EPIPE, "it has ended")
