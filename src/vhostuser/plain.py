@@ -119,7 +119,13 @@ class Server:
             return TAKE
         if control:
             payload = control[0][2]
-            if data == _MAP_HEADER and len(payload) == _ONE_FD.size and control[0][:2] == _RIGHTS and len(control) == 1 and not flags & _CTRUNC:
+            if (
+                data == _MAP_HEADER
+                and len(payload) == _ONE_FD.size
+                and control[0][:2] == _RIGHTS
+                and len(control) == 1
+                and not flags & _CTRUNC
+            ):
                 return self._map(_ONE_FD.unpack(payload)[0])
         elif data == _UNMAP_HEADER and not flags & _CTRUNC:
             return self._unmap()
