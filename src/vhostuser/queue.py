@@ -49,10 +49,14 @@ class Queue:
         """
         ring = self._running()
         mark = self._memory.mark()
-        readable = self._memory.take(len(request)) if request else 0
-        writable = self._memory.take(reply_size) if reply_size else 0
-        self._memory.view[readable : readable + len(request)] = request
-        head = ring.add([(readable, len(request))] if request else [], [(writable, reply_size)] if reply_size else [])
+        try:
+            readable = self._memory.take(len(request)) if request else 0
+            writable = self._memory.take(reply_size) if reply_size else 0
+            self._memory.view[readable : readable + len(request)] = request
+            head = ring.add([(readable, len(request))] if request else [], [(writable, reply_size)] if reply_size else [])
+        except (MemoryError, BufferError):
+            self._memory.release(mark)
+            raise
         os.eventfd_write(self.kick.fileno(), 1)
         written = self._wait(head, timeout)
         answer = bytes(self._memory.view[writable : writable + min(written, reply_size)])

@@ -76,6 +76,10 @@ class Vring:
             self.queue, self._settled = SplitQueue(*place, base=self.queue.base), place
         return self.queue
 
+    def unsettle(self) -> None:
+        """Let go of the memory table in which the queue lay."""
+        self._settled = None
+
     def replace(self, name: str, fd: OwnedFd | None) -> None:
         """Put another eventfd (`kick`, `call` or `err`) in place, or none; the old one is closed."""
         with self._files_lock:
@@ -164,6 +168,7 @@ class Rings:
         self.pause(index)
         vring = self.vrings[index]
         queue, vring.queue, vring.moved, vring.broken = vring.queue, None, None, False
+        vring.unsettle()
         return queue.base if queue else 0
 
     def pause(self, index: int) -> None:

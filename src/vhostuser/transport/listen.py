@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import stat
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from ..errors import DeadlineExpired, VhostUserError
 
 LONGEST_PATH: Final = 107
 SYSTEMD_FIRST_FD: Final = 3
+CONNECT_TIMEOUT: Final = 5
+"""Seconds that a connection may wait for room in the queue of a listener that is busy."""
 
 
 class AddressError(VhostUserError):
@@ -32,7 +35,9 @@ def connect(path: str | os.PathLike[str], *, wait: float = 0.0) -> socket.socket
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", CONNECT_TIMEOUT, 0))
             sock.connect(name)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, 0))
             return sock
         except OSError as error:
             sock.close()
@@ -165,4 +170,6 @@ def _words(error: OSError) -> str:
 def _advice(error: OSError) -> str:
     if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
         return "try: start the back-end first, or check the path"
+    if error.errno == errno.EAGAIN:
+        return "try: end the front-end that it serves now"
     return ""
