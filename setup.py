@@ -9,7 +9,7 @@ def extensions() -> list[Extension]:
         from Cython.Build import cythonize
     except ImportError:
         return []
-    names = ("window", "channel")
+    names = ("window", "server", "caller")
     modules = [
         Extension(
             f"vhostuser._native.{name}",

@@ -11,7 +11,8 @@ from typing import Protocol
 from .counters import Counters
 from .errors import DeadlineExpired, Disconnected, ProtocolError, RemoteProtocolError
 from .memory.table import AnyCore
-from .plain import EXPIRED, NOT_TAKEN, AnyServer, new_server
+from .plain.choice import AnyServer, new_server
+from .plain.frames import EXPIRED, NOT_TAKEN
 from .protocol.framing import reply_frame
 from .protocol.numbers import ProtocolFeature
 from .protocol.payloads import U64

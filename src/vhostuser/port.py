@@ -8,8 +8,8 @@ import threading
 from collections.abc import Sequence
 from typing import Final
 
-from . import plain
 from .errors import DeadlineExpired, Disconnected, LocalProtocolError, RemoteProtocolError, VhostUserError
+from .plain.choice import new_line
 from .protocol.framing import Frame, request_frame
 from .protocol.layout import Payload
 from .protocol.numbers import BackendRequest, ProtocolFeature
@@ -35,7 +35,7 @@ class Port:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.line = plain.new_line(self.lock)
+        self.line = new_line(self.lock)
         """The same for requests that are plain."""
         self._session: Session | None = None
         self._channel: Channel | None = None

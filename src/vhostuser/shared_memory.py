@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from .errors import LocalProtocolError, RequestFailed
 from .memory.table import AnyQuota, new_table
-from .plain import REST, STALE, UNSENT, new_caller
+from .plain.choice import new_caller
+from .plain.frames import REST, STALE, UNSENT
 from .port import Port
 from .protocol.numbers import MAP_RW, BackendRequest
 from .protocol.payloads import Mmap

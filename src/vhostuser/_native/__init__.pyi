@@ -1,4 +1,5 @@
-from . import channel as channel
+from . import caller as caller
+from . import server as server
 from . import window as window
 
 accelerated: bool

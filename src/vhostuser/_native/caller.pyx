@@ -1,8 +1,7 @@
-"""SHMEM_MAP and SHMEM_UNMAP, compiled, on both sides: the loop that receives, checks, maps and acknowledges; and the call
-that checks, sends and waits for its acknowledgement.
+"""The device's end of the back-end channel, compiled: the call that checks, sends and waits for its acknowledgement.
 
-Both handle what is entirely right, and nothing else. Whatever is not, a wrong field, another request, half a message, a full
-table, a signal, goes to Python as it came: `Server.take` and `Line.take` give the bytes and fds that were read.
+It handles what is entirely right, and nothing else: what is not it leaves unsent, and what comes instead of an acknowledgement
+`Line.take` gives to Python as it came.
 """
 
 from cpython.long cimport PyLong_Check
@@ -10,51 +9,11 @@ from libc.errno cimport EAGAIN, EBADF, EINTR, EMFILE, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from .window cimport MappingTable, Quota, WindowCore, give, plain_file, plain_range, take
+from .window cimport MappingTable, Quota, give, plain_file, plain_range, take
+from .wire cimport *
 
 cdef extern from *:
     """
-    #ifndef _GNU_SOURCE
-    #define _GNU_SOURCE
-    #endif
-    #include <errno.h>
-    #include <fcntl.h>
-    #include <poll.h>
-    #include <string.h>
-    #include <sys/socket.h>
-    #include <time.h>
-    #include <unistd.h>
-
-    #define VHU_FDS 253
-    #define VHU_BATCH 64
-
-    typedef struct { uint32_t request, flags, size; } vhu_header;
-    typedef struct { uint8_t shmid, padding[7]; uint64_t fd_offset, shm_offset, len, flags; } vhu_mmap;
-    typedef struct { vhu_header header; vhu_mmap body; } __attribute__((packed)) vhu_request;
-    typedef struct { vhu_header header; uint64_t status; } __attribute__((packed)) vhu_ack;
-
-    /* Read at most `want` bytes and the fds with them; *truncated says that fds were lost. */
-    static inline ssize_t vhu_receive(int sock, void *data, size_t want, int flags, int *fds, int *count, int *truncated)
-    {
-        union { struct cmsghdr align; char room[CMSG_SPACE(VHU_FDS * sizeof(int))]; } control;
-        struct iovec part = { data, want };
-        struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1,
-                                  .msg_control = &control, .msg_controllen = sizeof(control) };
-        ssize_t got = recvmsg(sock, &message, flags | MSG_CMSG_CLOEXEC);
-        *count = 0;
-        *truncated = got >= 0 && (message.msg_flags & MSG_CTRUNC);
-        if (got < 0 || message.msg_controllen == 0)
-            return got;
-        for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
-            if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-                continue;
-            int here = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-            memcpy(fds + *count, CMSG_DATA(c), here * sizeof(int));
-            *count += here;
-        }
-        return got;
-    }
-
     /* Is it an fd that may be sent? One of O_PATH costs QEMU 11.1 its channel. */
     static inline int vhu_sendable(int fd)
     { int flags = fcntl(fd, F_GETFL); return flags >= 0 && !(flags & O_PATH); }
@@ -116,225 +75,16 @@ cdef extern from *:
                 return i;
         return sent;
     }
-
-    static inline double vhu_now(void)
-    { struct timespec t; clock_gettime(CLOCK_MONOTONIC_COARSE, &t); return t.tv_sec + t.tv_nsec * 1e-9; }
     """
-    ctypedef struct vhu_header:
-        uint32_t request, flags, size
-    ctypedef struct vhu_mmap:
-        uint8_t shmid
-        uint8_t padding[7]
-        uint64_t fd_offset, shm_offset, len, flags
-    ctypedef struct vhu_request:
-        vhu_header header
-        vhu_mmap body
-    ctypedef struct vhu_ack:
-        vhu_header header
-        uint64_t status
-    cdef struct pollfd:
-        int fd
-        short events, revents
-    enum: POLLIN, MSG_DONTWAIT, MSG_NOSIGNAL, VHU_FDS, VHU_BATCH
-    int poll(pollfd *fds, unsigned long count, int timeout) nogil
-    ssize_t vhu_receive(int sock, void *data, size_t want, int flags, int *fds, int *count, int *truncated) nogil
     int vhu_sendable(int fd) nogil
     ssize_t vhu_send_request(int sock, vhu_request *request, int fd) nogil
     int vhu_send_requests(int sock, vhu_request *requests, int *fds, int count) nogil
-    ssize_t recv(int sock, void *data, size_t size, int flags) nogil
-    ssize_t send(int sock, const void *data, size_t size, int flags) nogil
-    int close(int fd) nogil
-    double vhu_now() nogil
-
-cdef enum:
-    SHMEM_MAP = 9
-    SHMEM_UNMAP = 10
-    PLAIN = 0x1
-    ASKING = 0x9
-    ANSWER = 0x5
-    HEADER_SIZE = 12
-    BODY_SIZE = 40
-    ACK_SIZE = 20
-    MOST_OTHERS = 8
-
-cdef enum Step:
-    HANDLED
-    EMPTY
-    FOR_PYTHON
 
 cpdef enum:
-    # What Server.run returns instead of an fd.
-    EXPIRED = -1
-    TAKE = -2
-    NOT_TAKEN = -3
     # What Caller.map and Caller.unmap return instead of a status.
     UNSENT = -11
     REST = -12
     STALE = -13
-
-
-cdef class Server:
-    """The front-end's receiving loop on the back-end channel."""
-
-    cdef int fd
-    cdef void *cores[256]
-    cdef list kept
-    cdef uint8_t data[52]
-    cdef int size
-    cdef int fds[253]
-    cdef int count
-    cdef int truncated
-    cdef vhu_ack acks[64]
-    cdef int due
-    cdef bint streaming
-    cdef uint32_t turn
-    cdef readonly long messages, sent_acks, maps, unmaps
-
-    def __init__(self, sock, dict windows):
-        self.fd = sock.fileno()
-        self.kept = list(windows.values())
-        for shmid, core in windows.items():
-            self.cores[<int>shmid] = <void *><WindowCore?>core
-
-    def run(self, others, double seconds):
-        """Answer requests until one of the fds `others` is readable, and return it.
-
-        EXPIRED after `seconds` (negative: never), TAKE if something is there for `take`, NOT_TAKEN if the back-end does not
-        take its acknowledgements.
-        """
-        cdef pollfd watched[MOST_OTHERS + 1]
-        cdef int count = len(others), result, at = 0
-        if count > MOST_OTHERS:
-            raise ValueError("more fds than the loop can watch")
-        for other in others:
-            watched[at].fd, watched[at].events = other, POLLIN
-            at += 1
-        watched[count].fd, watched[count].events = self.fd, POLLIN
-        with nogil:
-            result = self.loop(watched, count, seconds)
-        return result
-
-    def take(self):
-        """The bytes and fd numbers that were read and not handled, and whether fds were lost with them."""
-        data, fds = self.data[:self.size], [self.fds[at] for at in range(self.count)]
-        truncated = self.truncated != 0
-        self.size = self.count = self.truncated = 0
-        return data, fds, truncated
-
-    cdef int loop(self, pollfd *watched, int count, double seconds) noexcept nogil:
-        cdef double deadline = vhu_now() + seconds
-        cdef double left = seconds
-        cdef int ready, at
-        while True:
-            ready = poll(watched, count + 1, -1 if seconds < 0 else <int>(left * 1000 + 0.999))
-            if ready < 0:
-                return TAKE
-            if watched[count].revents:
-                if self.serve() == FOR_PYTHON:
-                    return TAKE
-                if not self.flush():
-                    return NOT_TAKEN
-            else:
-                for at in range(count):
-                    if watched[at].revents:
-                        return watched[at].fd
-            if seconds >= 0:
-                left = deadline - vhu_now()
-                if left <= 0:
-                    return self.ready_now(watched, count)
-
-    cdef int ready_now(self, pollfd *watched, int count) noexcept nogil:
-        """The deadline has passed: what is ready at this moment still counts."""
-        cdef int at
-        poll(watched, count, 0)
-        for at in range(count):
-            if watched[at].revents:
-                return watched[at].fd
-        return EXPIRED
-
-    cdef Step serve(self) noexcept nogil:
-        """Handle one request, and those behind it if the back-end sends them without waiting.
-
-        To find out costs a system call. So it is tried at every fourth message only, until it was worth it.
-        """
-        cdef Step step = self.one()
-        self.turn += 1
-        if not self.streaming and self.turn & 3:
-            return step
-        while step == HANDLED:
-            if self.due == VHU_BATCH and not self.flush():
-                return HANDLED
-            step = self.one()
-            self.streaming = step == HANDLED
-        if step == FOR_PYTHON:
-            self.flush()
-        return HANDLED if step == EMPTY else step
-
-    cdef Step one(self) noexcept nogil:
-        cdef vhu_request *request = <vhu_request *>self.data
-        cdef ssize_t got = vhu_receive(
-            self.fd, self.data, HEADER_SIZE, MSG_DONTWAIT, self.fds, &self.count, &self.truncated
-        )
-        self.size = <int>got if got > 0 else 0
-        if got < 0:
-            return EMPTY if errno == EAGAIN else FOR_PYTHON
-        if got != HEADER_SIZE or self.truncated or request.header.size != BODY_SIZE:
-            return FOR_PYTHON
-        if request.header.flags != PLAIN and request.header.flags != ASKING:
-            return FOR_PYTHON
-        if self.count != (request.header.request == SHMEM_MAP):
-            return FOR_PYTHON
-        if request.header.request != SHMEM_MAP and request.header.request != SHMEM_UNMAP:
-            return FOR_PYTHON
-        got = recv(self.fd, self.data + HEADER_SIZE, BODY_SIZE, MSG_DONTWAIT)
-        if got > 0:
-            self.size += <int>got
-        if got != BODY_SIZE or not self.perform(request):
-            return FOR_PYTHON
-        self.messages += 1
-        if request.header.flags == ASKING:
-            self.acknowledge(request.header.request)
-        self.size = self.count = 0
-        return HANDLED
-
-    cdef bint perform(self, vhu_request *request) noexcept nogil:
-        cdef void *core = self.cores[request.body.shmid]
-        if core == NULL:
-            return False
-        if request.header.request == SHMEM_UNMAP:
-            if not (<WindowCore>core).lift(request.body.shm_offset, request.body.len):
-                return False
-            self.unmaps += 1
-            return True
-        if not (<WindowCore>core).place(
-            self.fds[0], request.body.shm_offset, request.body.len, request.body.fd_offset, request.body.flags
-        ):
-            return False
-        close(self.fds[0])
-        self.maps += 1
-        return True
-
-    cdef void acknowledge(self, uint32_t request) noexcept nogil:
-        cdef vhu_ack *ack = &self.acks[self.due]
-        ack.header.request, ack.header.flags, ack.header.size = request, ANSWER, 8
-        ack.status = 0
-        self.due += 1
-
-    cdef bint flush(self) noexcept nogil:
-        """Send the acknowledgements that are due; false if the back-end does not take them."""
-        cdef uint8_t *at = <uint8_t *>self.acks
-        cdef ssize_t left = self.due * ACK_SIZE, sent
-        self.sent_acks += self.due
-        self.due = 0
-        while left > 0:
-            sent = send(self.fd, at, left, MSG_NOSIGNAL)
-            if sent < 0:
-                if errno == EINTR:
-                    continue
-                return errno != EAGAIN
-            at += sent
-            left -= sent
-        return True
 
 
 cdef class Line:
@@ -344,9 +94,9 @@ cdef class Line:
     cdef public bint running
     cdef double seconds
     cdef readonly object lock
-    cdef uint8_t data[64 * 20]
+    cdef uint8_t data[BATCH * ACK_SIZE]
     cdef int size
-    cdef int fds[253]
+    cdef int fds[MOST_FDS]
     cdef int count
     cdef int error
 
@@ -573,11 +323,11 @@ cdef class Caller:
     cdef list exchange(self, uint32_t number, list rows, list files):
         """Send requests, some at a time, and read their answers; fewer statuses if the channel is lost."""
         cdef int total = len(rows), done = 0, batch, at, sent, got
-        cdef int fds[64]
-        cdef vhu_request requests[64]
+        cdef int fds[BATCH]
+        cdef vhu_request requests[BATCH]
         statuses = []
         while done < total:
-            batch = min(total - done, VHU_BATCH)
+            batch = min(total - done, BATCH)
             for at in range(batch):
                 row = rows[done + at]
                 self.fill(&requests[at], number, row[1], row[2], row[3], 1 if row[4] else 0)

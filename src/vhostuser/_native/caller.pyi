@@ -2,28 +2,12 @@ from collections.abc import Sequence
 from socket import socket
 from threading import Lock
 
-from ..plain import MapRow
-from .window import MappingTable, Quota, WindowCore
+from ..plain.caller import MapRow
+from .window import MappingTable, Quota
 
-EXPIRED: int
-TAKE: int
-NOT_TAKEN: int
 UNSENT: int
 REST: int
 STALE: int
-
-class Server:
-    def __init__(self, sock: socket, windows: dict[int, WindowCore]) -> None: ...
-    @property
-    def messages(self) -> int: ...
-    @property
-    def sent_acks(self) -> int: ...
-    @property
-    def maps(self) -> int: ...
-    @property
-    def unmaps(self) -> int: ...
-    def run(self, others: Sequence[int], seconds: float) -> int: ...
-    def take(self) -> tuple[bytes, list[int], bool]: ...
 
 class Line:
     running: bool

@@ -1,0 +1,189 @@
+"""The front-end's end of the back-end channel, compiled: the loop that receives, checks, maps and acknowledges.
+
+It handles what is entirely right, and nothing else. Whatever is not, a wrong field, another request, half a message, a full
+table, a signal, goes to Python as it came: `Server.take` gives the bytes and fds that were read.
+"""
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint8_t, uint32_t
+
+from .window cimport WindowCore
+from .wire cimport *
+
+cdef enum:
+    MOST_OTHERS = 8
+
+cdef enum Step:
+    HANDLED
+    EMPTY
+    FOR_PYTHON
+
+cpdef enum:
+    # What Server.run returns instead of an fd.
+    EXPIRED = -1
+    TAKE = -2
+    NOT_TAKEN = -3
+
+
+cdef class Server:
+    """The front-end's receiving loop on the back-end channel."""
+
+    cdef int fd
+    cdef void *cores[256]
+    cdef list kept
+    cdef uint8_t data[52]
+    cdef int size
+    cdef int fds[MOST_FDS]
+    cdef int count
+    cdef int truncated
+    cdef vhu_ack acks[BATCH]
+    cdef int due
+    cdef bint streaming
+    cdef uint32_t turn
+    cdef readonly long messages, sent_acks, maps, unmaps
+
+    def __init__(self, sock, dict windows):
+        self.fd = sock.fileno()
+        self.kept = list(windows.values())
+        for shmid, core in windows.items():
+            self.cores[<int>shmid] = <void *><WindowCore?>core
+
+    def run(self, others, double seconds):
+        """Answer requests until one of the fds `others` is readable, and return it.
+
+        EXPIRED after `seconds` (negative: never), TAKE if something is there for `take`, NOT_TAKEN if the back-end does not
+        take its acknowledgements.
+        """
+        cdef pollfd watched[MOST_OTHERS + 1]
+        cdef int count = len(others), result, at = 0
+        if count > MOST_OTHERS:
+            raise ValueError("more fds than the loop can watch")
+        for other in others:
+            watched[at].fd, watched[at].events = other, POLLIN
+            at += 1
+        watched[count].fd, watched[count].events = self.fd, POLLIN
+        with nogil:
+            result = self.loop(watched, count, seconds)
+        return result
+
+    def take(self):
+        """The bytes and fd numbers that were read and not handled, and whether fds were lost with them."""
+        data, fds = self.data[:self.size], [self.fds[at] for at in range(self.count)]
+        truncated = self.truncated != 0
+        self.size = self.count = self.truncated = 0
+        return data, fds, truncated
+
+    cdef int loop(self, pollfd *watched, int count, double seconds) noexcept nogil:
+        cdef double deadline = vhu_now() + seconds
+        cdef double left = seconds
+        cdef int ready, at
+        while True:
+            ready = poll(watched, count + 1, -1 if seconds < 0 else <int>(left * 1000 + 0.999))
+            if ready < 0:
+                return TAKE
+            if watched[count].revents:
+                if self.serve() == FOR_PYTHON:
+                    return TAKE
+                if not self.flush():
+                    return NOT_TAKEN
+            else:
+                for at in range(count):
+                    if watched[at].revents:
+                        return watched[at].fd
+            if seconds >= 0:
+                left = deadline - vhu_now()
+                if left <= 0:
+                    return self.ready_now(watched, count)
+
+    cdef int ready_now(self, pollfd *watched, int count) noexcept nogil:
+        """The deadline has passed: what is ready at this moment still counts."""
+        cdef int at
+        poll(watched, count, 0)
+        for at in range(count):
+            if watched[at].revents:
+                return watched[at].fd
+        return EXPIRED
+
+    cdef Step serve(self) noexcept nogil:
+        """Handle one request, and those behind it if the back-end sends them without waiting.
+
+        To find out costs a system call. So it is tried at every fourth message only, until it was worth it.
+        """
+        cdef Step step = self.one()
+        self.turn += 1
+        if not self.streaming and self.turn & 3:
+            return step
+        while step == HANDLED:
+            if self.due == BATCH and not self.flush():
+                return HANDLED
+            step = self.one()
+            self.streaming = step == HANDLED
+        if step == FOR_PYTHON:
+            self.flush()
+        return HANDLED if step == EMPTY else step
+
+    cdef Step one(self) noexcept nogil:
+        cdef vhu_request *request = <vhu_request *>self.data
+        cdef ssize_t got = vhu_receive(
+            self.fd, self.data, HEADER_SIZE, MSG_DONTWAIT, self.fds, &self.count, &self.truncated
+        )
+        self.size = <int>got if got > 0 else 0
+        if got < 0:
+            return EMPTY if errno == EAGAIN else FOR_PYTHON
+        if got != HEADER_SIZE or self.truncated or request.header.size != BODY_SIZE:
+            return FOR_PYTHON
+        if request.header.flags != PLAIN and request.header.flags != ASKING:
+            return FOR_PYTHON
+        if self.count != (request.header.request == SHMEM_MAP):
+            return FOR_PYTHON
+        if request.header.request != SHMEM_MAP and request.header.request != SHMEM_UNMAP:
+            return FOR_PYTHON
+        got = recv(self.fd, self.data + HEADER_SIZE, BODY_SIZE, MSG_DONTWAIT)
+        if got > 0:
+            self.size += <int>got
+        if got != BODY_SIZE or not self.perform(request):
+            return FOR_PYTHON
+        self.messages += 1
+        if request.header.flags == ASKING:
+            self.acknowledge(request.header.request)
+        self.size = self.count = 0
+        return HANDLED
+
+    cdef bint perform(self, vhu_request *request) noexcept nogil:
+        cdef void *core = self.cores[request.body.shmid]
+        if core == NULL:
+            return False
+        if request.header.request == SHMEM_UNMAP:
+            if not (<WindowCore>core).lift(request.body.shm_offset, request.body.len):
+                return False
+            self.unmaps += 1
+            return True
+        if not (<WindowCore>core).place(
+            self.fds[0], request.body.shm_offset, request.body.len, request.body.fd_offset, request.body.flags
+        ):
+            return False
+        close(self.fds[0])
+        self.maps += 1
+        return True
+
+    cdef void acknowledge(self, uint32_t request) noexcept nogil:
+        cdef vhu_ack *ack = &self.acks[self.due]
+        ack.header.request, ack.header.flags, ack.header.size = request, ANSWER, 8
+        ack.status = 0
+        self.due += 1
+
+    cdef bint flush(self) noexcept nogil:
+        """Send the acknowledgements that are due; false if the back-end does not take them."""
+        cdef uint8_t *at = <uint8_t *>self.acks
+        cdef ssize_t left = self.due * ACK_SIZE, sent
+        self.sent_acks += self.due
+        self.due = 0
+        while left > 0:
+            sent = send(self.fd, at, left, MSG_NOSIGNAL)
+            if sent < 0:
+                if errno == EINTR:
+                    continue
+                return errno != EAGAIN
+            at += sent
+            left -= sent
+        return True

@@ -1,0 +1,142 @@
+"""A front-end's receiving loop on the back-end channel: the twin of `_native.server`."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from collections.abc import Sequence
+
+from ..memory.core import WindowCore
+from ..protocol.numbers import HEADER_SIZE
+from .frames import (
+    ACK_SIZE,
+    BODY,
+    CONTROL,
+    CTRUNC,
+    DONTWAIT,
+    EXPIRED,
+    MAP,
+    MAP_HEADER,
+    NOSIGNAL,
+    NOT_TAKEN,
+    ONE_FD,
+    RECEIVE,
+    RIGHTS,
+    TAKE,
+    UNMAP,
+    UNMAP_HEADER,
+    YES,
+    fds_in,
+)
+
+
+class Server:
+    """A front-end's receiving loop on the back-end channel."""
+
+    def __init__(self, sock: socket.socket, windows: dict[int, WindowCore]) -> None:
+        self.messages = self.sent_acks = self.maps = self.unmaps = 0
+        self._fd, self._windows = sock.fileno(), windows
+        self._receive, self._recv, self._send = sock.recvmsg, sock.recv, sock.send
+        self._data, self._truncated = b"", False
+        self._fds: list[int] = []
+        self._poll = select.poll()
+        self._watched: tuple[int, ...] = ()
+
+    def run(self, others: Sequence[int], seconds: float) -> int:
+        """Answer requests until one of the fds `others` is readable, and return it.
+
+        EXPIRED after `seconds` (negative: never), TAKE if something is there for `take`, NOT_TAKEN if the back-end does not
+        take its acknowledgements.
+        """
+        poll, own = self._watch(others).poll, self._fd
+        deadline, left = time.monotonic() + seconds, seconds
+        while True:
+            ready = poll(None if seconds < 0 else left * 1000)
+            if not ready:
+                return EXPIRED
+            if ready[-1][0] == own or any(fd == own for fd, _ in ready):
+                if result := self._one():
+                    return result
+            else:
+                return ready[0][0]
+            if seconds >= 0 and (left := deadline - time.monotonic()) <= 0:
+                return next((fd for fd, _ in poll(0) if fd != own), EXPIRED)
+
+    def take(self) -> tuple[bytes, list[int], bool]:
+        """The bytes and fd numbers that were read and not handled, and whether fds were lost with them."""
+        rest = self._data, self._fds, self._truncated
+        self._data, self._fds, self._truncated = b"", [], False
+        return rest
+
+    def _watch(self, others: Sequence[int]) -> select.poll:
+        wanted = (*others, self._fd)
+        if wanted != self._watched:
+            self._poll, self._watched = select.poll(), wanted
+            for fd in wanted:
+                self._poll.register(fd, select.POLLIN)
+        return self._poll
+
+    def _one(self) -> int:
+        """Handle one request: 0, or what `run` returns for it."""
+        try:
+            data, control, flags, _ = self._receive(HEADER_SIZE, CONTROL, RECEIVE)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            return TAKE
+        if control:
+            payload = control[0][2]
+            if (
+                data == MAP_HEADER
+                and len(payload) == ONE_FD.size
+                and control[0][:2] == RIGHTS
+                and len(control) == 1
+                and not flags & CTRUNC
+            ):
+                return self._map(ONE_FD.unpack(payload)[0])
+        elif data == UNMAP_HEADER and not flags & CTRUNC:
+            return self._unmap()
+        self._data, self._fds, self._truncated = data, fds_in(control), bool(flags & CTRUNC)
+        return TAKE
+
+    def _map(self, fd: int) -> int:
+        body = self._body()
+        if len(body) == BODY.size:
+            shmid, fd_offset, shm_offset, length, flags = BODY.unpack(body)
+            window = self._windows.get(shmid)
+            if window and window.map(fd, shm_offset, length, fd_offset, flags):
+                os.close(fd)
+                self.maps += 1
+                return self._acknowledge(MAP)
+        self._data, self._fds = MAP_HEADER + body, [fd]
+        return TAKE
+
+    def _unmap(self) -> int:
+        body = self._body()
+        if len(body) == BODY.size:
+            shmid, _, shm_offset, length, _ = BODY.unpack(body)
+            window = self._windows.get(shmid)
+            if window and window.unmap(shm_offset, length):
+                self.unmaps += 1
+                return self._acknowledge(UNMAP)
+        self._data = UNMAP_HEADER + body
+        return TAKE
+
+    def _body(self) -> bytes:
+        try:
+            return self._recv(BODY.size, DONTWAIT)
+        except OSError:
+            return b""
+
+    def _acknowledge(self, request: int) -> int:
+        self.messages += 1
+        self.sent_acks += 1
+        try:
+            sent = self._send(YES[request], NOSIGNAL)
+        except BlockingIOError:
+            return NOT_TAKEN
+        except OSError:
+            return TAKE
+        return 0 if sent == ACK_SIZE else NOT_TAKEN
