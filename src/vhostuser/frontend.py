@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType, TracebackType
@@ -85,6 +86,7 @@ class Frontend:
         self.shm: Mapping[int, SharedRegion] = MappingProxyType({})
         """The shared memory regions by shmid."""
         self._session = Session(Role.FRONTEND, State(rings=(Ring(),)), dialect=dialect)
+        self._lock = threading.RLock()
         self._channel = Channel(sock, partial_timeout=partial_timeout, reply_timeout=reply_timeout)
         self._answering = Answering(self._session, self)
         self._driving = Driving(self._channel, self._session, self._answering)
@@ -231,10 +233,11 @@ class Frontend:
 
         LocalProtocolError if it is not allowed now (nothing is sent), RequestFailed if the back-end says no.
         """
+        self._enter()
         try:
             return self._driving.request(request, body, fds)
         finally:
-            self._drop_if_lost()
+            self._leave()
 
     def serve(self, timeout: float | None = None) -> None:
         """Answer the back-end's requests for `timeout` seconds, or until it goes (Disconnected)."""
@@ -245,16 +248,26 @@ class Frontend:
         return self._wait([fd.fileno()], deadline)
 
     def _wait(self, others: Sequence[int], deadline: float | None) -> bool:
+        self._enter()
         try:
             return self._driving.wait(others, deadline) is not None
         finally:
-            self._drop_if_lost()
+            self._leave()
 
-    def _drop_if_lost(self) -> None:
+    def _enter(self) -> None:
+        """One thread at a time waits in a front-end: two would take each other's replies."""
+        if not self._lock.acquire(blocking=False):
+            self._driving.check()
+            raise LocalProtocolError("another thread waits in this front-end; only close() may be called meanwhile")
+
+    def _leave(self) -> None:
         """What a back-end had mapped goes with the main channel."""
-        if self._driving.lost:
-            for window in self._windows.values():
-                window.reset()
+        try:
+            if self._driving.lost:
+                for window in self._windows.values():
+                    window.reset()
+        finally:
+            self._lock.release()
 
     def _negotiate(self) -> None:
         self.request(Q.GET_FEATURES)
@@ -323,8 +336,16 @@ class Frontend:
     # The end
 
     def close(self) -> None:
-        """End the connection; every mapping, queue and shared byte is given back."""
+        """End the connection; every mapping, queue and shared byte is given back.
+
+        May be called while another thread waits in this front-end: its call ends with Disconnected first.
+        """
         self._driving.lose(Disconnected("closed"))
+        self._channel.shutdown()
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
         self._channel.close()
         self._answering.close()
         for window in self._windows.values():
