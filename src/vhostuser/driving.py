@@ -44,6 +44,9 @@ class Driving:
         except (Disconnected, DeadlineExpired, ProtocolError) as error:
             self.lose(error)
             raise
+        except OSError:  # an fd is none: nothing was sent
+            self._session.state = before
+            raise
         if owed is Owed.OWN:
             return answer
         if isinstance(answer, U64) and answer.value:

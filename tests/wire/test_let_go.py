@@ -11,7 +11,7 @@ import pytest
 
 from vhostuser import AddressError
 from vhostuser.protocol.numbers import FrontendRequest as Q
-from vhostuser.protocol.payloads import VringState
+from vhostuser.protocol.payloads import U64, VringState
 from vhostuser.testing import ServedRawFrontend, wait_until
 from vhostuser.transport import listen
 
@@ -51,3 +51,13 @@ def test_an_exchange_that_finds_no_room_takes_none(attacked: Attacked) -> None:
         queue.exchange(bytes(10000), reply_size=1 << 20)
     assert frontend._memory is not None
     assert frontend._memory.free == free
+
+
+def test_a_request_with_an_fd_that_is_none_leaves_no_trace(attacked: Attacked) -> None:
+    frontend, fd = attacked.frontend, os.eventfd(0)
+    os.close(fd)
+    before = frontend._session.state
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        frontend.request(Q.SET_VRING_KICK, U64(0), [fd])
+    assert frontend._session.state == before
+    frontend.request(Q.GET_FEATURES)
