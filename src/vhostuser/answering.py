@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Final, Protocol
 
 from .counters import Counters
 from .errors import DeadlineExpired, Disconnected, ProtocolError, RemoteProtocolError
@@ -25,6 +25,8 @@ from .transport.fds import OwnedFd, close_all
 from .transport.socket import wait
 
 log = logging.getLogger(__name__)
+LONGEST_WAIT: Final = 1e6
+"""Seconds in one go: poll() counts milliseconds in an int."""
 
 
 class Handler(Protocol):
@@ -80,8 +82,12 @@ class Answering:
                 return ready
 
     def serve_waiting(self) -> None:
-        """Answer what the back-end has asked so far."""
+        """Answer what the back-end has asked so far; one that never stops asking loses its channel."""
+        deadline = time.monotonic() + (self._channel.reply_timeout if self._channel else 0)
         while self._channel and wait((self._channel,), 0):
+            if time.monotonic() > deadline:
+                self.end(RemoteProtocolError("the back-end does not stop asking", fatal=True))
+                return
             self._answer(self._channel)
 
     def end(self, error: Exception) -> None:
@@ -110,7 +116,7 @@ class Answering:
 
     def _serve_plain(self, server: AnyServer, others: Sequence[int], deadline: float | None) -> int | None:
         """Let the plain way serve; then do what it left."""
-        ready = server.run(others, -1.0 if deadline is None else max(0.0, deadline - time.monotonic()))
+        ready = server.run(others, -1.0 if deadline is None else min(LONGEST_WAIT, max(0.0, deadline - time.monotonic())))
         if ready < 0 and ready != EXPIRED and self._channel:
             self._take_over(server, self._channel, ready)
         return ready if ready >= 0 else None

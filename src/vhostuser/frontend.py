@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -116,7 +117,8 @@ class Frontend:
             try:
                 return cls(accept(listener, timeout), **options)
             finally:
-                os.unlink(path)
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
 
     # What was agreed
 

@@ -47,7 +47,6 @@ class SharedMemory:
         self._port, self._quota = port, quota
         self._maps = self._unmaps = 0
         self._table = new_table()
-        self._epoch = 0
         self._caller = new_caller(port.line, shmid, size, self._table, quota)
 
     @property
@@ -105,13 +104,15 @@ class SharedMemory:
         files = [fileno_of(request.file) for request in rows]
         with self._port.lock:
             self._check_running(MAP)
-            for fd in files:
+            for fd in set(files):
                 _check_sendable(fd)
-            epoch = self._epoch
+            epoch = self._caller.epoch
             statuses = self._caller.map_many(rows, files)
             if statuses is None:
                 raise self._explain_maps(rows)
             self._check_result(MAP, len(statuses) == len(rows), epoch)
+        if not any(statuses):
+            return [None] * statuses.__len__()
         return [self._map_result(*row) for row in zip(rows, files, statuses, strict=True)]
 
     def unmap_many(self, ranges: Sequence[tuple[int, int]]) -> list[RequestFailed | None]:
@@ -119,7 +120,7 @@ class SharedMemory:
         rows = list(ranges)
         with self._port.lock:
             self._check_running(UNMAP)
-            epoch = self._epoch
+            epoch = self._caller.epoch
             statuses = self._caller.unmap_many(rows)
             if statuses is None:
                 raise self._explain_unmaps(rows)
@@ -128,10 +129,7 @@ class SharedMemory:
 
     def forget(self) -> None:
         """The front-end has dropped every mapping, by a reset or its end. (For the Backend.)"""
-        self._epoch += 1
-        self._caller.epoch = self._epoch
-        self._quota.add(-len(self._table))
-        self._table.clear()
+        self._caller.forget()
 
     def _failure(self, request: BackendRequest, status: int) -> Exception | None:
         """The exception for a result of the plain way that is no status of the peer."""
@@ -154,7 +152,7 @@ class SharedMemory:
         """Raise if the channel was lost or the device reset while requests were under way."""
         if not whole:
             raise self._port.lose(request)
-        if epoch != self._epoch:
+        if epoch != self._caller.epoch:
             raise _stale(request)
 
     def _map_result(self, row: MapRequest, fd: int, status: int) -> RequestFailed | None:

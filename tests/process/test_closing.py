@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 
 import pytest
 
+from tests.wire.devices import Scripted
 from vhostuser import Disconnected, Frontend, LocalProtocolError
+from vhostuser.protocol.numbers import BackendRequest
 from vhostuser.protocol.numbers import FrontendRequest as Q
-from vhostuser.testing import RawBackend, wait_until
+from vhostuser.protocol.payloads import Mmap
+from vhostuser.testing import RawBackend, joined, wait_until
 
 
 class Serving(threading.Thread):
@@ -52,3 +56,30 @@ def test_a_second_thread_is_told_so_and_does_no_harm() -> None:
         assert serving.is_alive()
         frontend.close()
         serving.join(10)
+
+
+def test_a_deadline_of_years_is_a_deadline() -> None:
+    """poll() counts milliseconds in an int, which ends after 24 days."""
+    with joined(Scripted(), backend_options={"reply_timeout": 1e8}, reply_timeout=1e8) as both:
+        both.frontend.share_memory(1 << 20)
+        assert both.frontend.start_queue(0, size=16).exchange(b"ping", 4, timeout=1e8) == b"ping"
+
+
+def test_a_back_end_that_never_stops_asking_does_not_hold_up_a_reset() -> None:
+    with RawBackend() as raw, raw.frontend(reply_timeout=0.3) as frontend:
+        channel, stop = raw.channel, threading.Event()
+        channel.pump = None
+
+        def flood() -> None:
+            while not stop.is_set():
+                channel.request(BackendRequest.SHMEM_UNMAP, Mmap(0, 0, 0, 4096))
+
+        thread = threading.Thread(target=flood)
+        thread.start()
+        try:
+            for _ in range(3):
+                frontend.reset()
+        finally:
+            stop.set()
+            channel.socket.shutdown(socket.SHUT_RDWR)
+            thread.join()

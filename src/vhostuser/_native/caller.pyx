@@ -158,7 +158,7 @@ cdef class Line:
         cdef double now = vhu_now()
         if deadline[0] == 0:
             deadline[0] = now + self.seconds
-        return max(0, <int>((deadline[0] - now) * 1000 + 0.999))
+        return max(0, <int>(min(deadline[0] - now, 1e6) * 1000 + 0.999))
 
     cdef int unsent(self, int error) noexcept nogil:
         """A request did not go out whole."""
@@ -190,7 +190,7 @@ cdef class Caller:
     cdef Quota quota
     cdef uint8_t shmid
     cdef uint64_t size
-    cdef public long epoch
+    cdef readonly long epoch
     cdef readonly long maps, unmaps
     cdef uint64_t refusal
 
@@ -297,9 +297,8 @@ cdef class Caller:
         known = []
         for start, size in ranges:
             mapping = self.table.exact(start, size) if number(start, &shm_offset) and number(size, &length) else None
-            if mapping is None:
+            if mapping is None or not self.table.drop(shm_offset, length):
                 break
-            self.table.drop(shm_offset, length)
             known.append(mapping)
             at += 1
         statuses = self.exchange(SHMEM_UNMAP, [(None, *each, 0, 0) for each in ranges], None) if at == total else None
@@ -312,6 +311,12 @@ cdef class Caller:
                 give(&self.quota.count)
                 self.unmaps += 1
         return statuses
+
+    def forget(self):
+        """The front-end has dropped every mapping: requests that are under way are STALE."""
+        self.epoch += 1
+        self.quota.add(-<long>self.table.used)
+        self.table.clear()
 
     cdef void take_back(self, list requests, int start, int end):
         """Those mappings were not made after all."""

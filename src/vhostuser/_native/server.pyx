@@ -7,11 +7,12 @@ table, a signal, goes to Python as it came: `Server.take` gives the bytes and fd
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t
 
-from .window cimport WindowCore
+from .window cimport Entry, WindowCore
 from .wire cimport *
 
 cdef enum:
     MOST_OTHERS = 8
+    LONGEST = 1000000  # seconds in one poll()
 
 cdef enum Step:
     HANDLED
@@ -38,6 +39,10 @@ cdef class Server:
     cdef int truncated
     cdef vhu_ack acks[BATCH]
     cdef int due
+    cdef void *emptied
+    cdef Entry gone[BATCH]
+    cdef int gone_count
+    cdef int first_gone
     cdef bint streaming
     cdef uint32_t turn
     cdef readonly long messages, sent_acks, maps, unmaps
@@ -77,15 +82,17 @@ cdef class Server:
         cdef double deadline = vhu_now() + seconds
         cdef double left = seconds
         cdef int ready, at
+        cdef Step step
         while True:
-            ready = poll(watched, count + 1, -1 if seconds < 0 else <int>(left * 1000 + 0.999))
+            ready = poll(watched, count + 1, -1 if seconds < 0 else <int>(min(left, LONGEST) * 1000 + 0.999))
             if ready < 0:
                 return TAKE
             if watched[count].revents:
-                if self.serve() == FOR_PYTHON:
-                    return TAKE
+                step = self.serve()
                 if not self.flush():
                     return NOT_TAKEN
+                if step == FOR_PYTHON:
+                    return TAKE
             else:
                 for at in range(count):
                     if watched[at].revents:
@@ -110,16 +117,14 @@ cdef class Server:
         To find out costs a system call. So it is tried at every fourth message only, until it was worth it.
         """
         cdef Step step = self.one()
+        cdef int more = BATCH - 1
         self.turn += 1
         if not self.streaming and self.turn & 3:
             return step
-        while step == HANDLED:
-            if self.due == BATCH and not self.flush():
-                return HANDLED
+        while step == HANDLED and more:
+            more -= 1
             step = self.one()
             self.streaming = step == HANDLED
-        if step == FOR_PYTHON:
-            self.flush()
         return HANDLED if step == EMPTY else step
 
     cdef Step one(self) noexcept nogil:
@@ -154,10 +159,8 @@ cdef class Server:
         if core == NULL:
             return False
         if request.header.request == SHMEM_UNMAP:
-            if not (<WindowCore>core).lift(request.body.shm_offset, request.body.len):
-                return False
-            self.unmaps += 1
-            return True
+            return self.lift(core, request)
+        self.settle()
         if not (<WindowCore>core).place(
             self.fds[0], request.body.shm_offset, request.body.len, request.body.fd_offset, request.body.flags
         ):
@@ -165,6 +168,43 @@ cdef class Server:
         close(self.fds[0])
         self.maps += 1
         return True
+
+    cdef bint lift(self, void *core, vhu_request *request) noexcept nogil:
+        """Forget a mapping. What lies side by side is taken away by one system call, in `settle`, before anything else."""
+        cdef Entry *last = &self.gone[self.gone_count - 1]
+        if request.header.flags != ASKING or not self.streaming:
+            self.settle()
+            if not (<WindowCore>core).lift(request.body.shm_offset, request.body.len):
+                return False
+            self.unmaps += 1
+            return True
+        if self.gone_count and (core != self.emptied or request.body.shm_offset != last.start + last.len):
+            self.settle()
+        if not (<WindowCore>core).forget(request.body.shm_offset, request.body.len, &self.gone[self.gone_count]):
+            return False
+        if not self.gone_count:
+            self.emptied, self.first_gone = core, self.due
+        self.gone_count += 1
+        return True
+
+    cdef void settle(self) noexcept nogil:
+        """Take away what was forgotten. What the kernel leaves there is a mapping again, and its request was refused."""
+        cdef Entry *entry = &self.gone[0]
+        cdef Entry *last = &self.gone[self.gone_count - 1]
+        cdef int at, count = self.gone_count
+        if not count:
+            return
+        self.gone_count = 0
+        if (<WindowCore>self.emptied).restore(entry.start, last.start + last.len - entry.start):
+            self.unmaps += count
+            return
+        for at in range(count):
+            entry = &self.gone[at]
+            if (<WindowCore>self.emptied).restore(entry.start, entry.len):
+                self.unmaps += 1
+            else:
+                (<WindowCore>self.emptied).remember(entry)
+                self.acks[self.first_gone + at].status = 1
 
     cdef void acknowledge(self, uint32_t request) noexcept nogil:
         cdef vhu_ack *ack = &self.acks[self.due]
@@ -176,6 +216,7 @@ cdef class Server:
         """Send the acknowledgements that are due; false if the back-end does not take them."""
         cdef uint8_t *at = <uint8_t *>self.acks
         cdef ssize_t left = self.due * ACK_SIZE, sent
+        self.settle()
         self.sent_acks += self.due
         self.due = 0
         while left > 0:

@@ -47,4 +47,6 @@ cdef class WindowCore:
     cdef int flags
     cdef bint place(self, int fd, uint64_t shm_offset, uint64_t len, uint64_t fd_offset, uint64_t flags) noexcept nogil
     cdef bint lift(self, uint64_t shm_offset, uint64_t len) noexcept nogil
+    cdef bint forget(self, uint64_t shm_offset, uint64_t len, Entry *gone) noexcept nogil
+    cdef void remember(self, Entry *gone) noexcept nogil
     cdef bint restore(self, uint64_t shm_offset, uint64_t len) noexcept nogil

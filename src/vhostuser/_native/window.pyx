@@ -332,6 +332,28 @@ cdef class WindowCore:
         give(&self.quota.count)
         return True
 
+    cdef bint forget(self, uint64_t shm_offset, uint64_t len, Entry *gone) noexcept nogil:
+        """Take one whole mapping out of the table, into `gone`; its pages stay until `restore`."""
+        cdef bint found
+        if not plain_range(self.size, shm_offset, len):
+            return False
+        self.table.acquire()
+        found = self.table.has(shm_offset, len)
+        if found:
+            gone[0] = self.table.at(self.table.locate(shm_offset))[0]
+            self.table.drop(shm_offset, len)
+        self.table.release()
+        if found:
+            give(&self.quota.count)
+        return found
+
+    cdef void remember(self, Entry *gone) noexcept nogil:
+        """Put back what `forget` took; there is room for it in the table."""
+        take(&self.quota.count)
+        self.table.acquire()
+        self.table.add(gone.start, gone.len, gone.fd_offset, gone.writable, gone.sealed)
+        self.table.release()
+
     cdef bint restore(self, uint64_t shm_offset, uint64_t len) noexcept nogil:
         cdef int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED
         return mmap(<void *>(self.base + shm_offset), len, PROT_NONE, flags, -1, 0) != MAP_FAILED

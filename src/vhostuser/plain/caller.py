@@ -18,6 +18,7 @@ from typing import Final, TypeAlias
 from ..protocol.numbers import END_OF_FILE_OFFSETS, HEADER_SIZE, PAGE
 from ..protocol.payloads import HEADER
 from ..protocol.regions import Mapping, MappingTable, Quota
+from ..transport.socket import milliseconds
 from .frames import (
     ACK_SIZE,
     ANSWER,
@@ -84,7 +85,7 @@ class Line:
         data, deadline = b"", time.monotonic() + self.seconds
         try:
             while len(data) < ACK_SIZE and ANSWER[request].startswith(data[:HEADER_SIZE]):
-                if not self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                if not self._poll.poll(milliseconds(deadline)):
                     raise BlockingIOError(errno.EAGAIN, "no answer")
                 if self.socket is None:
                     raise OSError(0, "the end")
@@ -112,6 +113,8 @@ class Caller:
     def __init__(self, line: Line, shmid: int, size: int, table: MappingTable, quota: Quota) -> None:
         self.epoch = 0
         self.maps = self.unmaps = 0
+        self._books = threading.Lock()
+        """Held while table, quota and epoch change together: a reset comes from another thread."""
         self._line, self._shmid, self._size, self._table, self._quota = line, shmid, size, table, quota
 
     def map(self, fd: int, shm_offset: int, len: int, fd_offset: int, writable: bool) -> int:
@@ -128,10 +131,11 @@ class Caller:
             epoch, flags = self.epoch, 1 if writable else 0
             if status := line.ask(MAP, (self._shmid, fd_offset, shm_offset, len, flags), fd) or line.answer(MAP):
                 return status
-            if epoch != self.epoch:
-                return STALE
-            self._add(Mapping(shm_offset, len, fd_offset, bool(writable)))
-            self.maps += 1
+            with self._books:
+                if epoch != self.epoch:
+                    return STALE
+                self._add(Mapping(shm_offset, len, fd_offset, bool(writable)))
+                self.maps += 1
             return 0
         finally:
             if status != REST:
@@ -149,10 +153,11 @@ class Caller:
             epoch = self.epoch
             if status := line.ask(UNMAP, (self._shmid, 0, shm_offset, len, 0), -1) or line.answer(UNMAP):
                 return status
-            if epoch != self.epoch:
-                return STALE
-            self._remove(mapping)
-            self.unmaps += 1
+            with self._books:
+                if epoch != self.epoch:
+                    return STALE
+                self._remove(mapping)
+                self.unmaps += 1
             return 0
         finally:
             if status != REST:
@@ -164,19 +169,21 @@ class Caller:
         The statuses that came back, fewer if the channel was lost; None, with nothing sent, if anything is not plain.
         """
         taken: list[Mapping] = []
-        for _, shm_offset, length, fd_offset, writable in requests:
-            if not self._is_plain(shm_offset, length, fd_offset) or self._quota.exhausted():
-                break
-            taken.append(Mapping(shm_offset, length, fd_offset, bool(writable)))
-            self._add(taken[-1])
-        if len(taken) < len(requests):
-            for mapping in taken:
-                self._remove(mapping)
-            return None
-        epoch, rows = self.epoch, [(self._shmid, m.fd_offset, m.shm_offset, m.len, int(m.writable)) for m in taken]
+        with self._books:
+            epoch = self.epoch
+            for _, shm_offset, length, fd_offset, writable in requests:
+                if not self._is_plain(shm_offset, length, fd_offset) or self._quota.exhausted():
+                    break
+                taken.append(Mapping(shm_offset, length, fd_offset, bool(writable)))
+                self._add(taken[-1])
+            if len(taken) < len(requests):
+                for mapping in taken:
+                    self._remove(mapping)
+                return None
+        rows = [(self._shmid, m.fd_offset, m.shm_offset, m.len, int(m.writable)) for m in taken]
         statuses = self._exchange(MAP, rows, files)
-        if epoch == self.epoch:
-            for mapping, status in zip_longest(taken, statuses):
+        with self._books:
+            for mapping, status in zip_longest(taken, statuses) if epoch == self.epoch else ():
                 if status == 0:
                     self.maps += 1
                 else:
@@ -186,25 +193,34 @@ class Caller:
     def unmap_many(self, ranges: list[tuple[int, int]]) -> list[int] | None:
         """SHMEM_UNMAP for each (shm_offset, len) of `ranges`: as `map_many`."""
         taken: list[Mapping] = []
-        for shm_offset, length in ranges:
-            mapping = self._table.exact(shm_offset, length) if _are_ints(shm_offset, length) else None
-            if mapping is None:
-                break
-            taken.append(mapping)
-            self._remove(mapping)
-        if len(taken) < len(ranges):
-            for mapping in taken:
-                self._add(mapping)
-            return None
-        epoch, rows = self.epoch, [(self._shmid, 0, m.shm_offset, m.len, 0) for m in taken]
+        with self._books:
+            epoch = self.epoch
+            for shm_offset, length in ranges:
+                mapping = self._table.exact(shm_offset, length) if _are_ints(shm_offset, length) else None
+                if mapping is None:
+                    break
+                taken.append(mapping)
+                self._remove(mapping)
+            if len(taken) < len(ranges):
+                for mapping in taken:
+                    self._add(mapping)
+                return None
+        rows = [(self._shmid, 0, m.shm_offset, m.len, 0) for m in taken]
         statuses = self._exchange(UNMAP, rows, [-1] * len(rows))
-        if epoch == self.epoch:
-            for mapping, status in zip_longest(taken, statuses):
+        with self._books:
+            for mapping, status in zip_longest(taken, statuses) if epoch == self.epoch else ():
                 if status == 0:
                     self.unmaps += 1
                 else:
                     self._add(mapping)
         return statuses
+
+    def forget(self) -> None:
+        """The front-end has dropped every mapping: requests that are under way are STALE."""
+        with self._books:
+            self.epoch += 1
+            self._quota.add(-self._table.__len__())
+            self._table.clear()
 
     def _is_plain(self, shm_offset: int, len: int, fd_offset: int) -> bool:
         """The region takes the mapping, as far as numbers say."""

@@ -15,6 +15,8 @@ from ..protocol.numbers import MAX_FDS
 from .fds import HasFileno, OwnedFd, close_all
 
 _CONTROL_SIZE: Final = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+LONGEST_POLL: Final = 1e9
+"""Milliseconds, twelve days: poll() counts them in an int."""
 _GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ESHUTDOWN})
 
 
@@ -65,7 +67,12 @@ def wait(readers: Sequence[HasFileno | int], deadline: float | None, writers: Se
         poll.register(reader, select.POLLIN)
     for writer in writers:
         poll.register(writer, select.POLLOUT)
-    return [fd for fd, _ in poll.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000)]
+    return [fd for fd, _ in poll.poll(None if deadline is None else milliseconds(deadline))]
+
+
+def milliseconds(deadline: float) -> float:
+    """What is left until `deadline` (time.monotonic), for poll(), which takes no more than fits into an int."""
+    return min(max(0.0, deadline - time.monotonic()) * 1000, LONGEST_POLL)
 
 
 def send_all(sock: socket.socket, data: bytes, fds: Sequence[int], timeout: float, what: str) -> None:
