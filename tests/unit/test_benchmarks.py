@@ -1,0 +1,118 @@
+"""The benchmarks' own arithmetic, and a short run of each: what they print was measured, and a miss is called one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from goals import GOALS, Goal, our_pairs
+from interleave import Pair, PairFailed, Result, Spread, foreign_pairs, interleave, run_once
+from peers import time_reset
+from soak import Held, Leak, Report
+
+from vhostuser.testing import sparse_file
+
+HERE = Path(__file__).resolve().parents[2] / "benchmarks"
+TRUE = [sys.executable, "-c", "pass"]
+
+
+def prints(text: str) -> list[str]:
+    return [sys.executable, "-c", f"print({text!r})"]
+
+
+def result(name: str, *samples: float) -> Result:
+    return Result(name, Spread.of(samples), Spread.of([1.0]), samples)
+
+
+@pytest.mark.parametrize(
+    ("ours", "limit", "rate", "word"),
+    [
+        ((13, 26, 39), 1.30, False, "met   time 1.30x <= 1.30x"),
+        ((14, 26, 42), 1.30, False, "MISS  time 1.40x <= 1.30x"),
+        ((5, 10, 15), 2.0, True, "met   rate 2.00x >= 2.00x"),
+        ((6, 12, 15), 2.0, True, "MISS  rate 1.67x >= 2.00x"),
+    ],
+)
+def test_a_goal_is_met_or_missed_by_the_median_of_its_rounds(
+    ours: tuple[float, ...], limit: float, rate: bool, word: str
+) -> None:
+    samples = {"ours": result("ours", *ours), "theirs": result("theirs", 10, 20, 30)}
+    assert Goal("text", "ours", "theirs", limit, rate).line(samples) == f"  {word}  text"
+
+
+def test_a_goal_whose_peer_is_not_there_was_not_measured() -> None:
+    assert "not measured" in Goal("text", "ours", "rust", 1.0).line({"ours": result("ours", 1, 2, 3)})
+
+
+def test_every_goal_names_pairs_that_are_run() -> None:
+    named = {pair.name for pair in foreign_pairs("c", "rust", count=1, size=1, live=0) + our_pairs("c", 1)}
+    assert {goal.pair for goal in GOALS} | {goal.against for goal in GOALS} <= named
+
+
+def test_a_ratio_is_of_the_same_round() -> None:
+    rows = interleave([Pair("a", TRUE, prints("10")), Pair("b", TRUE, prints("15"))], baseline="a", rounds=3)
+    assert [row.ratio.median for row in rows] == [1.0, 1.5]
+    assert rows[1].samples == (15.0, 15.0, 15.0)
+
+
+@pytest.mark.parametrize(
+    ("pair", "text"),
+    [
+        (Pair("x", TRUE, prints("fast")), "printed 'fast"),
+        (Pair("x", TRUE, [sys.executable, "-c", "raise SystemExit(3)"]), "back-end 3"),
+        (Pair("x", [sys.executable, "-c", "raise SystemExit(4)"], prints("1")), "front-end 4"),
+        (Pair("x", TRUE, [sys.executable, "-c", "import time; time.sleep(60)"]), "not done after 0.5 s"),
+    ],
+)
+def test_a_peer_that_fails_is_an_error_and_no_number(pair: Pair, text: str) -> None:
+    with pytest.raises(PairFailed, match=text):
+        run_once(pair, cpu=max(os.sched_getaffinity(0)), deadline=0.5 if "not done" in text else 30)
+
+
+@pytest.mark.parametrize("arguments", [{"rounds": 2}, {"rounds": 0}, {"baseline": "c"}])
+def test_rounds_are_odd_and_the_baseline_is_a_pair(arguments: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"rounds|baseline"):
+        interleave([Pair("a", TRUE, prints("1"))], **{"baseline": "a", "rounds": 1} | arguments)  # type: ignore[arg-type]
+
+
+def test_our_pairs_map_and_unmap() -> None:
+    """Each of those that need no C compiler, with few mappings: it ends well and prints nanoseconds."""
+    for pair in our_pairs("c", 64):
+        if "C" not in pair.name:
+            assert run_once(pair, cpu=max(os.sched_getaffinity(0)), deadline=60) > 100
+
+
+def test_a_reset_is_timed() -> None:
+    assert 0 < time_reset(100) < 60
+
+
+# The soak
+
+
+def test_a_process_that_holds_more_is_a_leak() -> None:
+    report = Report(os.getpid(), 1 << 20)
+    assert len(list(report.check())) == 2
+    with sparse_file(1), pytest.raises(Leak, match="front-end: Held"):
+        list(report.check())
+
+
+def test_memory_that_grows_is_a_leak() -> None:
+    report = Report(os.getpid(), 1 << 20)
+    grown = bytearray(b"x" * (32 << 20))
+    with pytest.raises(Leak, match="resident memory grew by 3"):
+        list(report.check())
+    assert grown
+    assert Held.by(os.getpid()).resident > 32 << 20
+
+
+def test_a_short_soak() -> None:
+    words = [sys.executable, str(HERE / "soak.py"), "--pairs", "2000", "--connections", "20", "--aborts", "20"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("2,000 pairs of map and unmap, 4 KiB to 64 MiB, ")
+    assert lines[3].startswith("20 connections and 20 torn off, ")
+    assert sum("shared mappings as before, RSS" in line for line in lines) == 4
