@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from vhostuser.testing import is_listened_on
+
 SECONDS = 15.0
 """Longer than anything may take on a busy machine; a deadline, not a wait."""
 PAGE = 4096
@@ -71,12 +73,6 @@ def until(holds: Callable[[], object], what: str, seconds: float = SECONDS) -> N
     while not holds():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.002)
-
-
-def listens(path: Path) -> bool:
-    """Somebody listens on `path`."""
-    rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
-    return any(row[-1] == str(path) and row[3] == "00010000" for row in rows)
 
 
 class Program:
@@ -182,7 +178,7 @@ def listening(path: Path, *arguments: str) -> Program:
     """`vhu-shm --socket-path`, once it listens."""
     program = Program(words(SHM, "--socket-path", path, *arguments))
     try:
-        until(lambda: listens(path) or program.process.poll() is not None, f"it listens on {path}")
+        until(lambda: is_listened_on(path) or program.process.poll() is not None, f"it listens on {path}")
         assert program.process.poll() is None, program.said
     except BaseException:
         program.__exit__(None, None, None)

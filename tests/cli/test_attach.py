@@ -14,6 +14,7 @@ import pytest
 
 from vhostuser.protocol.framing import Frame
 from vhostuser.protocol.numbers import REPLY, VERSION
+from vhostuser.testing import is_listened_on
 
 from .programs import PAGE, SHM, Program, attach, one_line, run, serving, until, vhu, words
 
@@ -166,7 +167,7 @@ def test_p10_a_closed_output_ends_it_quietly(pair: tuple[Program, Program]) -> N
 
 def test_listen_waits_for_a_back_end(sock: Path, file: Path) -> None:
     with attach(sock, "--listen") as front, socket.socket(socket.AF_UNIX) as ours:
-        until(sock.exists, "it listens")
+        until(lambda: is_listened_on(sock), "it listens")
         ours.connect(str(sock))
         options = words(SHM, "--fd", str(ours.fileno()), *REGION, "--map", f"0:0:{file}")
         with Program(options, pass_fds=[ours.fileno()]) as back:

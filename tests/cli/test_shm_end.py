@@ -16,6 +16,7 @@ from vhostuser.errors import Disconnected
 from vhostuser.frontend import Frontend
 from vhostuser.protocol.framing import Frame
 from vhostuser.protocol.numbers import VERSION
+from vhostuser.testing import is_listened_on
 from vhostuser.transport.channel import OwnedMessage
 
 from .programs import SHM, Program, attach, listening, run, serving, until, vhu, words
@@ -174,7 +175,7 @@ def test_p10_it_serves_with_no_standard_fds_at_all(sock: Path, file: Path) -> No
 
 
 def _serves(sock: Path, back: Program) -> None:
-    until(sock.exists, "it listens")
+    until(lambda: is_listened_on(sock), "it listens")
     with vhu("attach", sock, "--json") as front:
         front.event("map")
         front.send("quit")
@@ -201,7 +202,7 @@ def test_log_lines_have_the_form_of_virtiofsd(sock: Path, file: Path) -> None:
 def test_the_log_level_is_obeyed(sock: Path, options: tuple[str, ...]) -> None:
     command = words(SHM, "--socket-path", str(sock), *REGION, *options)
     with Program(command, VHU_LOG="info" if options else "off") as back:
-        until(sock.exists, "it listens")
+        until(lambda: is_listened_on(sock), "it listens")
         with socket.socket(socket.AF_UNIX) as front:
             front.connect(str(sock))
         assert back.end() == 0

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from vhostuser.testing import is_listened_on
+
 from .programs import SHM, Program, attach, listening, one_line, run, serving, until, words
 
 REGION = ("--region", "0:64M")
@@ -152,7 +154,7 @@ def test_p12_a_connected_fd_is_served(sock: Path) -> None:
 
 def vhu_that_listens(sock: Path) -> Program:
     front = attach(sock, "--listen")
-    until(sock.exists, "attach --listen listens")
+    until(lambda: is_listened_on(sock), "attach --listen listens")
     return front
 
 
@@ -185,7 +187,7 @@ def test_without_an_address_the_socket_of_systemd_is_served(sock: Path) -> None:
 def test_p14_few_fds_are_enough(sock: Path, file: Path) -> None:
     options = ["--socket-path", str(sock), *REGION, "--map", f"0:0:{file}"]
     with Program(["sh", "-c", 'ulimit -n 64; exec "$@"', "sh", *words(SHM, *options)]) as back:
-        until(sock.exists, "it listens")
+        until(lambda: is_listened_on(sock), "it listens")
         until(lambda: run("vhostuser", "info", sock).returncode == 0, "it serves")
         assert back.end() == 0
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests.wire.devices import Scripted
 from vhostuser import Backend, Disconnected, Frontend, MapRequest
-from vhostuser.testing import BackendProcess, Served, listening, sparse_file, usage, wait_until
+from vhostuser.testing import BackendProcess, Served, is_listened_on, listening, sparse_file, usage, wait_until
 
 MANY = "tests.process.devices:Many"
 PAGE = 4096
@@ -123,7 +123,7 @@ def test_stop_ends_serving_from_any_thread(when: str) -> None:
         thread = threading.Thread(target=served.backend.serve, args=(path,))
         thread.start()
         if when == "idle":
-            wait_until(lambda: Path(path).is_socket(), "it listens")
+            wait_until(lambda: is_listened_on(path), "it listens")
         if when in ("connected", "mapping"):
             with Frontend.connect(path, wait=10) as frontend, sparse_file(PAGE) as file:
                 frontend.share_memory(1 << 20)

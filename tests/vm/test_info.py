@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from vhostuser.testing import is_listened_on
+
 from .fetch import storage_daemon_command, virtiofsd_command
 from .lab import MIB, SECONDS, python
 
@@ -27,7 +29,7 @@ def running(command: Sequence[str], path: Path) -> Iterator[subprocess.Popen[byt
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
         try:
             deadline = time.monotonic() + SECONDS
-            while not path.is_socket():
+            while not is_listened_on(path):
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"it does not listen: {os.pread(said.fileno(), 1 << 16, 0).decode(errors='replace')}")
                 time.sleep(0.005)

@@ -15,6 +15,8 @@ from typing import IO, Final
 
 import pytest
 
+from vhostuser.testing import is_listened_on
+
 from .lab import MIB, PAGE, SECONDS, TOP, check_well, make_file, python
 from .machine import QTestMachine
 
@@ -23,7 +25,6 @@ README: Final = TOP / "README.md"
 DEVICE: Final = "vhost-user-test-device-pci,virtio-id=26"
 """What the README has as `-device`, beside the chardev. QEMU warns without the configuration space below, but works."""
 QUIET_DEVICE: Final = f"{DEVICE},config_size=64"
-LISTENING: Final = "00010000"
 
 
 class Shm:
@@ -40,7 +41,7 @@ class Shm:
     def wait_listening(self, path: Path) -> None:
         """Wait until it listens."""
         deadline = time.monotonic() + SECONDS
-        while not _listens(path):
+        while not is_listened_on(path):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"vhu-shm does not listen; it has said: {self.log}")
             time.sleep(0.002)
@@ -49,11 +50,6 @@ class Shm:
         """SIGTERM, and wait; gives the exit code."""
         self.process.terminate()
         return self.process.wait(SECONDS)
-
-
-def _listens(path: Path) -> bool:
-    rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
-    return any(row[-1] == str(path) and row[3] == LISTENING for row in rows)
 
 
 @contextmanager

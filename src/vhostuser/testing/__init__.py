@@ -16,7 +16,7 @@ from .pair import Joined, Served, ServedRawFrontend, joined, listening, raw_fron
 from .process import BackendProcess
 from .raw_backend import RawBackend
 from .raw_frontend import RawFrontend
-from .usage import Usage, leaving_nothing, region_permissions, usage, wait_until
+from .usage import Usage, is_listened_on, leaving_nothing, region_permissions, usage, wait_until
 from .wire import DEADLINE, Wire
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "ServedRawFrontend",
     "Usage",
     "Wire",
+    "is_listened_on",
     "joined",
     "leaving_nothing",
     "listening",

@@ -7,14 +7,13 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple, Unpack
 
 from ..backend import Backend, BackendOptions
 from ..device import Device
 from ..frontend import Frontend, FrontendOptions
 from .raw_frontend import RawFrontend
-from .usage import wait_until
+from .usage import is_listened_on, wait_until
 from .wire import DEADLINE
 
 
@@ -36,7 +35,7 @@ class Served:
     def at(self, path: str, *, once: bool = False) -> None:
         """Serve `path`; returns when somebody may connect."""
         self._start(lambda: self.backend.serve(path, once=once))
-        wait_until(lambda: Path(path).is_socket() or self.ended, f"{path} is listened on")
+        wait_until(lambda: is_listened_on(path) or self.ended, f"{path} is listened on")
 
     @property
     def ended(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from .wire import DEADLINE
 
 _STEP: Final = 0.005
+_LISTENING: Final = "00010000"
 
 
 class Usage(NamedTuple):
@@ -40,6 +41,13 @@ def wait_until(holds: Callable[[], bool], what: str, *, within: float = DEADLINE
         if time.monotonic() >= end:
             raise AssertionError(f"not within {within:g} s: {what}")
         time.sleep(_STEP)
+
+
+def is_listened_on(path: str | os.PathLike[str]) -> bool:
+    """Somebody listens on the socket at `path`: a connection to it works. (It exists a moment before that.)"""
+    with open("/proc/net/unix", errors="surrogateescape") as table:
+        rows = [line.split() for line in table]
+    return any(row[-1] == os.fspath(path) and row[3] == _LISTENING for row in rows)
 
 
 @contextlib.contextmanager
