@@ -220,6 +220,27 @@ def test_a_signal_ends_the_demo_and_its_other_process(number: signal.Signals) ->
         assert not place.exists()
 
 
+INTERRUPTED_IN_A_DESTRUCTOR = """
+import signal, time
+from vhostuser.cli.outcome import interrupt, on_end, run
+class Last:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+def command():
+    on_end(interrupt)
+    Last()
+    time.sleep(60)
+    return 0
+raise SystemExit(run("test", command))
+"""
+
+
+def test_an_interrupt_that_a_destructor_loses_comes_again() -> None:
+    with Program([sys.executable, "-W", "error", "-c", INTERRUPTED_IN_A_DESTRUCTOR]) as program:
+        assert program.end() == 130
+        assert program.said == ""
+
+
 def test_vhu_is_also_python_m_vhostuser_and_shm_a_program_of_its_own() -> None:
     with vhu("--version") as program:
         assert program.line() == f"vhu {VERSION}"

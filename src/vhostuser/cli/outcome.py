@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Final, TypeVar
@@ -18,6 +19,8 @@ from ..transport.listen import AddressError
 
 STDOUT: Final = 1
 STDERR: Final = 2
+INTERRUPT_AGAIN: Final = 0.001
+"""Seconds until an interrupt that was lost is raised again."""
 ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 T = TypeVar("T")
 
@@ -141,8 +144,23 @@ def on_end(stop: Callable[[], None]) -> None:
 
 
 def interrupt() -> None:
-    """Raise KeyboardInterrupt: a `stop` for commands that wait in many places."""
+    """Raise KeyboardInterrupt: a `stop` for commands that wait in many places.
+
+    It may come between the opening of a thing and its first owner. The process ends, and takes what is open with it: that
+    is no leak, and nobody is warned of it. It may also come in a destructor, which can't pass it on: then it comes again.
+    """
+    warnings.simplefilter("ignore", ResourceWarning)
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    sys.unraisablehook = _interrupt_again
     raise KeyboardInterrupt
+
+
+def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
+    """A destructor lost an exception. If it was the interrupt, let another one come once the destructor is done."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, INTERRUPT_AGAIN)
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def colours() -> bool:
