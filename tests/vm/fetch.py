@@ -58,9 +58,8 @@ def versions(folder: Path | None = None) -> dict[str, str]:
 def is_fetched(folder: Path | None = None) -> bool:
     """Is there a tree with all that is wanted today, so that the commands below can be run?"""
     found = versions(folder)
-    return all(name in found for name in PROGRAMS) and all(
-        any(each.startswith(part) for each in found) for part in KERNEL_PARTS
-    )
+    kernel = all(any(name.startswith(part) for name in found) for part in KERNEL_PARTS)
+    return kernel and all(name in found for name in PROGRAMS)
 
 
 def qemu_command() -> list[str]:
