@@ -138,12 +138,6 @@ def test_q21_how_a_read_is_cut_makes_no_difference(
     assert answer == Answer(OK, 1025, content[2048:3072])
 
 
-def test_more_buffers_than_one_system_call_takes(rig: BlkRig, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vectors, "MOST_BUFFERS", 3)
-    answer = rig.send(HEADER.pack(T.IN, 0, 0), 4097, writable_cuts=range(0, 4097, 16))
-    assert answer == Answer(OK, 4097, content[:4096])
-
-
 @pytest.mark.parametrize("step", [1, 100, 511, 512, 700])
 def test_a_system_call_that_does_a_part_is_continued(
     rig: BlkRig, image: Path, content: bytes, step: int, monkeypatch: pytest.MonkeyPatch
@@ -256,9 +250,10 @@ def test_as_many_and_as_long_ranges_as_the_configuration_says(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kind", [T.OUT, T.DISCARD, T.WRITE_ZEROES])
-def test_nothing_changes_a_read_only_disk(image: Path, content: bytes, kind: int) -> None:
+def test_nothing_changes_a_read_only_disk(image: Path, content: bytes, kind: int, caplog: pytest.LogCaptureFixture) -> None:
     with rig_of(image, read_only=True) as rig:
         failed(rig.ask(kind, 0, bytes(512) if kind == T.OUT else segments((0, 8, 0))), IOERR)
+        assert f"{T(kind).name} to a read-only disk" in caplog.text
         assert rig.read(0, SECTORS) == content
         assert rig.ask(T.FLUSH) == Answer(OK, 1, b"")
     assert image.read_bytes() == content
