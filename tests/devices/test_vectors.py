@@ -20,8 +20,8 @@ def pieces(data: bytearray | bytes, size: int) -> list[memoryview]:
 def test_more_buffers_than_one_system_call_takes() -> None:
     filled = bytearray(len(DATA))
     with memory_file(4) as fd:
-        write_from(fd.fileno(), pieces(DATA, 3), 100)
-        read_into(fd.fileno(), pieces(filled, 3), 100)
+        write_from(fd.fileno(), pieces(DATA, 3), len(DATA), 100)
+        read_into(fd.fileno(), pieces(filled, 3), len(DATA), 100)
     assert filled == DATA
 
 
@@ -29,14 +29,14 @@ def test_empty_buffers_are_passed_over() -> None:
     filled = bytearray(6)
     views = pieces(filled, 3)
     with memory_file(1, fill=b"abcdef") as fd:
-        read_into(fd.fileno(), [views[0][:0], views[0], views[0][:0], views[1], views[1][:0]], 0)
-        read_into(fd.fileno(), [views[0][:0]], 1 << 40)
+        read_into(fd.fileno(), [views[0][:0], views[0], views[0][:0], views[1], views[1][:0]], 6, 0)
+        read_into(fd.fileno(), [views[0][:0]], 0, 1 << 40)
     assert filled == b"abcdef"
 
 
 def test_a_file_that_ends_is_an_error() -> None:
     with memory_file(1) as fd, pytest.raises(OSError, match="the file ends at 0x1000") as caught:
-        read_into(fd.fileno(), pieces(bytearray(8), 4), 4092)
+        read_into(fd.fileno(), pieces(bytearray(8), 4), 8, 4092)
     assert caught.value.errno == errno.EIO
 
 

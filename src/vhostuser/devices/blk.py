@@ -49,6 +49,7 @@ _ALWAYS: Final = (BlkFeature.SEG_MAX, BlkFeature.BLK_SIZE, BlkFeature.FLUSH, Blk
 _WRITABLE: Final = (BlkFeature.DISCARD, BlkFeature.WRITE_ZEROES)
 _HEADER_SIZE: Final = HEADER.size
 _FLUSH: Final = 1 << BlkFeature.FLUSH
+_STATUS: Final = [bytes((status,)) for status in BlkStatus]
 Handler = Callable[[DescriptorChain, int, int], int]
 """Takes the request, its sector and the number of writable data bytes; how many of these it has written."""
 
@@ -105,7 +106,7 @@ class BlockDevice(Device):
             self._log.warning(f"a request failed: {error.strerror} ({name})")
         finally:
             chain.written = room
-            chain.write(bytes((status,)))
+            chain.write(_STATUS[status])
             chain.written = written + 1
 
     def _perform(self, chain: DescriptorChain, room: int) -> int:
@@ -120,14 +121,18 @@ class BlockDevice(Device):
 
     def _in(self, chain: DescriptorChain, sector: int, room: int) -> int:
         self._check("IN", sector, room)
-        self._disk.read(cut(chain.writable, 0, room), sector * SECTOR)
+        views = chain.writable
+        data = views[:-1] if views[-1].nbytes == 1 else cut(views, 0, room)
+        self._disk.read(data, room, sector * SECTOR)
         return room
 
     def _out(self, chain: DescriptorChain, sector: int, room: int) -> int:
         self._check_writable("OUT")
         size = chain.readable_size - _HEADER_SIZE
         self._check("OUT", sector, size)
-        self._disk.write(cut(chain.readable, _HEADER_SIZE, size), sector * SECTOR)
+        views = chain.readable
+        data = views[1:] if views[0].nbytes == _HEADER_SIZE else cut(views, _HEADER_SIZE, size)
+        self._disk.write(data, size, sector * SECTOR)
         self._settle()
         return 0
 

@@ -57,13 +57,13 @@ class Disk:
         """Bytes of a block of the file system: what it allocates and frees as a whole."""
         return max(SECTOR, os.fstat(self._file.fileno()).st_blksize)
 
-    def read(self, views: Sequence[memoryview], offset: int) -> None:
-        """Fill `views`; EIO if the file has become too short for that."""
-        read_into(self._file.fileno(), views, offset)
+    def read(self, views: Sequence[memoryview], size: int, offset: int) -> None:
+        """Fill `views`, `size` bytes; EIO if the file has become too short for that."""
+        read_into(self._file.fileno(), views, size, offset)
 
-    def write(self, views: Sequence[memoryview], offset: int) -> None:
-        """Write `views`."""
-        write_from(self._file.fileno(), views, offset)
+    def write(self, views: Sequence[memoryview], size: int, offset: int) -> None:
+        """Write `views`, `size` bytes."""
+        write_from(self._file.fileno(), views, size, offset)
 
     def flush(self) -> None:
         """Make durable what was written. Where that failed once it fails for good: the kernel has dropped what it had."""
@@ -84,7 +84,7 @@ class Disk:
         modes = (PUNCH_HOLE, ZERO_RANGE) if unmap else (ZERO_RANGE,)
         if not any(self._allocate(mode, offset, size) for mode in modes):
             count, rest = divmod(size, _ZEROS.nbytes)
-            self.write([*[_ZEROS] * count, _ZEROS[:rest]], offset)
+            self.write([*[_ZEROS] * count, _ZEROS[:rest]], size, offset)
 
     def _allocate(self, mode: int, offset: int, size: int) -> bool:
         """Call fallocate; whether that is possible here."""

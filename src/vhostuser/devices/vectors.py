@@ -24,26 +24,24 @@ def cut(views: Sequence[memoryview], start: int, size: int) -> list[memoryview]:
     return pieces
 
 
-def read_into(fd: int, views: Sequence[memoryview], offset: int) -> None:
-    """Fill `views` with the file's bytes from `offset` on. Raises OSError; EIO if the file ends before."""
-    _move(os.preadv, fd, views, offset)
+def read_into(fd: int, views: Sequence[memoryview], size: int, offset: int) -> None:
+    """Fill `views`, `size` bytes, with the file's from `offset` on. Raises OSError; EIO if the file ends before."""
+    _move(os.preadv, fd, views, size, offset)
 
 
-def write_from(fd: int, views: Sequence[memoryview], offset: int) -> None:
-    """Write all of `views` to the file from `offset` on. Raises OSError."""
-    _move(os.pwritev, fd, views, offset)
+def write_from(fd: int, views: Sequence[memoryview], size: int, offset: int) -> None:
+    """Write all of `views`, `size` bytes, to the file from `offset` on. Raises OSError."""
+    _move(os.pwritev, fd, views, size, offset)
 
 
-def _move(call: Callable[[int, list[memoryview], int], int], fd: int, views: Sequence[memoryview], offset: int) -> None:
+def _move(
+    call: Callable[[int, Sequence[memoryview], int], int], fd: int, views: Sequence[memoryview], size: int, offset: int
+) -> None:
     """Repeat `call`, which may do a part only, until all is done."""
-    left = [view for view in views if view.nbytes]
-    while left:
-        batch = left[:MOST_BUFFERS]
-        done = call(fd, batch, offset)
+    while (done := call(fd, views[:MOST_BUFFERS], offset)) != size:
         if not done:
             raise OSError(errno.EIO, f"the file ends at {offset:#x}")
-        offset += done
-        left = _rest(left, done)
+        views, size, offset = _rest(views, done), size - done, offset + done
 
 
 def _rest(views: Sequence[memoryview], done: int) -> list[memoryview]:
