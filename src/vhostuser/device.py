@@ -22,6 +22,8 @@ class Device:
     """The device type ("Device Types")."""
     features: int = 0
     """Feature bits of the device type, as a mask: bits 0 to 23 and 50 and up."""
+    acknowledged: int = 0
+    """The features that the driver took, as a mask; known before `driver_ready` and the first request."""
     queue_sizes: tuple[int, ...] = ()
     """One entry a queue: the most descriptors that it may have."""
     shared_memory: MappingOf[int, int] = MappingProxyType({})

@@ -54,6 +54,7 @@ class DriverWatch:
         if self._begun:
             return False
         self._begun = True
+        self._device.acknowledged = self._session.state.acknowledged
         rings = [(index, ring.base) for index, ring in enumerate(self._session.state.rings) if ring.started]
         resumed = not self._fresh and any(base for _, base in rings)
         if not self._fresh and not resumed:

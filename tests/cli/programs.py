@@ -22,6 +22,8 @@ SECONDS = 15.0
 """Longer than anything may take on a busy machine; a deadline, not a wait."""
 PAGE = 4096
 SHM = "vhostuser.cli.shm"
+BLK = "vhostuser.cli.blk"
+RNG = "vhostuser.cli.rng"
 VHU = "vhostuser"
 Event = dict[str, Any]
 
@@ -166,17 +168,17 @@ def attach(path: Path, *arguments: str) -> Program:
     return vhu("attach", path, "--json", *arguments)
 
 
-def serving(path: Path, *arguments: str) -> Program:
-    """`vhu-shm` with a socket that listens on `path` already, so that nobody has to wait for it."""
+def serving(path: Path, *arguments: str, module: str = SHM) -> Program:
+    """A daemon with a socket that listens on `path` already, so that nobody has to wait for it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(path))
         listener.listen(8)
-        return Program(words(SHM, "--fd", str(listener.fileno()), *arguments), pass_fds=[listener.fileno()])
+        return Program(words(module, "--fd", str(listener.fileno()), *arguments), pass_fds=[listener.fileno()])
 
 
-def listening(path: Path, *arguments: str) -> Program:
-    """`vhu-shm --socket-path`, once it listens."""
-    program = Program(words(SHM, "--socket-path", path, *arguments))
+def listening(path: Path, *arguments: str, module: str = SHM) -> Program:
+    """A daemon with `--socket-path`, once it listens."""
+    program = Program(words(module, "--socket-path", path, *arguments))
     try:
         until(lambda: is_listened_on(path) or program.process.poll() is not None, f"it listens on {path}")
         assert program.process.poll() is None, program.said

@@ -13,13 +13,14 @@ from types import TracebackType
 from typing import Final, Self
 
 from ..device import Device
-from ..errors import LocalProtocolError, RequestFailed, VhostUserError
+from ..errors import LocalProtocolError, RequestFailed
 from ..limited_log import printable
 from ..protocol.numbers import MAX_CONFIG, PAGE
 from ..protocol.payloads import Mmap
 from ..protocol.regions import Mapping, MappingTable, check_map
 from ..transport.fds import OwnedFd
 from ..virtio.chain import DescriptorChain
+from .file_error import FileError, cannot_open
 
 log = logging.getLogger(__name__)
 QUEUE_SIZE: Final = 1024
@@ -37,14 +38,6 @@ class Placement:
 
     def __str__(self) -> str:
         return f"{printable(self.path)} at {self.shm_offset:#x} of region {self.shmid}"
-
-
-class FileError(VhostUserError):
-    """A file that can't be mapped as asked; `advice` is one thing to try."""
-
-    def __init__(self, text: str, advice: str = "") -> None:
-        super().__init__(text)
-        self.advice = advice
 
 
 class MappedFiles(Device):
@@ -115,9 +108,8 @@ def open_file(placement: Placement) -> OwnedFd:
 
 
 def _cannot_open(placement: Placement, error: OSError) -> FileError:
-    name = errno.errorcode.get(error.errno or 0, "")
     advice = "try: without :rw" if placement.writable and error.errno in _NOT_WRITABLE else "try: check FILE in --map"
-    return FileError(f"cannot open {printable(placement.path)}: {error.strerror} ({name})", advice)
+    return cannot_open(placement.path, error, advice)
 
 
 def _whole_pages(placement: Placement, file: OwnedFd) -> int:

@@ -1,0 +1,224 @@
+"""A disk whose sectors are those of a file: the device behind `vhu-blk`.
+
+The bytes of a request go straight between guest memory and the file. Where its parts lie is the driver's choice ("Message
+Framing"): the header is the first 16 readable bytes, the status the last writable byte, the data what is left.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Self
+
+from ..device import Device
+from ..errors import VhostUserError
+from ..limited_log import LimitedLog
+from ..virtio.chain import DescriptorChain
+from ..virtio.numbers import DeviceId
+from .blk_layout import (
+    FLAG_UNMAP,
+    HEADER,
+    ID_SIZE,
+    SECTOR,
+    SEGMENT,
+    BlkConfig,
+    BlkFeature,
+    BlkStatus,
+    RequestType,
+)
+from .disk import Disk
+from .vectors import cut
+
+log = logging.getLogger(__name__)
+QUEUE_SIZE: Final = 1024
+USUAL_QUEUE_SIZE: Final = 128
+"""The ring that QEMU makes unless told otherwise. No request may be longer than it, and the device can't know it in time."""
+MAX_SEGMENTS: Final = 32
+"""Ranges of one DISCARD."""
+MAX_DISCARD: Final = 1 << 22
+"""Sectors of one range to discard: 2 GiB."""
+MAX_ZEROES: Final = 1 << 16
+"""Sectors of a WRITE_ZEROES, 32 MiB: a file system may be so old that they are written one by one."""
+PHYSICAL_BLOCK_EXP: Final = 3
+"""A sector less than a page is written by reading the page first: 2^3 sectors are better."""
+
+_ALWAYS: Final = (BlkFeature.SEG_MAX, BlkFeature.BLK_SIZE, BlkFeature.FLUSH, BlkFeature.TOPOLOGY, BlkFeature.MQ)
+_WRITABLE: Final = (BlkFeature.DISCARD, BlkFeature.WRITE_ZEROES)
+_HEADER_SIZE: Final = HEADER.size
+_FLUSH: Final = 1 << BlkFeature.FLUSH
+_STATUS: Final = [bytes((status,)) for status in BlkStatus]
+Handler = Callable[[DescriptorChain, int, int], int]
+"""Takes the request, its sector and the number of writable data bytes; how many of these it has written."""
+
+
+class Refused(VhostUserError):
+    """A request that can't be done as it stands, and the status that says so."""
+
+    def __init__(self, text: str, status: BlkStatus = BlkStatus.IOERR) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class BlockDevice(Device):
+    """A disk. It belongs to the device, which closes it.
+
+    Writes are durable once a FLUSH that follows them is done; for a driver that did not take FLUSH, when they are done.
+    """
+
+    virtio_id = DeviceId.BLOCK
+
+    def __init__(self, disk: Disk, *, num_queues: int = 1, queue_size: int = QUEUE_SIZE) -> None:
+        self.queue_sizes = (queue_size,) * num_queues
+        self.features = sum(1 << bit for bit in (*_ALWAYS, *((BlkFeature.RO,) if disk.read_only else _WRITABLE)))
+        self.config = _config(disk, num_queues, queue_size).pack()
+        self._disk, self._log = disk, LimitedLog(log)
+        self._sectors = disk.size // SECTOR
+        self._handlers: dict[int, Handler] = {
+            RequestType.IN: self._in,
+            RequestType.OUT: self._out,
+            RequestType.FLUSH: self._flush,
+            RequestType.GET_ID: self._get_id,
+            RequestType.DISCARD: self._discard,
+            RequestType.WRITE_ZEROES: self._write_zeroes,
+        }
+
+    def process(self, queue: int, chain: DescriptorChain) -> None:
+        """Do one request. The driver is told of the data that a request has written, and of the status byte.
+
+        One that has no room for its status comes back empty.
+        """
+        room = chain.writable_size - 1
+        if room < 0:
+            self._log.warning("a request has no room for its status")
+            return
+        written, status = 0, BlkStatus.IOERR
+        try:
+            written = self._perform(chain, room)
+            status = BlkStatus.OK
+        except Refused as error:
+            status = error.status
+            self._log.warning(str(error))
+        except OSError as error:
+            name = errno.errorcode.get(error.errno or 0, "")
+            self._log.warning(f"a request failed: {error.strerror} ({name})")
+        finally:
+            chain.written = room
+            chain.write(_STATUS[status])
+            chain.written = written + 1
+
+    def _perform(self, chain: DescriptorChain, room: int) -> int:
+        header = chain.read(_HEADER_SIZE)
+        if len(header) < _HEADER_SIZE:
+            raise Refused(f"a request has a header of {len(header)} bytes, not {_HEADER_SIZE}")
+        kind, _, sector = HEADER.unpack(header)
+        handler = self._handlers.get(kind)
+        if handler is None:
+            raise Refused(f"a request of type {kind} is not supported", BlkStatus.UNSUPP)
+        return handler(chain, sector, room)
+
+    def _in(self, chain: DescriptorChain, sector: int, room: int) -> int:
+        self._check("IN", sector, room)
+        views = chain.writable
+        data = views[:-1] if views[-1].nbytes == 1 else cut(views, 0, room)
+        self._disk.read(data, room, sector * SECTOR)
+        return room
+
+    def _out(self, chain: DescriptorChain, sector: int, room: int) -> int:
+        self._check_writable("OUT")
+        size = chain.readable_size - _HEADER_SIZE
+        self._check("OUT", sector, size)
+        views = chain.readable
+        data = views[1:] if views[0].nbytes == _HEADER_SIZE else cut(views, _HEADER_SIZE, size)
+        self._disk.write(data, size, sector * SECTOR)
+        self._settle()
+        return 0
+
+    def _flush(self, chain: DescriptorChain, sector: int, room: int) -> int:
+        self._disk.flush()
+        return 0
+
+    def _get_id(self, chain: DescriptorChain, sector: int, room: int) -> int:
+        name = os.path.basename(self._disk.path).encode("ascii", "replace")
+        return chain.write(name[:ID_SIZE].ljust(ID_SIZE, b"\0")[:room])
+
+    def _discard(self, chain: DescriptorChain, sector: int, room: int) -> int:
+        self._check_writable("DISCARD")
+        for start, size, _ in self._segments(chain, "DISCARD", MAX_SEGMENTS, MAX_DISCARD, flags=0):
+            self._disk.discard(start, size)
+        return 0
+
+    def _write_zeroes(self, chain: DescriptorChain, sector: int, room: int) -> int:
+        self._check_writable("WRITE_ZEROES")
+        for start, size, flags in self._segments(chain, "WRITE_ZEROES", 1, MAX_ZEROES, flags=FLAG_UNMAP):
+            self._disk.write_zeroes(start, size, unmap=bool(flags & FLAG_UNMAP))
+        self._settle()
+        return 0
+
+    def _segments(
+        self, chain: DescriptorChain, name: str, most: int, longest: int, *, flags: int
+    ) -> list[tuple[int, int, int]]:
+        """The ranges of a request, all of them right: first byte, bytes (some), flags. Only those in `flags` may be set."""
+        size = chain.readable_size - _HEADER_SIZE
+        if not size or size % SEGMENT.size or size > most * SEGMENT.size:
+            raise Refused(f"{name} has {size} bytes of ranges: {SEGMENT.size} each, and at most {most}")
+        rows = list(SEGMENT.iter_unpack(chain.read(size)))
+        for _, _, found in rows:
+            if found & ~flags:
+                raise Refused(f"{name} flags {found:#x} are not in {flags:#x}", BlkStatus.UNSUPP)
+        for sector, count, _ in rows:
+            if count > longest:
+                raise Refused(f"{name} num_sectors {count} is more than {longest}")
+            self._check(name, sector, count * SECTOR)
+        return [(sector * SECTOR, count * SECTOR, found) for sector, count, found in rows if count]
+
+    def _check(self, name: str, sector: int, size: int) -> None:
+        """`size` bytes from `sector` on are whole sectors of the disk."""
+        if size % SECTOR:
+            raise Refused(f"{name} of {size} bytes, which is no multiple of {SECTOR}")
+        if sector + size // SECTOR > self._sectors:
+            raise Refused(f"{name} sector {sector} + {size // SECTOR} passes the disk's end {self._sectors}")
+
+    def _check_writable(self, name: str) -> None:
+        if self._disk.read_only:
+            raise Refused(f"{name} to a read-only disk")
+
+    def _settle(self) -> None:
+        """Make a write durable for a driver that will never flush ("Device Operation")."""
+        if not self.acknowledged & _FLUSH:
+            self._disk.flush()
+
+    def close(self) -> None:
+        """Close the disk."""
+        self._disk.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _config(disk: Disk, num_queues: int, queue_size: int) -> BlkConfig:
+    """What the driver is told of a disk; header and status take two descriptors of a request."""
+    config = {
+        "capacity": disk.size // SECTOR,
+        "seg_max": min(queue_size, USUAL_QUEUE_SIZE) - 2,
+        "blk_size": SECTOR,
+        "physical_block_exp": PHYSICAL_BLOCK_EXP,
+        "min_io_size": 1 << PHYSICAL_BLOCK_EXP,
+        "num_queues": num_queues,
+    }
+    if disk.read_only:
+        return BlkConfig(**config)
+    return BlkConfig(
+        **config,
+        max_discard_sectors=MAX_DISCARD,
+        max_discard_seg=MAX_SEGMENTS,
+        discard_sector_alignment=disk.granularity // SECTOR,
+        max_write_zeroes_sectors=MAX_ZEROES,
+        max_write_zeroes_seg=1,
+        write_zeroes_may_unmap=1,
+    )
