@@ -1,31 +1,53 @@
-"""Both halves of a virtqueue over one piece of memory, as a guest and a device would share it."""
+"""Both halves of a virtqueue over one piece of memory, as a guest and a device would share it, in either format."""
 
 from __future__ import annotations
 
 from struct import Struct
+from typing import TypeAlias
 
 from vhostuser.errors import MemoryFault
-from vhostuser.virtio.driver import DriverQueue
-from vhostuser.virtio.split import SplitQueue, ring_sizes
+from vhostuser.virtio.formats import PACKED, SPLIT, Format
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
+AVAIL, USED = 1 << 7, 1 << 15
 DESCRIPTOR = Struct("<QIHH")
 BUFFERS = 0x100000
 """The guest address where buffers lie; the rings are not in reach of a descriptor."""
+Given: TypeAlias = tuple[int, int, int]
+"""A descriptor without its place: address, length and flags."""
 
 
 class Rig:
-    """A queue, its driver, its device, and `size` bytes of buffers. `steps` counts the device's look-ups of buffers."""
+    """A queue, its driver, its device, and `size` bytes of buffers. `steps` counts the device's look-ups of buffers.
 
-    def __init__(self, size: int = 8, *, buffers: int = 1 << 16, base: int = 0, indirect: bool = True) -> None:
+    The ring has been in use: `start` is the next available and used index, or position of a packed ring.
+    """
+
+    format: Format
+    last: int
+    """Indices are counted modulo this."""
+
+    def __init__(self, size: int = 8, *, buffers: int = 1 << 16, start: int = 0, indirect: bool = True) -> None:
         self.size, self.steps = size, 0
-        parts = [memoryview(bytearray(part)) for part in ring_sizes(size)]
-        self.descriptors, self.available, self.used = parts
-        self.available[2:4] = self.used[2:4] = base.to_bytes(2, "little")
+        parts = [memoryview(bytearray(part)) for part in self.format.sizes(size)]
+        self.descriptors, self.available, self.used = self.parts = (parts[0], parts[1], parts[2])
         self.buffers = memoryview(bytearray(buffers))
-        self.driver = DriverQueue(size, *parts)
-        rings = (self.descriptors, self.available, self.used)
-        self.device = SplitQueue(size, *rings, memory=self, base=base, indirect=indirect)
+        self.next = start
+        self.set_up(start)
+        self.driver = self.format.driver(size, *self.parts)
+        self.driver._next = self.driver._seen = start
+        self.device = self.format.device(size, *self.parts, memory=self, base=self.base_at(start), indirect=indirect)
+
+    def set_up(self, start: int) -> None:
+        """Leave the ring as its use before `start` left it."""
+
+    def base_at(self, index: int) -> int:
+        """The base of a device that goes on at `index`, with nothing in progress."""
+        raise NotImplementedError
+
+    def give(self, *chain: Given) -> int:
+        """Make a chain available; what the device calls it."""
+        raise NotImplementedError
 
     def slices(self, guest_addr: int, len: int) -> list[memoryview]:
         """The buffers, in two pieces that touch, so that borders get crossed."""
@@ -41,13 +63,50 @@ class Rig:
 
     def describe(self, index: int, addr: int = BUFFERS, len: int = 1, flags: int = 0, next: int = 0) -> None:
         """Write one descriptor as a driver may, sane or not."""
-        self.descriptors[16 * index : 16 * index + 16] = DESCRIPTOR.pack(addr, len, flags, next)
+        raise NotImplementedError
 
-    def table(self, addr: int, *entries: tuple[int, int, int, int]) -> int:
-        """Write an indirect table into the buffers; its bytes."""
+    def raw_table(self, addr: int, *entries: tuple[int, int, int, int]) -> int:
+        """Write an indirect table into the buffers, field by field; its bytes."""
         data = b"".join(DESCRIPTOR.pack(*entry) for entry in entries)
         self.buffers[addr - BUFFERS : addr - BUFFERS + len(data)] = data
         return len(data)
+
+    def table(self, addr: int, *entries: Given) -> int:
+        """Write an indirect table of one chain; its bytes."""
+        raise NotImplementedError
+
+
+class SplitRig(Rig):
+    """A split virtqueue."""
+
+    format = SPLIT
+    last = 1 << 16
+
+    def set_up(self, start: int) -> None:
+        self.available[2:4] = self.used[2:4] = start.to_bytes(2, "little")
+        self._free = 0
+
+    def base_at(self, index: int) -> int:
+        return index
+
+    def give(self, *chain: Given) -> int:
+        head = self._free % self.size
+        for at, (addr, length, flags) in enumerate(chain):
+            last = at + 1 == len(chain)
+            index = (head + at) % self.size
+            self.describe(index, addr, length, flags | (0 if last else NEXT), 0 if last else (index + 1) % self.size)
+        self._free += len(chain)
+        self.offer(head)
+        return head
+
+    def describe(self, index: int, addr: int = BUFFERS, len: int = 1, flags: int = 0, next: int = 0) -> None:
+        self.descriptors[16 * index : 16 * index + 16] = DESCRIPTOR.pack(addr, len, flags, next)
+
+    def table(self, addr: int, *entries: Given) -> int:
+        last = len(entries) - 1
+        return self.raw_table(
+            addr, *((a, length, flags | (NEXT if at < last else 0), at + 1) for at, (a, length, flags) in enumerate(entries))
+        )
 
     def offer(self, *heads: int) -> None:
         """Put heads into the available ring and publish them."""
@@ -55,3 +114,45 @@ class Rig:
         for head in heads:
             indices[2 + indices[1] % self.size] = head
             indices[1] = (indices[1] + 1) & 0xFFFF
+
+
+class PackedRig(Rig):
+    """A packed virtqueue. Its indices are positions: slots in rounds of wrap counter 1, and size more in those of 0."""
+
+    format = PACKED
+
+    def set_up(self, start: int) -> None:
+        self.last = 2 * self.size
+        for slot in range(self.size):
+            former = start - self.size + (slot - start) % self.size
+            self.descriptors[16 * slot + 14 : 16 * slot + 16] = _flags(former % self.last, self.size, done=True)
+
+    def base_at(self, index: int) -> int:
+        half = index % self.size | (index < self.size) << 15
+        return half << 16 | half
+
+    def give(self, *chain: Given) -> int:
+        first = self.next
+        for at, (addr, length, flags) in enumerate(chain):
+            self.describe(at + first, addr, length, flags | (NEXT if at + 1 < len(chain) else 0), first % self.size)
+        self.next = (first + len(chain)) % self.last
+        return first % self.size
+
+    def describe(self, index: int, addr: int = BUFFERS, len: int = 1, flags: int = 0, next: int = 0) -> None:
+        """Make one descriptor available at a position; `next` is its buffer id."""
+        mark = int.from_bytes(_flags(index % self.last, self.size, done=False), "little")
+        slot = index % self.size
+        self.descriptors[16 * slot : 16 * slot + 16] = DESCRIPTOR.pack(addr, len, next, (flags | mark) & 0xFFFF)
+
+    def table(self, addr: int, *entries: Given) -> int:
+        return self.raw_table(addr, *((start, length, 0, flags) for start, length, flags in entries))
+
+
+def _flags(position: int, size: int, *, done: bool) -> bytes:
+    """AVAIL and USED of a descriptor at `position` that is available, or done with."""
+    wrap = position < size
+    avail, used = wrap, wrap if done else not wrap
+    return (avail * AVAIL | used * USED).to_bytes(2, "little")
+
+
+RIGS: dict[str, type[Rig]] = {"split": SplitRig, "packed": PackedRig}

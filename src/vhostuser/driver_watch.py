@@ -1,8 +1,9 @@
 """Whether a driver runs the device, and what of its shared memory is there when one takes it.
 
 QEMU tells its back-end of no reset (qemu-11.1: RESET_DEVICE and status 0 are never sent). What it does tell is where the
-rings go on: where they stopped after `cont`, at 0 after a reset. Rings that stopped at 0 and start at 0 don't say whether
-there was a reset between; then a mapping of before is there or not, and taking it away makes sure.
+rings go on: where they stopped after `cont`, at their beginning after a reset. Rings that stopped there and start there
+don't say whether there was a reset between; then a mapping of before is there or not, and taking it away makes sure. (A
+split ring is at its beginning once in 65,536 requests, a packed one once in two rounds.)
 
 Two threads meet here: the one that serves the front-end, and the queue thread, which calls `ready`.
 """
@@ -21,6 +22,7 @@ from .protocol.numbers import BackendRequest
 from .protocol.payloads import Mmap
 from .protocol.session import Session
 from .shared_memory import SharedMemory
+from .virtio.formats import ring_format
 
 log = logging.getLogger(__name__)
 UNMAP = BackendRequest.SHMEM_UNMAP
@@ -55,17 +57,18 @@ class DriverWatch:
             return False
         self._begun = True
         self._device.acknowledged = self._session.state.acknowledged
+        first = ring_format(self._session.state.acknowledged).first_base
         rings = [(index, ring.base) for index, ring in enumerate(self._session.state.rings) if ring.started]
-        resumed = not self._fresh and any(base for _, base in rings)
+        resumed = not self._fresh and any(base not in (None, first) for _, base in rings)
         if not self._fresh and not resumed:
-            self._doubt(was_reset=any(self._bases.get(index) for index, _ in rings))
+            self._doubt(was_reset=any(self._bases.get(index, first) != first for index, _ in rings))
         self._fresh = False
         if not self._doubtful:
             self._open_port()
         return bool(self._doubtful) or not resumed
 
     def _doubt(self, *, was_reset: bool) -> None:
-        """The rings start at 0 again, with or without a reset."""
+        """The rings start at their beginning again, with or without a reset."""
         if was_reset:
             self._doubtful.clear()
         else:

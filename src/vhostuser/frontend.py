@@ -59,6 +59,7 @@ class FrontendOptions(TypedDict, total=False):
     partial_timeout: float
     reply_timeout: float
     populate: bool
+    packed: bool
 
 
 class Frontend:
@@ -69,7 +70,8 @@ class Frontend:
     `reply_timeout` seconds, and RemoteProtocolError if it breaks the protocol; the connection is over then.
 
     `dialect` is the numbering of the shared memory messages, `max_maps` the most live mappings, `partial_timeout` the
-    seconds for the rest of a message that has begun; `populate` reads the pages of a mapping in when it is made.
+    seconds for the rest of a message that has begun; `populate` reads the pages of a mapping in when it is made; `packed`
+    takes packed rings where the back-end offers them.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Frontend:
         partial_timeout: float = PARTIAL_TIMEOUT,
         reply_timeout: float = REPLY_TIMEOUT,
         populate: bool = False,
+        packed: bool = False,
     ) -> None:
         self.diagnosis: str | None = None
         """Why the back-end's shared memory is not to be had, if it looks like another dialect's."""
@@ -93,6 +96,7 @@ class Frontend:
         self._driving = Driving(self._channel, self._session, self._answering)
         self._quota = new_quota("device", max_maps, PROCESS)
         self._populate = populate
+        self._features = FEATURES | packed << Feature.RING_PACKED
         self._windows: dict[int, Window] = {}
         self._memory: Arena | None = None
         self._queues: dict[int, Queue] = {}
@@ -174,7 +178,7 @@ class Frontend:
         """Set up queue `index` with `size` descriptors, start and enable it. Needs `share_memory`."""
         if self._memory is None:
             raise LocalProtocolError("start_queue needs share_memory first", request="SET_VRING_ADDR")
-        queue = Queue(index, size, self._memory, self)
+        queue = Queue(index, size, self._memory, self, self._session.state.acknowledged)
         try:
             self._start(queue)
         except BaseException:
@@ -215,7 +219,7 @@ class Frontend:
     def _start(self, queue: Queue) -> None:
         index = queue.index
         self.request(Q.SET_VRING_NUM, VringState(index, queue.size))
-        self.request(Q.SET_VRING_BASE, VringState(index, 0))
+        self.request(Q.SET_VRING_BASE, VringState(index, queue.base))
         self.request(Q.SET_VRING_ADDR, queue.addresses)
         self.request(Q.SET_VRING_CALL, U64(index), [queue.call.fileno()])
         self.request(Q.SET_VRING_ERR, U64(index), [queue.err.fileno()])
@@ -277,7 +281,7 @@ class Frontend:
         if state.offered >> VhostFeature.PROTOCOL_FEATURES & 1:
             self._negotiate_protocol()
         self.request(Q.SET_OWNER)
-        self.request(Q.SET_FEATURES, U64(self._session.state.offered & FEATURES))
+        self.request(Q.SET_FEATURES, U64(self._session.state.offered & self._features))
         if self._session.state.has(F.BACKEND_REQ):
             self._open_requests()
         if self._session.state.has(F.SHMEM):

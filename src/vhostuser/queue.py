@@ -11,8 +11,7 @@ from .memory.arena import Arena
 from .protocol.payloads import VringAddr
 from .transport.fds import OwnedFd
 from .transport.loop import drain
-from .virtio.driver import DriverQueue
-from .virtio.split import ring_sizes
+from .virtio.formats import DriverHalf, ring_format
 
 
 class Waiter(Protocol):
@@ -23,20 +22,25 @@ class Waiter(Protocol):
 
 
 class Queue:
-    """One started virtqueue: its ring and its buffers lie in the memory that the front-end shares."""
+    """One started virtqueue: its ring and its buffers lie in the memory that the front-end shares.
 
-    def __init__(self, index: int, size: int, memory: Arena, waiter: Waiter) -> None:
+    `features` are those that the front-end has acknowledged.
+    """
+
+    def __init__(self, index: int, size: int, memory: Arena, waiter: Waiter, features: int) -> None:
         self.index, self.size = index, size
         self._memory, self._waiter = memory, waiter
-        sizes = ring_sizes(size)
+        ring = ring_format(features)
+        self.base = ring.first_base
+        sizes = ring.sizes(size)
         descriptors = memory.take(sizes[0], 16)
-        available = memory.take(sizes[1], 2)
+        available = memory.take(sizes[1], 4)
         used = memory.take(sizes[2], 4)
         self.addresses = VringAddr(index, 0, descriptors, used, available, 0)
         parts = [
             memory.view[start : start + size] for start, size in zip((descriptors, available, used), sizes, strict=True)
         ]
-        self._ring: DriverQueue | None = DriverQueue(size, *parts)
+        self._ring: DriverHalf | None = ring.driver(size, *parts)
         self.kick = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self.call = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self.err = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
@@ -69,7 +73,7 @@ class Queue:
         for fd in (self.kick, self.call, self.err):
             fd.close()
 
-    def _running(self) -> DriverQueue:
+    def _running(self) -> DriverHalf:
         if self._ring is None:
             raise LocalProtocolError(f"queue {self.index} is stopped: start it again", field="index", value=self.index)
         return self._ring

@@ -30,12 +30,13 @@ from .transport.fds import OwnedFd, close_all
 from .transport.listen import AddressError, adopt
 from .transport.loop import Waker
 from .transport.socket import wait
+from .virtio.formats import ring_format
 from .virtio.numbers import Feature
 
 log = logging.getLogger(__name__)
 F, Q = ProtocolFeature, FrontendRequest
 
-FEATURES: Final = mask((Feature.VERSION_1, Feature.RING_INDIRECT_DESC, VhostFeature.PROTOCOL_FEATURES))
+FEATURES: Final = mask((Feature.VERSION_1, Feature.RING_INDIRECT_DESC, Feature.RING_PACKED, VhostFeature.PROTOCOL_FEATURES))
 PROTOCOL_FEATURES: Final = mask((F.MQ, F.REPLY_ACK, F.BACKEND_REQ, F.CONFIG, F.BACKEND_SEND_FD, F.RESET_DEVICE, F.STATUS))
 """What every device offers. CONFIGURE_MEM_SLOTS is not among it: QEMU 11.1 dies of a reset under it (K3, K4)."""
 
@@ -252,6 +253,8 @@ class Serving:
         ring = self._session.state.rings[index]
         bound = self._rings.vrings[index].queue is not None
         base = self._rings.stop(index) if bound else ring.base
+        if base is None:
+            base = ring_format(self._session.state.acknowledged).first_base
         self._set_base(index, base)
         self._watch.stopped(index, base)
         return VringState(index, base)
@@ -261,7 +264,7 @@ class Serving:
             raise RemoteProtocolError("SET_VRING_KICK without an fd asks for polling, which is not supported")
         index = _body(message, U64).value & VRING_INDEX_MASK
         if self._rings.vrings[index].queue is None:
-            self._bind(index, self._session.state.rings[index].base)
+            self._bind(index)
         self._replace(message, "kick")
         self._refresh()
 
@@ -285,12 +288,13 @@ class Serving:
         changed = (*rings[:index], replace(rings[index], base=base), *rings[index + 1 :])
         self._session.state = replace(self._session.state, rings=changed)
 
-    def _bind(self, index: int, base: int) -> None:
+    def _bind(self, index: int) -> None:
         """Lay a ring over guest memory, once all of it is known."""
-        ring = self._session.state.rings[index]
+        state = self._session.state
+        ring = state.rings[index]
         if ring.size and ring.addresses and self._memory.regions:
             try:
-                self._rings.bind(index, ring.size, base, ring.addresses, self._memory)
+                self._rings.bind(index, ring.size, ring.base, ring.addresses, self._memory, state.acknowledged)
             except QueueBroken as error:
                 raise RemoteProtocolError(str(error), request="SET_VRING_KICK", field="addresses") from None
 
@@ -306,7 +310,7 @@ class Serving:
         """Let the queue thread work on the rings that are active now, and on no others."""
         for index, (ring, vring) in enumerate(zip(self._session.state.rings, self._rings.vrings, strict=True)):
             if ring.active and vring.queue is None:
-                self._bind(index, ring.base)
+                self._bind(index)
             if vring.active and not ring.active:
                 self._rings.pause(index)
         if any(ring.active for ring in self._session.state.rings) and self._watch.begin():

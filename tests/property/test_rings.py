@@ -7,26 +7,25 @@ from collections import deque
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.virtio_rig import BUFFERS, INDIRECT, NEXT, WRITE, Rig
+from tests.virtio_rig import AVAIL, BUFFERS, INDIRECT, NEXT, USED, WRITE, PackedRig, Rig, SplitRig
 from vhostuser.errors import QueueBroken
 from vhostuser.virtio.chain import DescriptorChain
 
 lengths = st.lists(st.integers(0, 40), max_size=3)
 steps = st.lists(st.tuples(st.sampled_from(["add", "pop", "push", "publish", "collect"]), lengths, lengths), max_size=60)
-bases = st.sampled_from([0, 1, 65530, 65535])
+splits = st.builds(SplitRig, st.sampled_from([1, 2, 4, 8]), start=st.sampled_from([0, 1, 65530, 65535]))
+packeds = st.integers(1, 9).flatmap(lambda size: st.builds(PackedRig, st.just(size), start=st.integers(0, 2 * size - 1)))
 
 
-@given(size=st.sampled_from([1, 2, 4, 8]), base=bases, steps=steps)
+@given(rig=splits | packeds, steps=steps)
 def test_what_the_driver_adds_the_device_takes_and_gives_back_in_order(
-    size: int, base: int, steps: list[tuple[str, list[int], list[int]]]
+    rig: Rig, steps: list[tuple[str, list[int], list[int]]]
 ) -> None:
-    rig = Rig(size, base=base)
-    rig.driver._next = rig.driver._seen = base
     offered: deque[tuple[int, int, int]] = deque()
     taken: deque[DescriptorChain] = deque()
     pushed: deque[tuple[int, int]] = deque()
     public: deque[tuple[int, int]] = deque()
-    free = size
+    free = rig.size
     used_by: dict[int, int] = {}
     for what, readable, writable in steps:
         count = len(readable) + len(writable)
@@ -71,14 +70,44 @@ descriptors = st.tuples(
     indirect=st.booleans(),
 )
 @settings(max_examples=300)
-def test_any_descriptors_give_chains_or_a_broken_queue(
+def test_any_descriptors_give_chains_or_a_broken_split_queue(
     entries: list[tuple[int, int, int, int]], tables: list[tuple[int, int, int, int]], heads: list[int], indirect: bool
 ) -> None:
-    rig = Rig(8, buffers=4096, indirect=indirect)
-    rig.table(BUFFERS, *tables)
+    rig = SplitRig(8, buffers=4096, indirect=indirect)
+    rig.raw_table(BUFFERS, *tables)
     for index, entry in enumerate(entries):
         rig.describe(index, *entry)
     rig.offer(*heads)
+    take_all(rig)
+
+
+@given(
+    entries=st.lists(descriptors, min_size=1, max_size=9),
+    tables=st.lists(descriptors, max_size=16),
+    start=st.integers(0, 17),
+    spoilt=st.lists(st.tuples(st.integers(0, 8), st.sampled_from([AVAIL, USED, AVAIL | USED, 0xFFFF])), max_size=2),
+    indirect=st.booleans(),
+)
+@settings(max_examples=300)
+def test_any_descriptors_give_chains_or_a_broken_packed_queue(
+    entries: list[tuple[int, int, int, int]],
+    tables: list[tuple[int, int, int, int]],
+    start: int,
+    spoilt: list[tuple[int, int]],
+    indirect: bool,
+) -> None:
+    size = len(entries)
+    rig = PackedRig(size, buffers=4096, start=start % (2 * size), indirect=indirect)
+    rig.raw_table(BUFFERS, *tables)
+    for index, (addr, length, flags, buffer_id) in enumerate(entries):
+        rig.describe(rig.next + index, addr, length, flags & ~(AVAIL | USED), buffer_id)
+    for slot, bits in spoilt:
+        rig.descriptors.cast("H")[8 * (slot % size) + 7] ^= bits
+    take_all(rig)
+
+
+def take_all(rig: Rig) -> None:
+    """Take chains, and use their buffers, until there is none or the queue breaks."""
     try:
         while chain := rig.device.pop():
             assert rig.steps <= 9

@@ -1,13 +1,17 @@
-"""The driver half of a split virtqueue, against the device half."""
+"""The driver half of a virtqueue, in both formats, against the device half."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.virtio_rig import BUFFERS, Rig
+from tests.virtio_rig import BUFFERS, RIGS, PackedRig, Rig, SplitRig
 from vhostuser.errors import QueueBroken
+from vhostuser.virtio.chain import DescriptorChain
+from vhostuser.virtio.formats import PACKED, SPLIT, Format
 from vhostuser.virtio.numbers import DeviceId, Feature, Status, feature_names
-from vhostuser.virtio.split import ring_sizes
+
+Kind = type[Rig]
+both = pytest.mark.parametrize("kind", RIGS.values(), ids=RIGS.keys())
 
 
 def answer(rig: Rig, data: bytes) -> None:
@@ -18,8 +22,9 @@ def answer(rig: Rig, data: bytes) -> None:
     rig.device.publish()
 
 
-def test_a_request_goes_there_and_its_answer_comes_back() -> None:
-    rig = Rig(4)
+@both
+def test_a_request_goes_there_and_its_answer_comes_back(kind: Kind) -> None:
+    rig = kind(4)
     rig.buffers[:5] = b"hello"
     head = rig.driver.add([(BUFFERS, 3), (BUFFERS + 3, 2)], [(BUFFERS + 16, 8)])
     assert rig.driver.collect() is None
@@ -34,18 +39,20 @@ def test_a_request_goes_there_and_its_answer_comes_back() -> None:
     assert bytes(rig.buffers[16:21]) == b"world"
 
 
-@pytest.mark.parametrize("base", [0, 65534])
-def test_more_requests_than_indices_go_round(base: int) -> None:
-    rig = Rig(2, base=base)
-    rig.driver._next = rig.driver._seen = base
-    for turn in range(70_000 if not base else 10):
+@pytest.mark.parametrize(
+    ("kind", "start", "turns"), [(SplitRig, 0, 70_000), (SplitRig, 65534, 10), (PackedRig, 0, 100), (PackedRig, 3, 100)]
+)
+def test_more_requests_than_indices_go_round(kind: Kind, start: int, turns: int) -> None:
+    rig = kind(2, start=start)
+    for turn in range(turns):
         head = rig.driver.add([(BUFFERS, 1)], [(BUFFERS, 1)])
         answer(rig, b"x")
         assert rig.driver.collect() == (head, 1), turn
 
 
-def test_descriptors_come_back_with_their_chain() -> None:
-    rig = Rig(4)
+@both
+def test_descriptors_come_back_with_their_chain(kind: Kind) -> None:
+    rig = kind(4)
     rig.driver.add([(BUFFERS, 1)] * 3, [])
     for too_many in (2, 0):
         with pytest.raises(BufferError, match=f"{too_many} descriptors wanted, 1 of 4 are free"):
@@ -56,19 +63,23 @@ def test_descriptors_come_back_with_their_chain() -> None:
     assert rig.device.pop()
 
 
-@pytest.mark.parametrize("head", [3, 9, (1 << 32) - 1])
-def test_a_device_that_gives_back_what_it_does_not_have_breaks_the_queue(head: int) -> None:
-    rig = Rig(4)
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [(kind, head) for kind in RIGS.values() for head in (3, 9, 65535)] + [(SplitRig, (1 << 32) - 1)],
+)
+def test_a_device_that_gives_back_what_it_does_not_have_breaks_the_queue(kind: Kind, head: int) -> None:
+    rig = kind(4)
     rig.driver.add([(BUFFERS, 1)], [])
-    rig.used[4:8] = head.to_bytes(4, "little")
-    rig.used[2:4] = b"\1\0"
+    rig.device.push(DescriptorChain(head, [], []))
+    rig.device.publish()
     for _ in range(2):
         with pytest.raises(QueueBroken, match=f"gave back chain {head}"):
             rig.driver.collect()
 
 
-def test_answers_may_come_in_another_order() -> None:
-    rig = Rig(4)
+@both
+def test_answers_may_come_in_another_order(kind: Kind) -> None:
+    rig = kind(4)
     heads = [rig.driver.add([(BUFFERS, 1)], []) for _ in range(3)]
     chains = [rig.device.pop() for _ in range(3)]
     for chain in reversed(chains):
@@ -78,9 +89,12 @@ def test_answers_may_come_in_another_order() -> None:
     assert [rig.driver.collect() for _ in range(3)] == [(head, 0) for head in reversed(heads)]
 
 
-@pytest.mark.parametrize(("size", "sizes"), [(1, (16, 6, 12)), (256, (4096, 516, 2052))])
-def test_rings_have_the_bytes_of_the_specification(size: int, sizes: tuple[int, int, int]) -> None:
-    assert ring_sizes(size) == sizes
+@pytest.mark.parametrize(
+    ("ring", "size", "sizes"),
+    [(SPLIT, 1, (16, 6, 12)), (SPLIT, 256, (4096, 516, 2052)), (PACKED, 1, (16, 4, 4)), (PACKED, 255, (4080, 4, 4))],
+)
+def test_rings_have_the_bytes_of_the_specification(ring: Format, size: int, sizes: tuple[int, int, int]) -> None:
+    assert ring.sizes(size) == sizes
 
 
 def test_feature_names() -> None:

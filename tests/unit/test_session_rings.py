@@ -125,6 +125,24 @@ def test_q08_misaligned_rings_are_refused(field: str, alignment: int) -> None:
     assert send(session(), Q.SET_VRING_ADDR, replace(SET_UP, **{field: 0x1000 + alignment})).rings[0].addresses
 
 
+def test_q08_the_areas_of_a_packed_ring_are_aligned_to_4() -> None:
+    for field, off in (("descriptor", 8), ("available", 2), ("used", 2)):
+        end = session(state=replace(READY, acknowledged=EVERYTHING))
+        with pytest.raises(RemoteProtocolError, match=f"SET_VRING_ADDR {field} .* is not aligned to"):
+            send(end, Q.SET_VRING_ADDR, replace(SET_UP, **{field: 0x1000 + off}))
+    assert send(end, Q.SET_VRING_ADDR, replace(SET_UP, available=0x1004, used=0x2004)).rings[0].addresses
+
+
+@pytest.mark.parametrize("num", [0x80088008, 0x80088000, 0x80008008, 0x80057FFF, 8])
+def test_a_packed_base_has_indices_below_the_ring_s_size(num: int) -> None:
+    ring = Ring(size=8)
+    end = session(state=replace(READY, acknowledged=EVERYTHING, rings=(ring, Ring())))
+    with pytest.raises(RemoteProtocolError, match="has an index that is not below the ring's size, 0x8") as caught:
+        send(end, Q.SET_VRING_BASE, VringState(0, num))
+    assert (caught.value.field, caught.value.value, caught.value.limit) == ("num", num, 8)
+    assert send(end, Q.SET_VRING_BASE, VringState(0, 0x80078007)).rings[0].base == 0x80078007
+
+
 @pytest.mark.parametrize(
     ("num", "packed", "fine"), [(0xFFFF, False, True), (0x10000, False, False), (0x80018000, True, True)]
 )

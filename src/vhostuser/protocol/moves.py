@@ -61,6 +61,11 @@ class Step(NamedTuple):
             f"{self.name} {field} {value:#x} {text} {shown}", request=self.name, field=field, value=value, limit=limit
         )
 
+    @property
+    def packed(self) -> bool:
+        """Packed rings were negotiated."""
+        return bool(self.state.acknowledged >> RING_PACKED & 1)
+
     def ring(self, index: int) -> Ring:
         """The ring of that index, or the refusal."""
         if index >= len(self.state.rings):
@@ -144,7 +149,7 @@ def _set_vring_num(step: Step, body: VringState) -> State:
     ring, limit = step.ring(body.index), step.largest_queue(body.index)
     if not 0 < body.num <= limit:
         raise step.refuse("num", body.num, limit, "is not a queue size between 1 and")
-    if body.num & (body.num - 1) and not step.state.acknowledged >> RING_PACKED & 1:
+    if body.num & (body.num - 1) and not step.packed:
         raise step.refuse("num", body.num, limit, "is not a power of two up to")
     _check_stopped(step, ring, body.index)
     return step.with_ring(body.index, replace(ring, size=body.num))
@@ -152,7 +157,7 @@ def _set_vring_num(step: Step, body: VringState) -> State:
 
 def _set_vring_addr(step: Step, body: VringAddr) -> State:
     ring = step.ring(body.index)
-    for field, alignment in (("descriptor", 16), ("used", 4), ("available", 2)):
+    for field, alignment in (("descriptor", 16), ("used", 4), ("available", 4 if step.packed else 2)):
         if getattr(body, field) % alignment:
             raise step.refuse(field, getattr(body, field), alignment, "is not aligned to")
     return step.with_ring(body.index, replace(ring, addresses=body))
@@ -160,10 +165,18 @@ def _set_vring_addr(step: Step, body: VringAddr) -> State:
 
 def _set_vring_base(step: Step, body: VringState) -> State:
     ring = step.ring(body.index)
-    if body.num > 0xFFFF and not step.state.acknowledged >> RING_PACKED & 1:
+    if step.packed:
+        _check_packed_base(step, body.num, ring.size)
+    elif body.num > 0xFFFF:
         raise step.refuse("num", body.num, 0xFFFF, "is not an available index up to")
     _check_stopped(step, ring, body.index)
     return step.with_ring(body.index, replace(ring, base=body.num))
+
+
+def _check_packed_base(step: Step, base: int, size: int) -> None:
+    """Two indices, each with a wrap counter above it ("Vring descriptor indices for packed virtqueues")."""
+    if size and max(base & 0x7FFF, base >> 16 & 0x7FFF) >= size:
+        raise step.refuse("num", base, size, "has an index that is not below the ring's size,")
 
 
 def _check_stopped(step: Step, ring: Ring, index: int) -> None:

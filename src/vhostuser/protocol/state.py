@@ -43,7 +43,8 @@ class Ring:
     """One ring as the protocol sees it."""
 
     size: int = 0
-    base: int = 0
+    base: int | None = None
+    """Where it goes on; None if it begins."""
     addresses: VringAddr | None = None
     started: bool = False
     enabled: bool = False

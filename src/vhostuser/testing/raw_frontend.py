@@ -8,8 +8,8 @@ import socket
 from ..protocol.numbers import FrontendRequest, ProtocolFeature, VhostFeature, mask
 from ..protocol.payloads import U64, MemoryRegion, MemoryTable, VringAddr, VringState
 from ..transport.fds import HasFileno, OwnedFd
+from ..virtio.formats import SPLIT, Format
 from ..virtio.numbers import Feature
-from ..virtio.split import ring_sizes
 from .files import sparse_file
 from .wire import DEADLINE, Wire
 
@@ -68,12 +68,14 @@ class RawFrontend(Wire):
         self.accepted(Q.SET_MEM_TABLE, MemoryTable([MemoryRegion(0, size, 0, 0)]), fds=[memory])
         return memory
 
-    def set_up_queue(self, index: int = 0, *, size: int = 16, base: int = 0, at: int = 0) -> None:
+    def set_up_queue(
+        self, index: int = 0, *, size: int = 16, base: int | None = None, at: int = 0, ring: Format = SPLIT
+    ) -> None:
         """Lay a ring at user address `at` and start it; `kick` and `err` are its eventfds from then on."""
-        descriptors, available, _ = ring_sizes(size)
+        descriptors, available, _ = ring.sizes(size)
         addresses = VringAddr(index, 0, at, at + descriptors + -(-available // 4) * 4, at + descriptors, 0)
         self.accepted(Q.SET_VRING_NUM, VringState(index, size))
-        self.accepted(Q.SET_VRING_BASE, VringState(index, base))
+        self.accepted(Q.SET_VRING_BASE, VringState(index, ring.first_base if base is None else base))
         self.accepted(Q.SET_VRING_ADDR, addresses)
         self.kick, self.err = self.eventfd(), self.eventfd()
         self.accepted(Q.SET_VRING_ERR, U64(index), fds=[self.err])

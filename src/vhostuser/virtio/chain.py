@@ -8,12 +8,15 @@ from collections.abc import Sequence
 class DescriptorChain:
     """One request: its bytes to read in order, then its bytes to write in order. Buffers lie in guest memory."""
 
-    __slots__ = ("_read", "head", "readable", "writable", "written")
+    __slots__ = ("_read", "entries", "head", "readable", "writable", "written")
 
-    def __init__(self, head: int, readable: Sequence[memoryview], writable: Sequence[memoryview]) -> None:
+    def __init__(self, head: int, readable: Sequence[memoryview], writable: Sequence[memoryview], entries: int = 1) -> None:
         self.head = head
+        """What names it to the driver: its first descriptor in a split ring, its buffer id in a packed one."""
         self.readable = readable
         self.writable = writable
+        self.entries = entries
+        """The descriptors of a packed ring that it takes up."""
         self.written = 0
         """Bytes that the device has written: what the driver is told."""
         self._read = 0

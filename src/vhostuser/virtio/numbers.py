@@ -66,7 +66,11 @@ class Status(IntFlag):
 DESC_NEXT: Final = 1
 DESC_WRITE: Final = 2
 DESC_INDIRECT: Final = 4
+DESC_AVAIL: Final = 1 << 7
+DESC_USED: Final = 1 << 15
 DESCRIPTOR_SIZE: Final = 16
+EVENT_SIZE: Final = 4
+EVENT_ENABLE: Final = 0
 AVAIL_NO_INTERRUPT: Final = 1
 USED_NO_NOTIFY: Final = 1
 MAX_CHAIN_BYTES: Final = 1 << 32

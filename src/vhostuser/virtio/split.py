@@ -8,23 +8,16 @@ well before the index that publishes it. Live indices are read and written throu
 from __future__ import annotations
 
 from struct import Struct
-from typing import Protocol
 
-from ..errors import MemoryFault, QueueBroken
+from ..errors import QueueBroken
 from .chain import DescriptorChain
-from .numbers import DESC_INDIRECT, DESC_NEXT, DESC_WRITE, DESCRIPTOR_SIZE, MAX_CHAIN_BYTES
+from .numbers import DESC_INDIRECT, DESC_NEXT, DESCRIPTOR_SIZE
+from .walk import Memory, Walk
 
 _DESCRIPTOR = Struct("<QIHH")
 AVAIL_HEADER = 4
 USED_HEADER = 4
 USED_ELEMENT = 8
-
-
-class Memory(Protocol):
-    """Where a queue's buffers lie."""
-
-    def slices(self, guest_addr: int, len: int) -> list[memoryview]:
-        """The bytes at a guest address, in pieces; MemoryFault where there are none."""
 
 
 def ring_sizes(size: int) -> tuple[int, int, int]:
@@ -84,44 +77,15 @@ class SplitQueue:
         """Follow a chain, entering one indirect table at most, for as many steps as the queue has entries."""
         if head >= self.size:
             raise QueueBroken(f"chain starts at descriptor {head}, the queue has {self.size}")
-        table, count, index, inside = self._descriptors, self.size, head, False
-        parts: tuple[list[memoryview], list[memoryview]] = ([], [])
-        total = steps = 0
-        while steps < self.size:
+        walk, table, index = Walk(self.memory, self.size, indirect=self.indirect), self._descriptors, head
+        while True:
             addr, length, flags, following = _DESCRIPTOR.unpack_from(table, index * DESCRIPTOR_SIZE)
             if flags & DESC_INDIRECT:
-                table, count = self._indirect(addr, length, flags, inside)
-                index, inside = 0, True
+                table, index = walk.enter(addr, length, flags), 0
                 continue
-            steps, total = steps + 1, total + length
-            if total > MAX_CHAIN_BYTES:
-                raise QueueBroken("a chain is longer than 2^32 bytes")
-            writable = bool(flags & DESC_WRITE)
-            if not writable and parts[1]:
-                raise QueueBroken("a device-readable descriptor follows a device-writable one")
-            parts[writable].extend(self._buffer(addr, length, writable=writable))
+            walk.add(addr, length, flags)
             if not flags & DESC_NEXT:
-                return DescriptorChain(head, *parts)
-            if following >= count:
+                return walk.chain(head)
+            if following >= (count := table.nbytes // DESCRIPTOR_SIZE):
                 raise QueueBroken(f"descriptor {index} continues at {following}, the table has {count}")
             index = following
-        raise QueueBroken(f"a chain is longer than the queue, {self.size} descriptors, or loops")
-
-    def _indirect(self, addr: int, length: int, flags: int, inside: bool) -> tuple[memoryview, int]:
-        """The indirect table at `addr` and its number of entries ("Indirect Descriptors")."""
-        if not self.indirect:
-            raise QueueBroken("an indirect descriptor, which was not negotiated")
-        if inside or flags & DESC_NEXT:
-            raise QueueBroken("an indirect descriptor inside an indirect table, or with NEXT set")
-        if not length or length % DESCRIPTOR_SIZE or length > self.size * DESCRIPTOR_SIZE:
-            raise QueueBroken(f"an indirect table of {length} bytes")
-        return memoryview(b"".join(self._buffer(addr, length))), length // DESCRIPTOR_SIZE
-
-    def _buffer(self, addr: int, length: int, *, writable: bool = False) -> list[memoryview]:
-        try:
-            pieces = self.memory.slices(addr, length)
-        except MemoryFault as error:
-            raise QueueBroken(f"a descriptor points outside guest memory: {error}") from None
-        if writable and any(piece.readonly for piece in pieces):
-            raise QueueBroken(f"a device-writable descriptor points to {addr:#x}, which was shared read-only")
-        return pieces

@@ -1,0 +1,70 @@
+"""The driver half of a packed virtqueue, in memory that the caller provides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from struct import Struct
+
+from ..errors import QueueBroken
+from .driver import Buffer
+from .numbers import DESC_AVAIL, DESC_NEXT, DESC_USED, DESC_WRITE, DESCRIPTOR_SIZE
+from .packed import BUFFER_ID, FLAGS, LENGTH, available_flags, used_flags
+
+_BODY = Struct("<QIH")
+
+
+class PackedDriverQueue:
+    """One packed virtqueue as its driver sees it: add chains, and collect what the device is done with.
+
+    The event suppression areas are left as they are, zero: both sides want every notification.
+    """
+
+    def __init__(self, size: int, descriptors: memoryview, driver_event: memoryview, device_event: memoryview) -> None:
+        self.size = size
+        self._descriptors = descriptors
+        self._lengths, self._halves = descriptors.cast("I"), descriptors.cast("H")
+        self._ids = list(range(size - 1, -1, -1))
+        self._entries: dict[int, int] = {}
+        self._free = size
+        self._next = 0
+        self._seen = 0
+
+    def add(self, readable: Sequence[Buffer], writable: Sequence[Buffer]) -> int:
+        """Offer a chain of buffers to the device; its id. BufferError if there are not enough free descriptors."""
+        buffers = [(*buffer, 0) for buffer in readable] + [(*buffer, DESC_WRITE) for buffer in writable]
+        count = len(buffers)
+        if not buffers or count > self._free:
+            raise BufferError(f"{count} descriptors wanted, {self._free} of {self.size} are free")
+        buffer_id = self._ids.pop()
+        for at in range(count - 1, -1, -1):
+            addr, length, flags = buffers[at]
+            flags |= DESC_NEXT if at + 1 < count else 0
+            self._offer((self._next + at) % (2 * self.size), _BODY.pack(addr, length, buffer_id), flags)
+        self._entries[buffer_id] = count
+        self._free -= count
+        self._next = (self._next + count) % (2 * self.size)
+        return buffer_id
+
+    def collect(self) -> tuple[int, int] | None:
+        """The id of a chain that the device is done with and the bytes that it wrote; None if there is none.
+
+        QueueBroken if the device gives back what it was not given.
+        """
+        slot = self._seen % self.size
+        if self._halves[8 * slot + FLAGS] & (DESC_AVAIL | DESC_USED) != used_flags(self._seen, self.size):
+            return None
+        buffer_id, written = self._halves[8 * slot + BUFFER_ID], self._lengths[4 * slot + LENGTH]
+        count = self._entries.pop(buffer_id, None)
+        if count is None:
+            raise QueueBroken(f"the device gave back chain {buffer_id}, which it does not have")
+        self._seen = (self._seen + count) % (2 * self.size)
+        self._free += count
+        self._ids.append(buffer_id)
+        return buffer_id, written
+
+    def _offer(self, position: int, body: bytes, flags: int) -> None:
+        """Write the descriptor at `position`, its flags last."""
+        slot = position % self.size
+        start = slot * DESCRIPTOR_SIZE
+        self._descriptors[start : start + _BODY.size] = body
+        self._halves[8 * slot + FLAGS] = flags | available_flags(position, self.size)

@@ -1,0 +1,82 @@
+"""All rings of one or two descriptors over a small alphabet of fields: a device takes chains or finds the queue broken.
+
+Whatever is in the ring, it ends, shows the driver nothing before it publishes, and looks at nothing but what lies in the
+buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import product
+
+import pytest
+
+from tests.virtio_rig import AVAIL, BUFFERS, DESCRIPTOR, INDIRECT, NEXT, USED, WRITE, PackedRig, Rig, SplitRig
+from vhostuser.errors import QueueBroken
+
+KINDS = (0, NEXT, WRITE, NEXT | WRITE, INDIRECT, INDIRECT | NEXT)
+PLACES = ((BUFFERS, 16), (BUFFERS + 16, 32), (0, 16), (0, 0))
+"""A table of one, a table of two, no memory, an empty buffer."""
+TABLES = b"".join(
+    DESCRIPTOR.pack(*fields) for fields in ((BUFFERS, 1, 0, 0), (BUFFERS, 1, NEXT, 0), (BUFFERS, 4, WRITE, WRITE))
+)
+
+
+def attempt(rig: Rig) -> str:
+    """Take and give back all that there is; what came of it."""
+    rig.steps, taken, before = 0, 0, bytes(rig.descriptors)
+    try:
+        while chain := rig.device.pop():
+            taken += 1
+            assert taken <= rig.size
+            assert len(chain.read()) == chain.readable_size <= 2 * 32
+            assert all(view.obj is rig.buffers.obj for view in (*chain.readable, *chain.writable))
+            rig.device.push(chain)
+    except QueueBroken:
+        return "broken"
+    finally:
+        assert rig.steps <= rig.size * (rig.size + 1)
+        assert before[14::16] == bytes(rig.descriptors)[14::16]
+        assert before[15::16] == bytes(rig.descriptors)[15::16]
+    return f"{taken} taken"
+
+
+def fill(rig: Rig, entries: Iterable[bytes]) -> None:
+    rig.descriptors[:] = b"".join(entries)
+    rig.buffers[: len(TABLES)] = TABLES
+
+
+def split_rings(size: int) -> Iterator[SplitRig]:
+    alphabet = [DESCRIPTOR.pack(*place, *rest) for place, *rest in product(PLACES, KINDS, range(size + 1))]
+    heads = list(product(range(size + 1), repeat=size))
+    rig = SplitRig(size, buffers=64)
+    for entries in product(alphabet, repeat=size):
+        for chosen, waiting in product(heads, (1, size, size + 1)):
+            fill(rig, entries)
+            rig.available[2:] = b"".join(each.to_bytes(2, "little") for each in (waiting, *chosen))
+            rig.used[2:4] = b"\0\0"
+            rig.device = rig.format.device(size, *rig.parts, memory=rig)
+            yield rig
+
+
+def packed_rings(size: int) -> Iterator[PackedRig]:
+    marks = (0, AVAIL, USED, AVAIL | USED)
+    alphabet = [
+        DESCRIPTOR.pack(*place, buffer_id, kind | mark)
+        for place, kind, mark, buffer_id in product(PLACES, KINDS, marks, (0, size))
+    ]
+    rig = PackedRig(size, buffers=64)
+    for at, entries in enumerate(product(alphabet, repeat=size)):
+        for start in range(2 * size) if size == 1 else (at % 4, (at + 2) % 4):
+            fill(rig, entries)
+            rig.device = rig.format.device(size, *rig.parts, memory=rig, base=rig.base_at(start))
+            yield rig
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("rings", [split_rings, packed_rings])
+def test_all_rings_of_one_or_two_descriptors_end_in_chains_or_a_broken_queue(
+    rings: Callable[[int], Iterator[Rig]], size: int
+) -> None:
+    came = {attempt(rig) for rig in rings(size)}
+    assert came >= {"broken", f"{size} taken"}
