@@ -13,14 +13,16 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, TypeVar
 
 from .counters import Counters
 from .device import Device
 from .errors import MemoryFault, QueueBroken, VhostUserError
 from .limited_log import LimitedLog
+from .memory.dirty_log import DirtyLog
+from .memory.fragile import FragileQueue, RingPart
 from .memory.guest import GuestMemory
 from .protocol.payloads import VringAddr
 from .transport.fds import OwnedFd
@@ -30,18 +32,37 @@ from .virtio.chain import DescriptorChain
 from .virtio.split import SplitQueue, ring_sizes
 
 log = logging.getLogger(__name__)
+Part = TypeVar("Part", memoryview, RingPart)
 DRAIN_TIMEOUT: Final = 1.0
 """How long a stop waits for the request in progress. QEMU answers nothing while it waits for GET_VRING_BASE."""
 
 
-class Place(NamedTuple):
-    """Where a ring lies in a memory table."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """Where a ring lies in a memory table ("SET_VRING_ADDR")."""
 
+    index: int
     size: int
-    descriptors: memoryview
-    available: memoryview
-    used: memoryview
+    addresses: VringAddr
     memory: GuestMemory
+
+    def check(self) -> None:
+        """QueueBroken if its parts are not there, or not writable where they must be."""
+        if self._parts(self.memory.ring_part)[2].readonly:
+            raise QueueBroken(f"the used ring of ring {self.index} is in read-only memory")
+
+    def queue(self, base: int) -> SplitQueue:
+        """The ring laid there. QueueBroken if the memory is gone by now."""
+        if self.memory.fragile:
+            return FragileQueue(self.size, *self._parts(self.memory.ring_part), self.memory, base=base)
+        return SplitQueue(self.size, *self._parts(self.memory.at_user), self.memory, base=base)
+
+    def _parts(self, look_up: Callable[[int, int], Part]) -> tuple[Part, Part, Part]:
+        sizes, at = ring_sizes(self.size), self.addresses
+        try:
+            return look_up(at.descriptor, sizes[0]), look_up(at.available, sizes[1]), look_up(at.used, sizes[2])
+        except MemoryFault as error:
+            raise QueueBroken(f"ring {self.index} is outside guest memory: {error}") from None
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +71,8 @@ class Vring:
 
     index: int
     queue: SplitQueue | None = None
+    memory: GuestMemory = field(default_factory=GuestMemory)
+    """The table in which the queue lies."""
     moved: Place | None = None
     """Where the queue lies by a newer memory table; it goes there between two batches, when all is published."""
     active: bool = False
@@ -59,6 +82,8 @@ class Vring:
     """Held while a request is processed."""
     epoch: int = 0
     """Changes when a stop did not wait for the request in progress, which then may not be given back."""
+    used_log: int | None = None
+    """Where in guest memory the used ring lies for the dirty log, if writes to it are to be logged."""
     _settled: Place | None = None
     _files: dict[str, OwnedFd] = field(default_factory=dict)
     _files_lock: threading.Lock = field(default_factory=threading.Lock)
@@ -69,16 +94,25 @@ class Vring:
         return self.moved is None or self.moved is self._settled
 
     def settle(self) -> SplitQueue | None:
-        """The queue, laid where it is now, if the ring is active. The lock must be held."""
+        """The queue, laid where it is now, if the ring is active. The lock must be held. QueueBroken as `lay` raises it."""
         if not self.active:
             return None
-        if (place := self.moved) and self.queue is not None and self._settled is not place:
-            self.queue, self._settled = SplitQueue(*place, base=self.queue.base), place
+        self.lay()
         return self.queue
+
+    def lay(self) -> None:
+        """Lay the queue where it is now. The lock must be held. QueueBroken if memory is gone there already."""
+        if (place := self.moved) and self.queue is not None and self._settled is not place:
+            self._settled = place
+            self.put(place, self.queue.base)
+
+    def put(self, place: Place, base: int) -> None:
+        """Lay the queue at a place. QueueBroken as `Place.queue`."""
+        self.queue, self.memory = place.queue(base), place.memory
 
     def unsettle(self) -> None:
         """Let go of the memory table in which the queue lay."""
-        self._settled = None
+        self._settled, self.memory = None, GuestMemory()
 
     def replace(self, name: str, fd: OwnedFd | None) -> None:
         """Put another eventfd (`kick`, `call` or `err`) in place, or none; the old one is closed."""
@@ -112,7 +146,8 @@ class Vring:
 
     def close(self) -> None:
         """Close the eventfds, and let go of guest memory."""
-        self.queue = self.moved = self._settled = None
+        self.queue = self.moved = None
+        self.unsettle()
         for name in ("kick", "call", "err"):
             self.replace(name, None)
 
@@ -130,21 +165,37 @@ class Rings:
         self._thread: threading.Thread | None = None
         self._closing = False
         self._ready_due = False
+        self.log: DirtyLog | None = None
+        """Where writes to guest memory are logged, while they are."""
 
     def bind(self, index: int, size: int, base: int, addresses: VringAddr, memory: GuestMemory) -> None:
         """Lay a stopped ring over guest memory. QueueBroken if its parts are not there ("SET_VRING_ADDR")."""
-        vring = self.vrings[index]
-        vring.queue, vring.moved = SplitQueue(*_place(index, size, addresses, memory), base=base), None
+        place = Place(index, size, addresses, memory)
+        place.check()
+        self.vrings[index].put(place, base)
+        self.vrings[index].moved = None
 
     def move(self, rings: Sequence[tuple[int, int, VringAddr]], memory: GuestMemory) -> None:
         """Lay rings (index, size, addresses) over another memory table, those that are bound; all of them or none.
 
-        Does not wait for a request in progress, which may be what caused this.
+        Does not wait for a request in progress, which may be what caused this: its ring moves when it is done.
         """
-        bound = [row for row in rings if self.vrings[row[0]].queue is not None]
-        places = [_place(*row, memory) for row in bound]
-        for (index, _, _), place in zip(bound, places, strict=True):
-            self.vrings[index].moved = place
+        places = [Place(*row, memory) for row in rings if self.vrings[row[0]].queue is not None]
+        for place in places:
+            place.check()
+        for place in places:
+            self.vrings[place.index].moved = place
+            self._lay_at_rest(self.vrings[place.index])
+
+    def _lay_at_rest(self, vring: Vring) -> None:
+        """Move a ring now if no request of it is in progress, so that it keeps no memory that was taken away."""
+        if vring.lock.acquire(blocking=False):
+            try:
+                vring.lay()
+            except QueueBroken as error:
+                self._break(vring, error)
+            finally:
+                vring.lock.release()
 
     def start(self, index: int) -> None:
         """Let the thread take requests from the ring; what waits in it already is taken without a kick."""
@@ -251,9 +302,9 @@ class Rings:
         """Process all that waits in a ring, publishing once a batch."""
         while vring.active and not self._closing:
             with vring.lock:
-                if (queue := vring.settle()) is None:
-                    return
                 try:
+                    if (queue := vring.settle()) is None:
+                        return
                     more = self._batch(vring, queue)
                 except QueueBroken as error:
                     if not vring.settled:
@@ -265,7 +316,7 @@ class Rings:
 
     def _batch(self, vring: Vring, queue: SplitQueue) -> bool:
         """Process what waits, a queue's length at most, and publish it in one go; whether there was anything."""
-        epoch, chain = vring.epoch, None
+        epoch, memory, chain = vring.epoch, vring.memory, None
         try:
             for _ in range(queue.size):
                 if not vring.active or not vring.settled or (chain := queue.pop()) is None:
@@ -273,10 +324,24 @@ class Rings:
                 self._process(vring.index, chain)
                 if vring.epoch == epoch:
                     queue.push(chain)
+                    self._log_chain(memory, chain)
         finally:
             if vring.epoch == epoch and queue.publish():
+                self._log_used(vring, queue)
                 vring.signal("call")
         return chain is not None or not vring.settled
+
+    def _log_chain(self, memory: GuestMemory, chain: DescriptorChain) -> None:
+        """Mark what the device may have written for a request, after it has and before the driver is told."""
+        if log := self.log:
+            with _breaking():
+                log.mark_views(memory, chain.writable)
+
+    def _log_used(self, vring: Vring, queue: SplitQueue) -> None:
+        """Mark the used ring, which was just written: all of it, for that is a bit or two."""
+        if (log := self.log) and vring.used_log is not None:
+            with _breaking():
+                log.mark(vring.used_log, ring_sizes(queue.size)[2])
 
     def _process(self, index: int, chain: DescriptorChain) -> None:
         try:
@@ -294,13 +359,10 @@ class Rings:
         vring.signal("err")
 
 
-def _place(index: int, size: int, addresses: VringAddr, memory: GuestMemory) -> Place:
-    """Where a ring's parts lie in guest memory. QueueBroken if they are not there ("SET_VRING_ADDR")."""
-    starts = (addresses.descriptor, addresses.available, addresses.used)
+@contextlib.contextmanager
+def _breaking() -> Iterator[None]:
+    """Within it, a write that can't be logged breaks the queue."""
     try:
-        descriptors, available, used = (memory.at_user(*part) for part in zip(starts, ring_sizes(size), strict=True))
+        yield
     except MemoryFault as error:
-        raise QueueBroken(f"ring {index} is outside guest memory: {error}") from None
-    if used.readonly:
-        raise QueueBroken(f"the used ring of ring {index} is in read-only memory")
-    return Place(size, descriptors, available, used, memory)
+        raise QueueBroken(f"a write can't be logged: {error}") from None
