@@ -189,13 +189,15 @@ class Rings:
 
     def _lay_at_rest(self, vring: Vring) -> None:
         """Move a ring now if no request of it is in progress, so that it keeps no memory that was taken away."""
-        if vring.lock.acquire(blocking=False):
-            try:
-                vring.lay()
-            except QueueBroken as error:
-                self._break(vring, error)
-            finally:
-                vring.lock.release()
+        if not vring.lock.acquire(blocking=False):
+            self._waker.set()
+            return
+        try:
+            vring.lay()
+        except QueueBroken as error:
+            self._break(vring, error)
+        finally:
+            vring.lock.release()
 
     def start(self, index: int) -> None:
         """Let the thread take requests from the ring; what waits in it already is taken without a kick."""
