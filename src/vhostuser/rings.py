@@ -10,119 +10,26 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import sys
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 from .counters import Counters
 from .device import Device
 from .errors import MemoryFault, QueueBroken, VhostUserError
 from .limited_log import LimitedLog
+from .memory.dirty_log import DirtyLog
+from .memory.fragile import pour_back
 from .memory.guest import GuestMemory
 from .protocol.payloads import VringAddr
-from .transport.fds import OwnedFd
-from .transport.loop import Poller, Waker, drain
-from .transport.socket import wait
+from .transport.loop import Poller, Waker
 from .virtio.chain import DescriptorChain
-from .virtio.formats import DeviceQueue, ring_format
-from .virtio.numbers import Feature
+from .virtqueue import DeviceQueue, Place
+from .vring import Vring
 
 log = logging.getLogger(__name__)
 DRAIN_TIMEOUT: Final = 1.0
 """How long a stop waits for the request in progress. QEMU answers nothing while it waits for GET_VRING_BASE."""
-
-
-class Place(NamedTuple):
-    """Where a ring lies in a memory table, and what was negotiated about it."""
-
-    features: int
-    size: int
-    parts: tuple[memoryview, memoryview, memoryview]
-    memory: GuestMemory
-
-    def queue(self, base: int | None) -> DeviceQueue:
-        """A queue that lies there and goes on at `base`, or begins."""
-        ring, indirect = ring_format(self.features), bool(self.features >> Feature.RING_INDIRECT_DESC & 1)
-        first = ring.first_base if base is None else base
-        return ring.device(self.size, *self.parts, self.memory, base=first, indirect=indirect)
-
-
-@dataclass(slots=True, eq=False)
-class Vring:
-    """One ring as the back-end runs it."""
-
-    index: int
-    queue: DeviceQueue | None = None
-    features: int = 0
-    """What was negotiated when the queue was laid over guest memory."""
-    moved: Place | None = None
-    """Where the queue lies by a newer memory table; it goes there between two batches, when all is published."""
-    active: bool = False
-    broken: bool = False
-    """The driver left nonsense in it: it rests until it is stopped and set up again."""
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    """Held while a request is processed."""
-    epoch: int = 0
-    """Changes when a stop did not wait for the request in progress, which then may not be given back."""
-    _settled: Place | None = None
-    _files: dict[str, OwnedFd] = field(default_factory=dict)
-    _files_lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def settled(self) -> bool:
-        """The queue lies where the newest memory table has it."""
-        return self.moved is None or self.moved is self._settled
-
-    def settle(self) -> DeviceQueue | None:
-        """The queue, laid where it is now, if the ring is active. The lock must be held."""
-        if not self.active:
-            return None
-        if (place := self.moved) and self.queue is not None and self._settled is not place:
-            self.queue, self._settled = place.queue(self.queue.base), place
-        return self.queue
-
-    def unsettle(self) -> None:
-        """Let go of the memory table in which the queue lay."""
-        self._settled = None
-
-    def replace(self, name: str, fd: OwnedFd | None) -> None:
-        """Put another eventfd (`kick`, `call` or `err`) in place, or none; the old one is closed."""
-        with self._files_lock:
-            old = self._files.pop(name, None)
-            if fd is not None:
-                self._files[name] = fd
-            if old is not None:
-                old.close()
-
-    def kick_fd(self) -> int | None:
-        """The fd to wait on, if there is one."""
-        with self._files_lock:
-            return self._files["kick"].fileno() if "kick" in self._files else None
-
-    def take_kick(self, fd: int) -> None:
-        """Reset the kick that was seen on `fd`, if it still is this ring's. QueueBroken if it can't be read."""
-        with self._files_lock:
-            if "kick" in self._files and self._files["kick"].fileno() == fd:
-                try:
-                    drain(fd)
-                except OSError as error:
-                    raise QueueBroken(f"its kick can't be read: {error.strerror}") from None
-
-    def signal(self, name: str) -> None:
-        """Set the eventfd `call` or `err`, if there is one; one that is full is as good as set."""
-        with self._files_lock:
-            if (fd := self._files.get(name)) and wait((), 0, (fd,)):
-                with contextlib.suppress(OSError):
-                    os.write(fd.fileno(), (1).to_bytes(8, sys.byteorder))
-
-    def close(self) -> None:
-        """Close the eventfds, and let go of guest memory."""
-        self.queue = self.moved = self._settled = None
-        for name in ("kick", "call", "err"):
-            self.replace(name, None)
 
 
 class Rings:
@@ -138,27 +45,42 @@ class Rings:
         self._thread: threading.Thread | None = None
         self._closing = False
         self._ready_due = False
+        self.log: DirtyLog | None = None
+        """Where writes to guest memory are logged, while they are."""
 
-    def bind(
-        self, index: int, size: int, base: int | None, addresses: VringAddr, memory: GuestMemory, features: int
-    ) -> None:
-        """Lay a stopped ring over guest memory, by the features that the front-end has acknowledged.
+    def bind(self, place: Place, base: int | None) -> None:
+        """Lay a stopped ring there; it goes on at `base`, or begins.
 
         QueueBroken if its parts are not there ("SET_VRING_ADDR"), or if there is no such base.
         """
-        vring = self.vrings[index]
-        vring.queue, vring.moved = _place(index, size, addresses, memory, features).queue(base), None
-        vring.features = features
+        place.check()
+        self.vrings[place.index].put(place, base)
+        self.vrings[place.index].moved = None
 
     def move(self, rings: Sequence[tuple[int, int, VringAddr]], memory: GuestMemory) -> None:
         """Lay rings (index, size, addresses) over another memory table, those that are bound; all of them or none.
 
-        Does not wait for a request in progress, which may be what caused this.
+        Does not wait for a request in progress, which may be what caused this: its ring moves when it is done.
         """
-        bound = [row for row in rings if self.vrings[row[0]].queue is not None]
-        places = [_place(*row, memory, self.vrings[row[0]].features) for row in bound]
-        for (index, _, _), place in zip(bound, places, strict=True):
-            self.vrings[index].moved = place
+        bound = [(row, self.vrings[row[0]].place) for row in rings]
+        places = [Place(*row, memory, place.features) for row, place in bound if place is not None]
+        for place in places:
+            place.check()
+        for place in places:
+            self.vrings[place.index].moved = place
+            self._lay_at_rest(self.vrings[place.index])
+
+    def _lay_at_rest(self, vring: Vring) -> None:
+        """Move a ring now if no request of it is in progress, so that it keeps no memory that was taken away."""
+        if not vring.lock.acquire(blocking=False):
+            self._waker.set()
+            return
+        try:
+            vring.lay()
+        except QueueBroken as error:
+            self._break(vring, error)
+        finally:
+            vring.lock.release()
 
     def start(self, index: int) -> None:
         """Let the thread take requests from the ring; what waits in it already is taken without a kick."""
@@ -265,9 +187,9 @@ class Rings:
         """Process all that waits in a ring, publishing once a batch."""
         while vring.active and not self._closing:
             with vring.lock:
-                if (queue := vring.settle()) is None:
-                    return
                 try:
+                    if (queue := vring.settle()) is None:
+                        return
                     more = self._batch(vring, queue)
                 except QueueBroken as error:
                     if not vring.settled:
@@ -279,18 +201,37 @@ class Rings:
 
     def _batch(self, vring: Vring, queue: DeviceQueue) -> bool:
         """Process what waits, a queue's length at most, and publish it in one go; whether there was anything."""
-        epoch, chain = vring.epoch, None
+        epoch, place, chain = vring.epoch, vring.place, None
         try:
             for _ in range(queue.size):
                 if not vring.active or not vring.settled or (chain := queue.pop()) is None:
                     break
                 self._process(vring.index, chain)
-                if vring.epoch == epoch:
+                if vring.epoch == epoch and place:
+                    self._settle_writes(place.memory, chain)
                     queue.push(chain)
         finally:
-            if vring.epoch == epoch and queue.publish():
+            if vring.epoch == epoch and self._publish(vring, queue):
                 vring.signal("call")
         return chain is not None or not vring.settled
+
+    def _settle_writes(self, memory: GuestMemory, chain: DescriptorChain) -> None:
+        """What the device wrote for a request reaches fragile memory and the dirty log, before the driver is told."""
+        if memory.fragile:
+            with _breaking():
+                pour_back(chain.writable)
+        if log := self.log:
+            with _breaking():
+                log.mark_views(memory, chain.writable)
+
+    def _publish(self, vring: Vring, queue: DeviceQueue) -> bool:
+        """Show the driver what was pushed, and mark where that was written; whether to notify it."""
+        notify = queue.publish()
+        if (log := self.log) and (place := vring.place) and vring.used_log is not None:
+            with _breaking():
+                log.mark(vring.used_log, place.sizes[2])
+                log.mark_views(place.memory, place.written_views())
+        return notify
 
     def _process(self, index: int, chain: DescriptorChain) -> None:
         try:
@@ -308,16 +249,10 @@ class Rings:
         vring.signal("err")
 
 
-def _place(index: int, size: int, addresses: VringAddr, memory: GuestMemory, features: int) -> Place:
-    """Where a ring's parts lie in guest memory. QueueBroken if they are not there ("SET_VRING_ADDR")."""
-    ring = ring_format(features)
-    starts = (addresses.descriptor, addresses.available, addresses.used)
+@contextlib.contextmanager
+def _breaking() -> Iterator[None]:
+    """Within it, a write that can't be made or logged breaks the queue."""
     try:
-        descriptors, available, used = (memory.at_user(*part) for part in zip(starts, ring.sizes(size), strict=True))
+        yield
     except MemoryFault as error:
-        raise QueueBroken(f"ring {index} is outside guest memory: {error}") from None
-    if used.readonly:
-        raise QueueBroken(f"the used ring of ring {index} is in read-only memory")
-    if descriptors.readonly and ring.is_packed:
-        raise QueueBroken(f"the descriptor ring of ring {index} is in read-only memory")
-    return Place(features, size, (descriptors, available, used), memory)
+        raise QueueBroken(f"a write is lost: {error}") from None

@@ -11,14 +11,14 @@ from .counters import Counters
 from .device import Device
 from .driver_watch import DriverWatch
 from .errors import Disconnected, ProtocolError, QueueBroken, RemoteProtocolError, VhostUserError
+from .guest_table import GuestTable
 from .limited_log import LimitedLog
-from .memory.guest import GuestMemory
 from .port import Port
 from .protocol.dialects import Dialect, diagnose_front_end
 from .protocol.framing import reply_frame
 from .protocol.layout import P, Payload
-from .protocol.numbers import MAX_REGIONS, VRING_INDEX_MASK, FrontendRequest, ProtocolFeature, VhostFeature, mask
-from .protocol.payloads import U64, Config, MemoryTable, ShmemConfig, VringState
+from .protocol.numbers import MAX_MEM_SLOTS, VRING_INDEX_MASK, FrontendRequest, ProtocolFeature, VhostFeature, mask
+from .protocol.payloads import U64, Config, Log, MemoryTable, ShmemConfig, SingleRegion, VringState
 from .protocol.rules import FRONTEND
 from .protocol.rules import Channel as Side
 from .protocol.session import Session
@@ -32,13 +32,27 @@ from .transport.loop import Waker
 from .transport.socket import wait
 from .virtio.formats import ring_format
 from .virtio.numbers import Feature
+from .virtqueue import Place, queue_features
 
 log = logging.getLogger(__name__)
 F, Q = ProtocolFeature, FrontendRequest
 
-FEATURES: Final = mask((Feature.VERSION_1, Feature.RING_INDIRECT_DESC, Feature.RING_PACKED, VhostFeature.PROTOCOL_FEATURES))
-PROTOCOL_FEATURES: Final = mask((F.MQ, F.REPLY_ACK, F.BACKEND_REQ, F.CONFIG, F.BACKEND_SEND_FD, F.RESET_DEVICE, F.STATUS))
-"""What every device offers. CONFIGURE_MEM_SLOTS is not among it: QEMU 11.1 dies of a reset under it (K3, K4)."""
+FEATURES: Final = mask(
+    (
+        Feature.VERSION_1,
+        Feature.RING_INDIRECT_DESC,
+        Feature.RING_PACKED,
+        VhostFeature.LOG_ALL,
+        VhostFeature.PROTOCOL_FEATURES,
+    )
+)
+PROTOCOL_FEATURES: Final = mask(
+    (F.MQ, F.LOG_SHMFD, F.REPLY_ACK, F.BACKEND_REQ, F.CONFIG, F.BACKEND_SEND_FD, F.RESET_DEVICE, F.STATUS)
+)
+"""What every device offers."""
+WITHOUT_REGIONS: Final = mask((F.CONFIGURE_MEM_SLOTS, F.GPA_ADDRESSES))
+"""What a device offers besides that has no shared memory regions. With them QEMU 11.1 dies of a reset under
+CONFIGURE_MEM_SLOTS (K3, K4), and a front-end of 2026 that speaks rust-vmm-0.16 would take GPA_ADDRESSES for SHMEM."""
 
 NEGATIVE: Final[dict[int, Payload | None]] = {Q.GET_CONFIG: None}
 """The replies that say no, for requests that have a reply of their own and a way to say it there."""
@@ -59,15 +73,14 @@ class Serving:
     ) -> None:
         self._device, self._channel, self._port, self._counters = device, channel, port, counters
         self._regions = regions
-        offered = PROTOCOL_FEATURES | (1 << F.SHMEM if regions else 0)
+        offered = PROTOCOL_FEATURES | (1 << F.SHMEM if regions else WITHOUT_REGIONS)
         rings = tuple(Ring() for _ in device.queue_sizes)
-        state = State(offered=FEATURES | device.features, protocol_offered=offered, rings=rings)
+        state = State(offered=FEATURES | queue_features() | device.features, protocol_offered=offered, rings=rings)
         self._session = Session(Role.BACKEND, state, queue_sizes=device.queue_sizes, dialect=dialect)
         self._watch = DriverWatch(device, port, self._session, regions, limited)
         self._rings = Rings(device, counters, self._watch.ready, limited)
-        self._memory = GuestMemory()
+        self._guest = GuestTable(self._session, self._rings, exports_memory=bool(regions))
         self._diagnosed = False
-        self._full = False
         self._log = limited
 
     def run(self, stop: Waker) -> None:
@@ -88,7 +101,7 @@ class Serving:
         self._port.close()
         self._channel.close()
         self._watch.forget()
-        self._memory = GuestMemory()
+        self._guest.close()
 
     def _handle(self, frame: OwnedFrame) -> None:
         """One message, once round."""
@@ -157,6 +170,7 @@ class Serving:
         return U64(self._session.state.offered)
 
     def on_set_features(self, message: OwnedMessage) -> None:
+        self._guest.set_logging()
         self._refresh()
 
     def on_set_owner(self, message: OwnedMessage) -> None:
@@ -225,24 +239,32 @@ class Serving:
     # Memory and rings
 
     def on_set_mem_table(self, message: OwnedMessage) -> None:
-        regions = _body(message, MemoryTable).regions
-        memory = GuestMemory.of(regions, [fd.fileno() for fd in message.fds], self._memory)
-        self._move(memory)
-        self._memory = memory
-        self._check_table_full(len(regions))
+        self._guest.replace(_body(message, MemoryTable), [fd.fileno() for fd in message.fds])
         self._refresh()
 
-    def _check_table_full(self, count: int) -> None:
-        """QEMU 11.1 puts mappings into the memory table; with one that does not fit it never starts a device again."""
-        if self._regions and count == MAX_REGIONS and not self._full:
-            self._full = True
-            text = "the front-end's memory table is full (%d regions): QEMU can't resume a stopped machine if more is mapped"
-            log.warning(text, count)
+    def on_get_max_mem_slots(self, message: OwnedMessage) -> Payload:
+        return U64(MAX_MEM_SLOTS)
+
+    def on_add_mem_reg(self, message: OwnedMessage) -> None:
+        self._guest.add(_body(message, SingleRegion), message.fds[0].fileno())
+        self._refresh()
+
+    def on_rem_mem_reg(self, message: OwnedMessage) -> None:
+        self._guest.remove(_body(message, SingleRegion))
+
+    def on_set_log_base(self, message: OwnedMessage) -> Payload:
+        body = _body(message, Log)
+        self._guest.open_log(body, message.fds[0].fileno())
+        return body
+
+    def on_set_log_fd(self, message: OwnedMessage) -> None:
+        """An eventfd to tell the front-end of changes in the log; optional, and no front-end waits for it: closed."""
 
     def on_set_vring_num(self, message: OwnedMessage) -> None:
         self._diagnose()
 
     def on_set_vring_addr(self, message: OwnedMessage) -> None:
+        self._guest.set_logging()
         self._refresh()
 
     def on_set_vring_base(self, message: OwnedMessage) -> None:
@@ -290,21 +312,13 @@ class Serving:
 
     def _bind(self, index: int) -> None:
         """Lay a ring over guest memory, once all of it is known."""
-        state = self._session.state
+        state, memory = self._session.state, self._guest.memory
         ring = state.rings[index]
-        if ring.size and ring.addresses and self._memory.regions:
+        if ring.size and ring.addresses and memory.regions:
             try:
-                self._rings.bind(index, ring.size, ring.base, ring.addresses, self._memory, state.acknowledged)
+                self._rings.bind(Place(index, ring.size, ring.addresses, memory, state.acknowledged), ring.base)
             except QueueBroken as error:
                 raise RemoteProtocolError(str(error), request="SET_VRING_KICK", field="addresses") from None
-
-    def _move(self, memory: GuestMemory) -> None:
-        """Lay the rings, which may be at work, over a new memory table: all of them or none."""
-        rings = enumerate(self._session.state.rings)
-        try:
-            self._rings.move([(index, ring.size, ring.addresses) for index, ring in rings if ring.addresses], memory)
-        except QueueBroken as error:
-            raise RemoteProtocolError(str(error), request="SET_MEM_TABLE", field="regions") from None
 
     def _refresh(self) -> None:
         """Let the queue thread work on the rings that are active now, and on no others."""

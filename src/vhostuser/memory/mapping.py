@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import weakref
@@ -18,6 +19,8 @@ MREMAP_FIXED: Final = 2
 RESERVED: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
 FAILED: Final = ctypes.c_void_p(-1).value
 HUGETLBFS_MAGIC: Final = 0x958458F6
+F_GET_SEALS: Final = 1034
+F_SEAL_SHRINK: Final = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _size, _address = ctypes.c_size_t, ctypes.c_void_p
@@ -97,6 +100,19 @@ def has_huge_pages(fd: int) -> bool:
     return _fstatfs(fd, ctypes.addressof(status)) != 0 or status[0] & 0xFFFFFFFF == HUGETLBFS_MAGIC
 
 
+def block_size(fd: int) -> int:
+    """What a mapping of the file begins and ends at a multiple of: a huge page on hugetlbfs, else a page."""
+    return os.fstatvfs(fd).f_bsize if has_huge_pages(fd) else mmap.PAGESIZE
+
+
+def may_shrink(fd: int) -> bool:
+    """Somebody could make the file shorter: it is not sealed against that."""
+    try:
+        return not fcntl.fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK
+    except OSError:  # no file that has seals
+        return True
+
+
 def map_file(fd: int, len: int, offset: int, *, writable: bool = True) -> memoryview:
     """`len` bytes of a file from `offset` (whole pages), unmapped once the last view of them is gone. Raises OSError."""
     prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
@@ -121,9 +137,26 @@ def _owning_view(address: int, len: int, *, writable: bool) -> memoryview:
     return view if writable else view.toreadonly()
 
 
-def address_of(view: memoryview) -> int:
+def address_of(view: memoryview | bytearray) -> int:
     """Where the bytes of a writable view lie."""
     return ctypes.addressof(ctypes.c_ubyte.from_buffer(view))
+
+
+def start_of(view: memoryview) -> int:
+    """Where the mapping begins that a view of `map_file` shows, be it writable or not."""
+    return ctypes.addressof(view.obj)  # type: ignore[arg-type]  # the array that `_owning_view` made
+
+
+def fill(buffer: bytearray | memoryview, address: int) -> None:
+    """Fill a writable buffer with the bytes at `address`; MemoryFault where a page is missing, instead of a signal."""
+    if buffer:
+        _copy_safely(_readv, address_of(buffer), address, len(buffer))
+
+
+def pour(buffer: bytearray | memoryview, address: int) -> None:
+    """Write a writable buffer's bytes to `address`; MemoryFault as for `fill`."""
+    if buffer:
+        _copy_safely(_writev, address_of(buffer), address, len(buffer))
 
 
 def copy_from(address: int, len: int) -> bytes:

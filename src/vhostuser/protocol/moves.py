@@ -14,6 +14,7 @@ from ..errors import ProtocolError, RemoteProtocolError
 from .dialects import Dialect
 from .numbers import (
     END_OF_ADDRESSES,
+    MAX_MEM_SLOTS,
     MAX_QUEUE_SIZE,
     VRING_INDEX_MASK,
     VRING_NO_FD,
@@ -118,6 +119,8 @@ def _set_mem_table(step: Step, body: MemoryTable | XenMemoryTable | None) -> Sta
 
 
 def _add_mem_reg(step: Step, body: SingleRegion | XenSingleRegion) -> State:
+    if len(step.state.regions) >= step.state.max_slots:
+        raise step.refuse("guest_addr", body.guest_addr, step.state.max_slots, "is a region more than the back-end's slots,")
     _check_region(step, body.region, step.state.regions)
     return replace(step.state, regions=(*step.state.regions, body.region))
 
@@ -317,6 +320,10 @@ def _learn_queue_num(state: State, dialect: Dialect, body: U64) -> State:
     return replace(state, rings=rings + tuple(Ring() for _ in range(len(rings), min(body.value, 256))))
 
 
+def _learn_max_mem_slots(state: State, dialect: Dialect, body: U64) -> State:
+    return replace(state, max_slots=min(body.value, MAX_MEM_SLOTS))
+
+
 def _learn_shmem_config(state: State, dialect: Dialect, body: ShmemConfig) -> State:
     check_sizes(body, RemoteProtocolError)
     return state
@@ -326,5 +333,6 @@ ANSWERS: Final[dict[int, Callable[[State, Dialect, Any], State]]] = {
     Q.GET_FEATURES: _learn_features,
     Q.GET_PROTOCOL_FEATURES: _learn_protocol_features,
     Q.GET_QUEUE_NUM: _learn_queue_num,
+    Q.GET_MAX_MEM_SLOTS: _learn_max_mem_slots,
     Q.GET_SHMEM_CONFIG: _learn_shmem_config,
 }

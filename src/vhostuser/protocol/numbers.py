@@ -17,6 +17,8 @@ MAX_PAYLOAD: Final = 4096
 """Bytes of a payload that are ever read: twice the largest payload of the specification."""
 MAX_REGIONS: Final = 8
 """Memory regions in SET_MEM_TABLE, and fds on the back-end channel (BACKEND_SEND_FD)."""
+MAX_MEM_SLOTS: Final = 509
+"""Memory regions that a back-end takes one by one: KVM's 512 slots without its own three, as vhost in the kernel takes."""
 MAX_CONFIG: Final = 256
 MAX_SHMIDS: Final = 256
 MAX_QUEUES: Final = 256

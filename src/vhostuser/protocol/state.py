@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from .numbers import ProtocolFeature
+from .numbers import MAX_MEM_SLOTS, ProtocolFeature
 from .payloads import MemoryRegion, VringAddr, XenMemoryRegion
 from .rules import Reply, Rule
 
@@ -67,6 +67,8 @@ class State:
     protocol_acknowledged: int = 0
     rings: tuple[Ring, ...] = ()
     regions: tuple[MemoryRegion | XenMemoryRegion, ...] = ()
+    max_slots: int = MAX_MEM_SLOTS
+    """The most regions that the back-end takes."""
     backend_channel: bool = False
     asked_config: bool = False
     postcopy: bool = False

@@ -1,0 +1,162 @@
+"""Guest memory of a file that may shrink: reached by copies that survive it, never by a view.
+
+Who touches a page that its file has lost gets SIGBUS, and a peer can truncate any file that is not sealed against it. So the
+buffers of such a region are private copies: made when a chain is taken, and written back whole (`pour_back`) when it is given
+back, for a device may write anywhere in what it was given. A copy knows where it belongs: it is what its view is of (`memoryview.obj`).
+A ring is worked on in a copy as well. Where a page is gone the kernel says so, and the queue is broken.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import Final
+
+from ..errors import MemoryFault, QueueBroken
+from ..virtio.chain import DescriptorChain
+from ..virtio.split import USED_HEADER, SplitQueue, ring_sizes
+from ..virtio.walk import Memory
+from . import mapping
+
+MAX_COPIES: Final = 256 << 20
+"""Bytes of a memory table's buffers that may be copied at a time: a chain may name the same memory over and over."""
+
+
+class Copies:
+    """How many bytes may still be copied, by all queues together."""
+
+    def __init__(self, limit: int = MAX_COPIES) -> None:
+        self.limit = self._left = limit
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> None:
+        """Count `size` bytes; MemoryFault if that is too much."""
+        with self._lock:
+            if size > self._left:
+                raise MemoryFault(f"{size:#x} bytes more to copy than the {self.limit:#x} that may be in use at a time")
+            self._left -= size
+
+    def give(self, size: int) -> None:
+        """They are gone."""
+        with self._lock:
+            self._left += size
+
+
+class Copy(bytearray):
+    """A private copy of the bytes at `address`; counted as long as it lives."""
+
+    def __init__(self, address: int, size: int, copies: Copies) -> None:
+        self._counted = 0
+        copies.take(size)
+        self._copies, self._counted = copies, size
+        super().__init__(size)
+        self.address = address
+        mapping.fill(self, address)
+
+    def __del__(self) -> None:
+        if self._counted:
+            self._copies.give(self._counted)
+
+
+class FragileView:
+    """A region's bytes: a slice of it is a view of a private copy."""
+
+    def __init__(self, mapped: memoryview, address: int, copies: Copies) -> None:
+        self.nbytes, self.readonly = mapped.nbytes, mapped.readonly
+        self._mapped, self._address, self._copies = mapped, address, copies
+
+    def __getitem__(self, part: slice) -> memoryview:
+        start, stop, _ = part.indices(self.nbytes)
+        if start >= stop:
+            return memoryview(b"")
+        view = memoryview(Copy(self._address + start, stop - start, self._copies))
+        return view.toreadonly() if self.readonly else view
+
+
+def pour_back(views: Iterable[memoryview]) -> None:
+    """Put what was written into copies where it belongs. MemoryFault if that is gone."""
+    for view in views:
+        if isinstance(view.obj, Copy):
+            mapping.pour(view.obj, view.obj.address)
+
+
+class RingPart:
+    """A part of a ring in fragile memory: where it lies, and `copy`, which is worked on in its place."""
+
+    def __init__(self, address: int, size: int, home: memoryview | FragileView) -> None:
+        self.address, self.nbytes, self.readonly = address, size, home.readonly
+        self._home = home
+        self.copy = memoryview(bytearray(size))
+
+    @property
+    def fragile(self) -> bool:
+        """Its file may shrink."""
+        return isinstance(self._home, FragileView)
+
+    def refresh(self) -> None:
+        """Take in what is there now. One copy from the start: the kernel copies whole words, so no index is torn."""
+        with _Breaking():
+            mapping.fill(self.copy, self.address)
+
+    def write_back(self, start: int, stop: int) -> None:
+        """Put some bytes of the copy there."""
+        with _Breaking():
+            mapping.pour(self.copy[start:stop], self.address + start)
+
+
+class FragileQueue(SplitQueue):
+    """A split virtqueue in such memory; its buffers may be copies or not."""
+
+    def __init__(
+        self,
+        size: int,
+        descriptors: RingPart,
+        available: RingPart,
+        used: RingPart,
+        memory: Memory,
+        *,
+        base: int = 0,
+        indirect: bool = True,
+        event_idx: bool = False,
+    ) -> None:
+        self._table, self._offered, self._given, self._event_idx = descriptors, available, used, event_idx
+        used.refresh()
+        self._end = ring_sizes(size)[2]
+        super().__init__(
+            size, descriptors.copy, available.copy[: ring_sizes(size)[1]], used.copy[: self._end], memory,
+            base=base, indirect=indirect,
+        )  # fmt: skip
+
+    def pop(self) -> DescriptorChain | None:
+        """As any queue does; the table is read at most once a chain. With EVENT_IDX the driver is asked for the next kick."""
+        self._offered.refresh()
+        chain = super().pop()
+        if chain is None and self._event_idx:
+            self._given.copy[self._end :].cast("H")[0] = self.base
+            self._given.write_back(self._end, self._given.nbytes)
+            self._offered.refresh()  # system calls both: what the driver did before it could see that is seen here
+            chain = super().pop()
+        return chain
+
+    def publish(self) -> bool:
+        """Show the driver all that was pushed: the entries first, then, with a whole word, the index."""
+        if not super().publish():
+            return False
+        self._given.write_back(USED_HEADER, self._end)
+        self._given.write_back(0, 2 * USED_HEADER)
+        return True
+
+    def _walk(self, head: int) -> DescriptorChain:
+        self._table.refresh()
+        return super()._walk(head)
+
+
+class _Breaking:
+    """Within it, memory that is gone is a broken queue."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, MemoryFault):
+            raise QueueBroken(f"guest memory is gone: {error}") from None

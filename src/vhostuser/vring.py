@@ -1,0 +1,102 @@
+"""One ring as a back-end runs it: its queue in guest memory, its eventfds, and whether it is at work."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from dataclasses import dataclass, field
+
+from .errors import QueueBroken
+from .transport.fds import OwnedFd
+from .transport.loop import drain
+from .transport.socket import wait
+from .virtqueue import DeviceQueue, Place
+
+
+@dataclass(slots=True, eq=False)
+class Vring:
+    """One ring as the back-end runs it."""
+
+    index: int
+    queue: DeviceQueue | None = None
+    place: Place | None = None
+    """Where the queue lies."""
+    moved: Place | None = None
+    """Where the queue lies by a newer memory table; it goes there between two batches, when all is published."""
+    active: bool = False
+    broken: bool = False
+    """The driver left nonsense in it: it rests until it is stopped and set up again."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a request is processed."""
+    epoch: int = 0
+    """Changes when a stop did not wait for the request in progress, which then may not be given back."""
+    used_log: int | None = None
+    """Where in guest memory the used ring lies for the dirty log, if writes to it are to be logged."""
+    _settled: Place | None = None
+    _files: dict[str, OwnedFd] = field(default_factory=dict)
+    _files_lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def settled(self) -> bool:
+        """The queue lies where the newest memory table has it."""
+        return self.moved is None or self.moved is self._settled
+
+    def settle(self) -> DeviceQueue | None:
+        """The queue, laid where it is now, if the ring is active. The lock must be held. QueueBroken as `lay` raises it."""
+        if not self.active:
+            return None
+        self.lay()
+        return self.queue
+
+    def lay(self) -> None:
+        """Lay the queue where it is now. The lock must be held. QueueBroken if memory is gone there already."""
+        if (place := self.moved) and self.queue is not None and self._settled is not place:
+            self._settled = place
+            self.put(place, self.queue.base)
+
+    def put(self, place: Place, base: int | None) -> None:
+        """Lay the queue at a place. QueueBroken as `Place.queue`."""
+        self.queue, self.place = place.queue(base), place
+
+    def unsettle(self) -> None:
+        """Let go of the memory table in which the queue lay."""
+        self._settled = self.place = None
+
+    def replace(self, name: str, fd: OwnedFd | None) -> None:
+        """Put another eventfd (`kick`, `call` or `err`) in place, or none; the old one is closed."""
+        with self._files_lock:
+            old = self._files.pop(name, None)
+            if fd is not None:
+                self._files[name] = fd
+            if old is not None:
+                old.close()
+
+    def kick_fd(self) -> int | None:
+        """The fd to wait on, if there is one."""
+        with self._files_lock:
+            return self._files["kick"].fileno() if "kick" in self._files else None
+
+    def take_kick(self, fd: int) -> None:
+        """Reset the kick that was seen on `fd`, if it still is this ring's. QueueBroken if it can't be read."""
+        with self._files_lock:
+            if "kick" in self._files and self._files["kick"].fileno() == fd:
+                try:
+                    drain(fd)
+                except OSError as error:
+                    raise QueueBroken(f"its kick can't be read: {error.strerror}") from None
+
+    def signal(self, name: str) -> None:
+        """Set the eventfd `call` or `err`, if there is one; one that is full is as good as set."""
+        with self._files_lock:
+            if (fd := self._files.get(name)) and wait((), 0, (fd,)):
+                with contextlib.suppress(OSError):
+                    os.write(fd.fileno(), (1).to_bytes(8, sys.byteorder))
+
+    def close(self) -> None:
+        """Close the eventfds, and let go of guest memory."""
+        self.queue = self.moved = None
+        self.unsettle()
+        for name in ("kick", "call", "err"):
+            self.replace(name, None)
