@@ -62,7 +62,7 @@ class Place:
             raise QueueBroken(f"packed ring {self.index} is in memory whose file may shrink: seal it, or use split rings")
 
     def queue(self, base: int | None) -> DeviceQueue:
-        """The queue laid there, going on at `base` or beginning. QueueBroken if the memory is gone, or there is no such base."""
+        """The queue laid there; it goes on at `base`, or begins. QueueBroken if memory is gone, or there is no such base."""
         ring = ring_format(self.features)
         first = ring.first_base if base is None else base
         indirect, event_idx = self._has(Feature.RING_INDIRECT_DESC), self._has(Feature.RING_EVENT_IDX)

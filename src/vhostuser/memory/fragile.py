@@ -1,9 +1,9 @@
 """Guest memory of a file that may shrink: reached by copies that survive it, never by a view.
 
 Who touches a page that its file has lost gets SIGBUS, and a peer can truncate any file that is not sealed against it. So the
-buffers of such a region are private copies: made when a chain is taken, and written back whole (`pour_back`) when it is given
-back, for a device may write anywhere in what it was given. A copy knows where it belongs: it is what its view is of (`memoryview.obj`).
-A ring is worked on in a copy as well. Where a page is gone the kernel says so, and the queue is broken.
+buffers of such a region are private copies: made when a chain is taken, and written back whole (`pour_back`) before it is
+given back, for a device may write anywhere in what it was given. A copy knows where it belongs: it is what its view is of
+(`memoryview.obj`). A ring is worked on in a copy as well. Where a page is gone the kernel says so, and the queue is broken.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class FragileQueue(SplitQueue):
         )  # fmt: skip
 
     def pop(self) -> DescriptorChain | None:
-        """As any queue does; the table is read at most once a chain. With EVENT_IDX the driver is asked for the next kick."""
+        """As any queue does; the table is read at most once a chain. With EVENT_IDX an empty queue asks for a kick."""
         self._offered.refresh()
         chain = super().pop()
         if chain is None and self._event_idx:
