@@ -27,7 +27,7 @@ from .transport.fds import OwnedFd
 from .transport.loop import Poller, Waker, drain
 from .transport.socket import wait
 from .virtio.chain import DescriptorChain
-from .virtio.split import SplitQueue, ring_sizes
+from .virtqueue import DeviceQueue, new_device_queue, part_sizes
 
 log = logging.getLogger(__name__)
 DRAIN_TIMEOUT: Final = 1.0
@@ -42,6 +42,7 @@ class Place(NamedTuple):
     available: memoryview
     used: memoryview
     memory: GuestMemory
+    features: int
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +50,9 @@ class Vring:
     """One ring as the back-end runs it."""
 
     index: int
-    queue: SplitQueue | None = None
+    queue: DeviceQueue | None = None
+    features: int = 0
+    """Feature bits that were acknowledged when it was bound."""
     moved: Place | None = None
     """Where the queue lies by a newer memory table; it goes there between two batches, when all is published."""
     active: bool = False
@@ -68,12 +71,12 @@ class Vring:
         """The queue lies where the newest memory table has it."""
         return self.moved is None or self.moved is self._settled
 
-    def settle(self) -> SplitQueue | None:
+    def settle(self) -> DeviceQueue | None:
         """The queue, laid where it is now, if the ring is active. The lock must be held."""
         if not self.active:
             return None
         if (place := self.moved) and self.queue is not None and self._settled is not place:
-            self.queue, self._settled = SplitQueue(*place, base=self.queue.base), place
+            self.queue, self._settled = new_device_queue(*place, base=self.queue.base), place
         return self.queue
 
     def unsettle(self) -> None:
@@ -131,10 +134,14 @@ class Rings:
         self._closing = False
         self._ready_due = False
 
-    def bind(self, index: int, size: int, base: int, addresses: VringAddr, memory: GuestMemory) -> None:
-        """Lay a stopped ring over guest memory. QueueBroken if its parts are not there ("SET_VRING_ADDR")."""
+    def bind(self, index: int, size: int, base: int, addresses: VringAddr, memory: GuestMemory, features: int) -> None:
+        """Lay a stopped ring over guest memory, under the features that were acknowledged (a mask).
+
+        QueueBroken if its parts are not there ("SET_VRING_ADDR").
+        """
         vring = self.vrings[index]
-        vring.queue, vring.moved = SplitQueue(*_place(index, size, addresses, memory), base=base), None
+        vring.queue = new_device_queue(*_place(index, size, addresses, memory, features), base=base)
+        vring.features, vring.moved = features, None
 
     def move(self, rings: Sequence[tuple[int, int, VringAddr]], memory: GuestMemory) -> None:
         """Lay rings (index, size, addresses) over another memory table, those that are bound; all of them or none.
@@ -142,7 +149,7 @@ class Rings:
         Does not wait for a request in progress, which may be what caused this.
         """
         bound = [row for row in rings if self.vrings[row[0]].queue is not None]
-        places = [_place(*row, memory) for row in bound]
+        places = [_place(*row, memory, self.vrings[row[0]].features) for row in bound]
         for (index, _, _), place in zip(bound, places, strict=True):
             self.vrings[index].moved = place
 
@@ -263,7 +270,7 @@ class Rings:
             if not more:
                 return
 
-    def _batch(self, vring: Vring, queue: SplitQueue) -> bool:
+    def _batch(self, vring: Vring, queue: DeviceQueue) -> bool:
         """Process what waits, a queue's length at most, and publish it in one go; whether there was anything."""
         epoch, chain = vring.epoch, None
         try:
@@ -294,13 +301,13 @@ class Rings:
         vring.signal("err")
 
 
-def _place(index: int, size: int, addresses: VringAddr, memory: GuestMemory) -> Place:
+def _place(index: int, size: int, addresses: VringAddr, memory: GuestMemory, features: int) -> Place:
     """Where a ring's parts lie in guest memory. QueueBroken if they are not there ("SET_VRING_ADDR")."""
-    starts = (addresses.descriptor, addresses.available, addresses.used)
+    starts, sizes = (addresses.descriptor, addresses.available, addresses.used), part_sizes(size, features)
     try:
-        descriptors, available, used = (memory.at_user(*part) for part in zip(starts, ring_sizes(size), strict=True))
+        descriptors, available, used = (memory.at_user(*part) for part in zip(starts, sizes, strict=True))
     except MemoryFault as error:
         raise QueueBroken(f"ring {index} is outside guest memory: {error}") from None
     if used.readonly:
         raise QueueBroken(f"the used ring of ring {index} is in read-only memory")
-    return Place(size, descriptors, available, used, memory)
+    return Place(size, descriptors, available, used, memory, features)

@@ -31,6 +31,7 @@ from .transport.listen import AddressError, adopt
 from .transport.loop import Waker
 from .transport.socket import wait
 from .virtio.numbers import Feature
+from .virtqueue import queue_features
 
 log = logging.getLogger(__name__)
 F, Q = ProtocolFeature, FrontendRequest
@@ -60,7 +61,7 @@ class Serving:
         self._regions = regions
         offered = PROTOCOL_FEATURES | (1 << F.SHMEM if regions else 0)
         rings = tuple(Ring() for _ in device.queue_sizes)
-        state = State(offered=FEATURES | device.features, protocol_offered=offered, rings=rings)
+        state = State(offered=FEATURES | queue_features() | device.features, protocol_offered=offered, rings=rings)
         self._session = Session(Role.BACKEND, state, queue_sizes=device.queue_sizes, dialect=dialect)
         self._watch = DriverWatch(device, port, self._session, regions, limited)
         self._rings = Rings(device, counters, self._watch.ready, limited)
@@ -290,7 +291,7 @@ class Serving:
         ring = self._session.state.rings[index]
         if ring.size and ring.addresses and self._memory.regions:
             try:
-                self._rings.bind(index, ring.size, base, ring.addresses, self._memory)
+                self._rings.bind(index, ring.size, base, ring.addresses, self._memory, self._session.state.acknowledged)
             except QueueBroken as error:
                 raise RemoteProtocolError(str(error), request="SET_VRING_KICK", field="addresses") from None
 

@@ -30,7 +30,7 @@ ROWS = [
 """Rooms from the bottom up; rooms of one row never import each other. `docs/design.md` draws them."""
 
 SIDES = {
-    "back-end": {"device", "shared_memory", "port", "rings", "driver_watch", "serving", "backend"},
+    "back-end": {"device", "shared_memory", "port", "rings", "virtqueue", "driver_watch", "serving", "backend"},
     "front-end": {"answering", "driving", "queue", "shared_region", "frontend"},
     "package": {"__init__", "__main__"},
 }
