@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from struct import Struct
 
+from vhostuser import _native
 from vhostuser.errors import MemoryFault
 from vhostuser.virtio.driver import DriverQueue
 from vhostuser.virtio.split import SplitQueue, ring_sizes
+from vhostuser.virtqueue import DeviceQueue
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 DESCRIPTOR = Struct("<QIHH")
@@ -15,17 +17,31 @@ BUFFERS = 0x100000
 
 
 class Rig:
-    """A queue, its driver, its device, and `size` bytes of buffers. `steps` counts the device's look-ups of buffers."""
+    """A queue, its driver, its device (of the half that is live), and `size` bytes of buffers.
 
-    def __init__(self, size: int = 8, *, buffers: int = 1 << 16, base: int = 0, indirect: bool = True) -> None:
+    `steps` counts the look-ups of buffers by the pure device, to which the compiled one leaves what is unusual.
+    """
+
+    def __init__(
+        self, size: int = 8, *, buffers: int = 1 << 16, base: int = 0, indirect: bool = True, read_only: bool = False
+    ) -> None:
         self.size, self.steps = size, 0
         parts = [memoryview(bytearray(part)) for part in ring_sizes(size)]
         self.descriptors, self.available, self.used = parts
         self.available[2:4] = self.used[2:4] = base.to_bytes(2, "little")
         self.buffers = memoryview(bytearray(buffers))
+        if read_only:
+            self.buffers = self.buffers.toreadonly()
         self.driver = DriverQueue(size, *parts)
-        rings = (self.descriptors, self.available, self.used)
-        self.device = SplitQueue(size, *rings, memory=self, base=base, indirect=indirect)
+        self.device = self._device(base, indirect)
+
+    def _device(self, base: int, indirect: bool) -> DeviceQueue:
+        rings = (self.size, self.descriptors, self.available, self.used, self)
+        if not _native.accelerated:
+            return SplitQueue(*rings, base=base, indirect=indirect)
+        middle = self.buffers.nbytes // 2
+        table = _native.ring.RegionTable([(BUFFERS, self.buffers[:middle]), (BUFFERS + middle, self.buffers[middle:])])
+        return _native.ring.SplitRing(*rings, table, base=base, indirect=indirect)
 
     def slices(self, guest_addr: int, len: int) -> list[memoryview]:
         """The buffers, in two pieces that touch, so that borders get crossed."""

@@ -21,3 +21,12 @@ class Many(Device):
         with sparse_file(PAGE) as file:
             self.shm[0].map_many([MapRequest(file, shm_offset=2 * at * PAGE, len=PAGE) for at in range(count)])
         chain.write(len(os.listdir("/proc/self/fd")).to_bytes(4, "little"))
+
+
+class Swallow(Device):
+    """Takes requests and does nothing."""
+
+    queue_sizes = (256,)
+
+    def process(self, queue: int, chain: DescriptorChain) -> None:
+        pass

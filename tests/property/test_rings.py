@@ -7,6 +7,7 @@ from collections import deque
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.halves import HALVES, using
 from tests.virtio_rig import BUFFERS, INDIRECT, NEXT, WRITE, Rig
 from vhostuser.errors import QueueBroken
 from vhostuser.virtio.chain import DescriptorChain
@@ -16,11 +17,15 @@ steps = st.lists(st.tuples(st.sampled_from(["add", "pop", "push", "publish", "co
 bases = st.sampled_from([0, 1, 65530, 65535])
 
 
-@given(size=st.sampled_from([1, 2, 4, 8]), base=bases, steps=steps)
+halves = st.sampled_from(HALVES)
+
+
+@given(half=halves, size=st.sampled_from([1, 2, 4, 8]), base=bases, steps=steps)
 def test_what_the_driver_adds_the_device_takes_and_gives_back_in_order(
-    size: int, base: int, steps: list[tuple[str, list[int], list[int]]]
+    half: str, size: int, base: int, steps: list[tuple[str, list[int], list[int]]]
 ) -> None:
-    rig = Rig(size, base=base)
+    with using(half):
+        rig = Rig(size, base=base)
     rig.driver._next = rig.driver._seen = base
     offered: deque[tuple[int, int, int]] = deque()
     taken: deque[DescriptorChain] = deque()
@@ -65,6 +70,7 @@ descriptors = st.tuples(
 
 
 @given(
+    half=halves,
     entries=st.lists(descriptors, min_size=8, max_size=8),
     tables=st.lists(descriptors, max_size=16),
     heads=st.lists(st.integers(0, 9), max_size=12),
@@ -72,9 +78,14 @@ descriptors = st.tuples(
 )
 @settings(max_examples=300)
 def test_any_descriptors_give_chains_or_a_broken_queue(
-    entries: list[tuple[int, int, int, int]], tables: list[tuple[int, int, int, int]], heads: list[int], indirect: bool
+    half: str,
+    entries: list[tuple[int, int, int, int]],
+    tables: list[tuple[int, int, int, int]],
+    heads: list[int],
+    indirect: bool,
 ) -> None:
-    rig = Rig(8, buffers=4096, indirect=indirect)
+    with using(half):
+        rig = Rig(8, buffers=4096, indirect=indirect)
     rig.table(BUFFERS, *tables)
     for index, entry in enumerate(entries):
         rig.describe(index, *entry)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
+from tests.halves import HALVES, using
 from tests.virtio_rig import BUFFERS, INDIRECT, NEXT, WRITE, Rig
 from vhostuser.errors import QueueBroken
 from vhostuser.virtio.chain import DescriptorChain
+
+
+@pytest.fixture(autouse=True, params=HALVES)
+def half(request: pytest.FixtureRequest) -> Iterator[None]:
+    with using(request.param):
+        yield
 
 
 def pop(rig: Rig) -> DescriptorChain:
@@ -205,8 +214,7 @@ def test_q18_readable_after_writable_breaks() -> None:
 
 
 def test_q18_writable_memory_that_is_mapped_read_only_breaks() -> None:
-    rig = Rig(4)
-    rig.buffers = rig.buffers.toreadonly()
+    rig = Rig(4, read_only=True)
     rig.describe(0, flags=WRITE)
     rig.offer(0)
     broken(rig, "was shared read-only")

@@ -3,6 +3,8 @@ from collections.abc import Iterable
 from ..virtio.chain import DescriptorChain
 from ..virtio.split import Memory
 
+def fence() -> None: ...
+
 class RegionTable:
     def __init__(self, regions: Iterable[tuple[int, memoryview]]) -> None: ...
 

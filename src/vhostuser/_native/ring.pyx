@@ -66,6 +66,11 @@ cdef object WRITTEN = DescriptorChain.written, READ = DescriptorChain._read
 cdef object ZERO = 0
 
 
+def fence():
+    """A full memory fence: what was stored before it is seen by whoever loads behind a fence of his own."""
+    vhu_fence()
+
+
 cdef class RegionTable:
     """Guest memory as `virtio.split.Memory` has it: (guest address, view) of each region, by rising address."""
 
