@@ -114,11 +114,11 @@ def _one(queue: DeviceQueue) -> list[DescriptorChain]:
 
 
 def areas(random: Random) -> tuple[Area, ...]:
-    """A few regions, side by side or with gaps, at the bottom or at the very top of the address space."""
+    """A few regions, side by side or with gaps, at the bottom or at the very top of the address space, or at both."""
     rows = [(random.choice([0, 0, 16, 4096]), random.choice([16, 40, 160])) for _ in range(random.randint(1, 4))]
     length = sum(map(sum, rows))
     at = random.choice([0, 4096, TOP - length])
-    made = []
+    made = [Area(0, 160, False)] if at > 4096 and random.random() < 0.5 else []
     for gap, size in rows:
         made.append(Area(at + gap, size, random.random() < 0.1))
         at += gap + size

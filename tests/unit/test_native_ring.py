@@ -247,15 +247,16 @@ def test_what_is_no_ring_is_refused() -> None:
     guest = Guest()
     table = _native.ring.RegionTable([])
     descriptors, available, used = guest.parts
-    for size in (0, (1 << 15) + 1):
+    for size in (0, 3, 12, (1 << 15) + 1, 1 << 16):
         with pytest.raises(ValueError, match="a queue of"):
             _native.ring.SplitRing(size, descriptors, available, used, guest.memory, table)
     with pytest.raises(ValueError, match="read-only"):
         _native.ring.SplitRing(ENTRIES, descriptors, available, used.toreadonly(), guest.memory, table)
     with pytest.raises(ValueError, match="plain bytes"):
         _native.ring.SplitRing(ENTRIES, descriptors, available, used[::2], guest.memory, table)
-    with pytest.raises(ValueError, match="sorted"):
-        _native.ring.RegionTable([(1, used), (0, used)])
+    for start in (0, 1, used.nbytes, used.nbytes + 1, 1 << 63):
+        with pytest.raises(ValueError, match="sorted"):
+            _native.ring.RegionTable([(start, used), (1, used)])
     with pytest.raises(TypeError):
         _native.ring.SplitRing(ENTRIES, descriptors, available, used, guest.memory, None)  # type: ignore[arg-type]
 

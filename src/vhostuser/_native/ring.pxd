@@ -21,6 +21,7 @@ ctypedef struct Taken:
 cdef class RegionTable:
     cdef Region *regions
     cdef uint32_t count
+    cdef Region *last
     cdef list views
     cdef Region *find(self, uint64_t addr) noexcept nogil
 
@@ -38,9 +39,10 @@ cdef class SplitRing:
     cdef uint8_t *copy
     cdef Piece *pieces
     cdef uint32_t room
-    cdef uint16_t next, shown
+    cdef uint16_t next, shown, mask
     cdef bint fresh, resting
     cdef int waiting(self) noexcept nogil
+    cdef uint16_t ask(self) noexcept nogil
     cdef bint take(self, Taken *taken) noexcept nogil
     cdef void give(self, uint32_t head, uint32_t written) noexcept nogil
     cdef bint show(self) noexcept nogil

@@ -6,6 +6,7 @@ once more, where the same checks have their texts. Each field in guest memory is
 Little-endian hosts only.
 """
 
+cimport cython
 from cpython.list cimport PyList_New, PyList_SET_ITEM
 from cpython.memoryview cimport PyMemoryView_FromObject, PyMemoryView_GET_BUFFER
 from cpython.ref cimport Py_INCREF
@@ -15,7 +16,6 @@ from libc.string cimport memcpy
 
 from ..errors import QueueBroken
 from ..virtio.chain import DescriptorChain
-from ..virtio.numbers import DESC_INDIRECT, DESC_NEXT, DESC_WRITE, AVAIL_NO_INTERRUPT, USED_NO_NOTIFY, MAX_CHAIN_BYTES
 from ..virtio.split import SplitQueue
 
 cdef extern from *:
@@ -56,9 +56,13 @@ cdef enum:
     ELEMENT = 8  # bytes of a used element
     SPARE = 16  # pieces beyond one a descriptor, for buffers that cross regions
 
-cdef uint16_t NEXT = DESC_NEXT, WRITE = DESC_WRITE, INDIRECT = DESC_INDIRECT
-cdef uint16_t NO_INTERRUPT = AVAIL_NO_INTERRUPT, NO_NOTIFY = USED_NO_NOTIFY
-cdef uint64_t LONGEST = MAX_CHAIN_BYTES
+cdef enum:
+    # As in `virtio.numbers`.
+    NEXT = 1
+    WRITE = 2
+    INDIRECT = 4
+    NO_INTERRUPT = 1
+    NO_NOTIFY = 1
 
 cdef type Chain = DescriptorChain
 cdef object HEAD = DescriptorChain.head, READABLE = DescriptorChain.readable, WRITABLE = DescriptorChain.writable
@@ -71,6 +75,7 @@ def fence():
     vhu_fence()
 
 
+@cython.final
 cdef class RegionTable:
     """Guest memory as `virtio.split.Memory` has it: (guest address, view) of each region, by rising address."""
 
@@ -81,6 +86,7 @@ cdef class RegionTable:
         self.regions = <Region *>calloc(max(1, len(regions)), sizeof(Region))
         if self.regions == NULL:
             raise MemoryError("no memory for a table of regions")
+        self.last = self.regions
         for start, given in regions:
             view = own(given)
             self.views.append(view)
@@ -88,23 +94,29 @@ cdef class RegionTable:
             region = &self.regions[self.count]
             region.start, region.len, region.at = start, buffer.len, <uint8_t *>buffer.buf
             region.view, region.readonly = <void *>view, buffer.readonly
-            if self.count and region.start < self.regions[self.count - 1].start:
-                raise ValueError("regions must be sorted by guest address")
+            if self.count and (region.start < self.last.start or region.start - self.last.start < self.last.len):
+                raise ValueError("regions must be sorted by guest address, and not overlap")
+            self.last = region
             self.count += 1
 
     def __dealloc__(self):
         free(self.regions)
 
-    cdef Region *find(self, uint64_t addr) noexcept nogil:
-        """The last region that starts at `addr` or before it, if there is one."""
+    cdef inline Region *find(self, uint64_t addr) noexcept nogil:
+        """The region that has a byte at `addr`, if one has. Most buffers are where the one before them was."""
         cdef uint32_t low = 0, high = self.count, middle
+        if addr - self.last.start < self.last.len:
+            return self.last
         while low < high:
             middle = (low + high) >> 1
             if self.regions[middle].start <= addr:
                 low = middle + 1
             else:
                 high = middle
-        return &self.regions[low - 1] if low else NULL
+        if low == 0 or addr - self.regions[low - 1].start >= self.regions[low - 1].len:
+            return NULL
+        self.last = &self.regions[low - 1]
+        return self.last
 
 
 cdef object own(given):
@@ -145,6 +157,7 @@ cdef object views_of(Piece *pieces, uint32_t count):
     return views
 
 
+@cython.final
 cdef class SplitRing:
     """One split virtqueue as its device sees it. `base` is the next available index to take."""
 
@@ -162,9 +175,10 @@ cdef class SplitRing:
         bint event_idx=False,
     ):
         cdef int extra = 2 if event_idx else 0
-        if not 0 < size <= 1 << 15:
+        if not 0 < size <= 1 << 15 or size & (size - 1):
             raise ValueError(f"a queue of {size} entries")
         self.size, self.base, self.indirect, self.event_idx = size, base, indirect, event_idx
+        self.mask = size - 1
         self.memory, self.table = memory, table
         self.parts = own(descriptors), own(available), own(used)
         self.descriptors = start_of(self.parts[0], size * ENTRY)
@@ -225,12 +239,7 @@ cdef class SplitRing:
     def enable_kicks(self):
         """Ask the driver for a kick at the next request; whether one came before it could know, and waits."""
         self.resting = False
-        if self.event_idx:
-            vhu_set_half(self.used + HEADER + ELEMENT * self.size, self.base)
-        else:
-            vhu_set_half(self.used, 0)
-        vhu_fence()
-        return vhu_half_at(self.available + 2) != self.base
+        return self.ask() != 0
 
     def disable_kicks(self):
         """Tell the driver that nobody needs a kick, until `enable_kicks`: a hint ("Available Buffer Notification Suppression")."""
@@ -263,11 +272,18 @@ cdef class SplitRing:
         """How many chains wait, or -1 if that can't be. With none, the driver is asked for a kick, and looked at again."""
         cdef uint16_t count = vhu_half_at(self.available + 2) - self.base
         if count == 0 and self.event_idx and not self.resting:
-            vhu_set_half(self.used + HEADER + ELEMENT * self.size, self.base)
-            vhu_fence()
-            count = vhu_half_at(self.available + 2) - self.base
+            count = self.ask()
         vhu_acquire()
         return count if count <= self.size else -1
+
+    cdef uint16_t ask(self) noexcept nogil:
+        """Ask for a kick at the next request, and look once more: how many came before the driver could know."""
+        if self.event_idx:
+            vhu_set_half(self.used + HEADER + ELEMENT * self.size, self.base)
+        else:
+            vhu_set_half(self.used, 0)
+        vhu_fence()
+        return vhu_half_at(self.available + 2) - self.base
 
     cdef bint take(self, Taken *taken) noexcept nogil:
         """Follow the chain at `base` into `pieces`, which waits; false, and nothing has changed, if anything is unusual."""
@@ -275,8 +291,9 @@ cdef class SplitRing:
         cdef uint32_t count = self.size, index, steps = 0, len
         cdef uint64_t addr, rest, total = 0
         cdef uint16_t flags
-        index = taken.head = vhu_half_at(self.available + HEADER + 2 * (self.base % self.size))
-        taken.readable = taken.count = 0
+        cdef Taken found
+        index = found.head = vhu_half_at(self.available + HEADER + 2 * (self.base & self.mask))
+        found.readable = found.count = 0
         while steps < self.size and index < count:
             addr, rest = vhu_long_at(table + index * ENTRY), vhu_long_at(table + index * ENTRY + 8)
             len, flags = <uint32_t>rest, <uint16_t>(rest >> 32)
@@ -286,9 +303,10 @@ cdef class SplitRing:
                 table, count, index = self.copy, len // ENTRY, 0
                 continue
             steps, total = steps + 1, total + len
-            if total > LONGEST or not self.lay(addr, len, flags & WRITE, taken):
+            if total > 1ULL << 32 or not self.lay(addr, len, flags & WRITE, &found):
                 return False
             if not flags & NEXT:
+                taken[0] = found
                 return True
             index = <uint16_t>(rest >> 48)
         return False
@@ -305,7 +323,7 @@ cdef class SplitRing:
             return False
         while done < len:
             region = self.table.find(addr)
-            if region == NULL or addr - region.start >= region.len:
+            if region == NULL:
                 return False
             part = <uint32_t>min(<uint64_t>(len - done), region.len - (addr - region.start))
             memcpy(self.copy + done, region.at + (addr - region.start), part)
@@ -314,7 +332,7 @@ cdef class SplitRing:
                 return False
         return True
 
-    cdef bint lay(self, uint64_t addr, uint64_t len, bint writable, Taken *taken) noexcept nogil:
+    cdef inline bint lay(self, uint64_t addr, uint64_t len, bint writable, Taken *taken) noexcept nogil:
         """Add a buffer to `pieces`, one a region that it crosses; false where no memory is, or not of its kind."""
         cdef Region *region
         cdef Piece *piece
@@ -323,9 +341,9 @@ cdef class SplitRing:
             return False
         while len:
             region = self.table.find(addr)
-            skip = addr - region.start if region != NULL else 0
-            if region == NULL or skip >= region.len or taken.count == self.room or (writable and region.readonly):
+            if region == NULL or taken.count == self.room or (writable and region.readonly):
                 return False
+            skip = addr - region.start
             part = min(len, region.len - skip)
             piece = &self.pieces[taken.count]
             piece.at, piece.len, piece.view = region.at + skip, <uint32_t>part, region.view
@@ -338,7 +356,7 @@ cdef class SplitRing:
         return True
 
     cdef void give(self, uint32_t head, uint32_t written) noexcept nogil:
-        cdef uint8_t *element = self.used + HEADER + ELEMENT * (self.next % self.size)
+        cdef uint8_t *element = self.used + HEADER + ELEMENT * (self.next & self.mask)
         vhu_set_word(element, head)
         vhu_set_word(element + 4, written)
         self.next += 1
