@@ -66,8 +66,12 @@ cdef enum:
 
 cdef type Chain = DescriptorChain
 cdef object HEAD = DescriptorChain.head, READABLE = DescriptorChain.readable, WRITABLE = DescriptorChain.writable
-cdef object WRITTEN = DescriptorChain.written, READ = DescriptorChain._read
-cdef object ZERO = 0
+cdef object WRITTEN = DescriptorChain.written
+cdef list OTHERS = [
+    (getattr(DescriptorChain, name), getattr(DescriptorChain(0, (), ()), name))
+    for name in DescriptorChain.__slots__
+    if name not in ("head", "readable", "writable")
+]  # the slots that begin alike in every chain, and how
 
 
 def fence():
@@ -256,8 +260,8 @@ cdef class SplitRing:
         vhu_set_slot(HEAD, chain, taken.head)
         vhu_set_slot(READABLE, chain, views_of(self.pieces, taken.readable))
         vhu_set_slot(WRITABLE, chain, views_of(self.pieces + taken.readable, taken.count - taken.readable))
-        vhu_set_slot(WRITTEN, chain, ZERO)
-        vhu_set_slot(READ, chain, ZERO)
+        for slot, value in OTHERS:
+            vhu_set_slot(slot, chain, value)
         self.base += 1
         return chain
 
