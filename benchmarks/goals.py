@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fetch_rust
+import ring
 from interleave import COUNT, ROUNDS, Pair, PairFailed, Result, build_c, foreign_pairs, interleave, table
 from peers import time_reset
 
@@ -103,7 +104,8 @@ def main() -> int:
         pairs = [pair for pair in foreign if pair.name in wanted] + our_pairs(c, args.count)
         started = time.monotonic()
         results = interleave(pairs, baseline="C minimal", rounds=args.rounds)
-    except (PairFailed, OSError, ValueError, subprocess.CalledProcessError) as failure:
+        rings = ring.report(ring.interleaved(ring.ROUNDS, ring.MILLISECONDS))
+    except (PairFailed, OSError, ValueError, ImportError, subprocess.CalledProcessError) as failure:
         print(f"goals: {failure}", file=sys.stderr)
         return 1
     print(table(results, baseline="C minimal"))
@@ -115,7 +117,8 @@ def main() -> int:
     safe = samples["C safe"].ratio.median
     print(f"  note  the safe steps alone (C safe) take {safe:.2f}x the time of the minimal C pair on this machine")
     seconds = time_reset(RESET_MAPS)
-    print(f"  {'met ' if seconds <= 1 else 'MISS'}  {seconds * 1000:.0f} ms <= 1 s  reset of {RESET_MAPS:,} mappings")
+    print(f"  {'met ' if seconds <= 1 else 'MISS'}  {seconds * 1000:.0f} ms <= 1 s  reset of {RESET_MAPS:,} mappings\n")
+    print("\n".join(rings))
     return 0
 
 

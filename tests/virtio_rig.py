@@ -5,8 +5,10 @@ from __future__ import annotations
 from struct import Struct
 from typing import TypeAlias
 
+from vhostuser import _native
 from vhostuser.errors import MemoryFault
 from vhostuser.virtio.formats import PACKED, SPLIT, Format
+from vhostuser.virtqueue import DeviceQueue
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 AVAIL, USED = 1 << 7, 1 << 15
@@ -27,16 +29,24 @@ class Rig:
     last: int
     """Indices are counted modulo this."""
 
-    def __init__(self, size: int = 8, *, buffers: int = 1 << 16, start: int = 0, indirect: bool = True) -> None:
+    def __init__(
+        self, size: int = 8, *, buffers: int = 1 << 16, start: int = 0, indirect: bool = True, read_only: bool = False
+    ) -> None:
         self.size, self.steps = size, 0
         parts = [memoryview(bytearray(part)) for part in self.format.sizes(size)]
         self.descriptors, self.available, self.used = self.parts = (parts[0], parts[1], parts[2])
         self.buffers = memoryview(bytearray(buffers))
+        if read_only:
+            self.buffers = self.buffers.toreadonly()
         self.next = start
         self.set_up(start)
         self.driver = self.format.driver(size, *self.parts)
         self.driver._next = self.driver._seen = start
-        self.device = self.format.device(size, *self.parts, memory=self, base=self.base_at(start), indirect=indirect)
+        self.device = self.new_device(self.base_at(start), indirect=indirect)
+
+    def new_device(self, base: int, *, indirect: bool) -> DeviceQueue:
+        """The device half."""
+        return self.format.device(self.size, *self.parts, memory=self, base=base, indirect=indirect)
 
     def set_up(self, start: int) -> None:
         """Leave the ring as its use before `start` left it."""
@@ -116,6 +126,15 @@ class SplitRig(Rig):
             indices[1] = (indices[1] + 1) & 0xFFFF
 
 
+class CompiledRig(SplitRig):
+    """The same with the compiled device half. `steps` counts what it leaves to the pure one, which is what is unusual."""
+
+    def new_device(self, base: int, *, indirect: bool) -> DeviceQueue:
+        middle = self.buffers.nbytes // 2
+        table = _native.ring.RegionTable([(BUFFERS, self.buffers[:middle]), (BUFFERS + middle, self.buffers[middle:])])
+        return _native.ring.SplitRing(self.size, *self.parts, self, table, base=base, indirect=indirect)
+
+
 class PackedRig(Rig):
     """A packed virtqueue. Its indices are positions: slots in rounds of wrap counter 1, and size more in those of 0."""
 
@@ -155,4 +174,5 @@ def _flags(position: int, size: int, *, done: bool) -> bytes:
     return (avail * AVAIL | used * USED).to_bytes(2, "little")
 
 
-RIGS: dict[str, type[Rig]] = {"split": SplitRig, "packed": PackedRig}
+SPLIT_RIGS: dict[str, type[SplitRig]] = {"split": SplitRig} | ({"compiled": CompiledRig} if _native.accelerated else {})
+RIGS: dict[str, type[Rig]] = {**SPLIT_RIGS, "packed": PackedRig}

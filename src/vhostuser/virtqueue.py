@@ -28,6 +28,41 @@ def queue_features() -> int:
     return 1 << Feature.RING_EVENT_IDX if _native.accelerated else 0
 
 
+def part_sizes(size: int, features: int) -> tuple[int, int, int]:
+    """Bytes of a ring's descriptors, of what the driver writes and of what the device writes.
+
+    EVENT_IDX adds a field to both of the latter in a split ring.
+    """
+    ring = ring_format(features)
+    descriptors, driver, device = ring.sizes(size)
+    extra = 2 if _has(features, Feature.RING_EVENT_IDX) and not ring.is_packed else 0
+    return descriptors, driver + extra, device + extra
+
+
+def new_device_queue(
+    size: int,
+    descriptors: memoryview,
+    available: memoryview,
+    used: memoryview,
+    memory: GuestMemory,
+    features: int,
+    *,
+    base: int,
+) -> DeviceQueue:
+    """A queue over parts of `part_sizes`, none of them fragile, under the features (a mask) that were acknowledged."""
+    ring, indirect = ring_format(features), _has(features, Feature.RING_INDIRECT_DESC)
+    if ring.is_packed or not _native.accelerated:
+        return ring.device(size, descriptors, available, used, memory, base=base, indirect=indirect)
+    table, event_idx = _native.ring.RegionTable(memory.solid), _has(features, Feature.RING_EVENT_IDX)
+    return _native.ring.SplitRing(
+        size, descriptors, available, used, memory, table, base=base, indirect=indirect, event_idx=event_idx
+    )
+
+
+def _has(features: int, bit: Feature) -> bool:
+    return bool(features >> bit & 1)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Place:
     """Where a ring lies in a memory table, and what was agreed about it ("SET_VRING_ADDR")."""
@@ -46,10 +81,8 @@ class Place:
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        """Bytes of the descriptors, of what the driver writes and of what the device writes."""
-        descriptors, driver, device = ring_format(self.features).sizes(self.size)
-        extra = 0 if self.is_packed or not self._has(Feature.RING_EVENT_IDX) else 2
-        return descriptors, driver + extra, device + extra
+        """`part_sizes` of the ring."""
+        return part_sizes(self.size, self.features)
 
     def check(self) -> None:
         """QueueBroken if its parts are not there, not writable where they must be, or where no such ring can be."""
@@ -63,19 +96,13 @@ class Place:
 
     def queue(self, base: int | None) -> DeviceQueue:
         """The queue laid there; it goes on at `base`, or begins. QueueBroken if memory is gone, or there is no such base."""
-        ring = ring_format(self.features)
-        first = ring.first_base if base is None else base
-        indirect, event_idx = self._has(Feature.RING_INDIRECT_DESC), self._has(Feature.RING_EVENT_IDX)
+        first = ring_format(self.features).first_base if base is None else base
         parts = self._parts(self.memory.ring_part)
-        if any(part.fragile for part in parts):
-            return FragileQueue(self.size, *parts, self.memory, base=first, indirect=indirect, event_idx=event_idx)
-        views = self._parts(self.memory.at_user)
-        if _native.accelerated and not ring.is_packed:
-            table = _native.ring.RegionTable(self.memory.solid)
-            return _native.ring.SplitRing(
-                self.size, *views, self.memory, table, base=first, indirect=indirect, event_idx=event_idx
-            )
-        return ring.device(self.size, *views, self.memory, base=first, indirect=indirect)
+        if not any(part.fragile for part in parts):
+            views = self._parts(self.memory.at_user)
+            return new_device_queue(self.size, *views, self.memory, self.features, base=first)
+        indirect, event_idx = (_has(self.features, bit) for bit in (Feature.RING_INDIRECT_DESC, Feature.RING_EVENT_IDX))
+        return FragileQueue(self.size, *parts, self.memory, base=first, indirect=indirect, event_idx=event_idx)
 
     def written_views(self) -> list[memoryview]:
         """What the device writes besides the used part, in solid memory: a packed ring's descriptors."""
@@ -87,6 +114,3 @@ class Place:
             return look_up(at.descriptor, sizes[0]), look_up(at.available, sizes[1]), look_up(at.used, sizes[2])
         except MemoryFault as error:
             raise QueueBroken(f"ring {self.index} is outside guest memory: {error}") from None
-
-    def _has(self, bit: Feature) -> bool:
-        return bool(self.features >> bit & 1)

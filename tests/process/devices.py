@@ -30,3 +30,12 @@ class Echo(Device):
 
     def process(self, queue: int, chain: DescriptorChain) -> None:
         chain.write(chain.read())
+
+
+class Swallow(Device):
+    """Takes requests and does nothing."""
+
+    queue_sizes = (256,)
+
+    def process(self, queue: int, chain: DescriptorChain) -> None:
+        pass

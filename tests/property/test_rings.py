@@ -7,13 +7,16 @@ from collections import deque
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.virtio_rig import AVAIL, BUFFERS, INDIRECT, NEXT, USED, WRITE, PackedRig, Rig, SplitRig
+from tests.virtio_rig import AVAIL, BUFFERS, INDIRECT, NEXT, SPLIT_RIGS, USED, WRITE, PackedRig, Rig, SplitRig
 from vhostuser.errors import QueueBroken
 from vhostuser.virtio.chain import DescriptorChain
 
 lengths = st.lists(st.integers(0, 40), max_size=3)
 steps = st.lists(st.tuples(st.sampled_from(["add", "pop", "push", "publish", "collect"]), lengths, lengths), max_size=60)
-splits = st.builds(SplitRig, st.sampled_from([1, 2, 4, 8]), start=st.sampled_from([0, 1, 65530, 65535]))
+kinds = st.sampled_from(list(SPLIT_RIGS.values()))
+splits = kinds.flatmap(
+    lambda kind: st.builds(kind, st.sampled_from([1, 2, 4, 8]), start=st.sampled_from([0, 1, 65530, 65535]))
+)
 packeds = st.integers(1, 9).flatmap(lambda size: st.builds(PackedRig, st.just(size), start=st.integers(0, 2 * size - 1)))
 
 
@@ -64,6 +67,7 @@ descriptors = st.tuples(
 
 
 @given(
+    kind=kinds,
     entries=st.lists(descriptors, min_size=8, max_size=8),
     tables=st.lists(descriptors, max_size=16),
     heads=st.lists(st.integers(0, 9), max_size=12),
@@ -71,9 +75,13 @@ descriptors = st.tuples(
 )
 @settings(max_examples=300)
 def test_any_descriptors_give_chains_or_a_broken_split_queue(
-    entries: list[tuple[int, int, int, int]], tables: list[tuple[int, int, int, int]], heads: list[int], indirect: bool
+    kind: type[SplitRig],
+    entries: list[tuple[int, int, int, int]],
+    tables: list[tuple[int, int, int, int]],
+    heads: list[int],
+    indirect: bool,
 ) -> None:
-    rig = SplitRig(8, buffers=4096, indirect=indirect)
+    rig = kind(8, buffers=4096, indirect=indirect)
     rig.raw_table(BUFFERS, *tables)
     for index, entry in enumerate(entries):
         rig.describe(index, *entry)

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import ring
 from goals import GOALS, Goal, our_pairs
 from interleave import Pair, PairFailed, Result, Spread, foreign_pairs, interleave, run_once
 from peers import time_reset
 from soak import Held, Leak, Report
 
+from vhostuser import accelerated
 from vhostuser.testing import sparse_file
 
 HERE = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -87,6 +89,33 @@ def test_our_pairs_map_and_unmap() -> None:
 
 def test_a_reset_is_timed() -> None:
     assert 0 < time_reset(100) < 60
+
+
+# Rings
+
+
+def test_a_ring_goal_is_met_or_missed_by_the_median_of_its_rounds() -> None:
+    samples = {name: [2.0, 4.0, 9.0] for name in ("C lean", *ring.ROWS)} | {"C allocating": [2.4, 4.4, 11.0]}
+    lines = ring.report(samples)
+    assert "| pure Python | 4.0 | 2.0-9.0 | 1.000 |" in lines
+    assert [line[:38] for line in lines[-3:]] == [
+        "  met   rate  1.00x >= 0.50x  split ri",
+        "  met   rate  1.20x >= 1.20x  split ri",
+        "  MISS  rate  1.00x >= 3.00x  split ri",
+    ]
+
+
+@pytest.mark.parametrize("pure", [False, True] if accelerated else [True])
+def test_a_ring_row_takes_and_gives_back_every_chain(pure: bool) -> None:
+    bench = ring.Bench(pure=pure)
+    bench.one_by_one(300)
+    indices, elements = bench.used[:4].cast("H"), bench.used[4:].cast("I")
+    assert bench.queue.base == indices[1] == 300 * ring.CHAINS % (1 << 16)
+    assert elements[:6].tolist() == [0, 1, 3, 1, 6, 1]
+    if not pure:
+        bench.many(3)
+        assert indices[1] == 303 * ring.CHAINS % (1 << 16)
+    assert ring.measure(bench.one_by_one, 1) > 0
 
 
 # The soak

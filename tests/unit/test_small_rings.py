@@ -7,11 +7,25 @@ buffers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import product
 
 import pytest
 
-from tests.virtio_rig import AVAIL, BUFFERS, DESCRIPTOR, INDIRECT, NEXT, USED, WRITE, PackedRig, Rig, SplitRig
+from tests.virtio_rig import (
+    AVAIL,
+    BUFFERS,
+    DESCRIPTOR,
+    INDIRECT,
+    NEXT,
+    RIGS,
+    SPLIT_RIGS,
+    USED,
+    WRITE,
+    PackedRig,
+    Rig,
+    SplitRig,
+)
 from vhostuser.errors import QueueBroken
 
 KINDS = (0, NEXT, WRITE, NEXT | WRITE, INDIRECT, INDIRECT | NEXT)
@@ -46,16 +60,16 @@ def fill(rig: Rig, entries: Iterable[bytes]) -> None:
     rig.buffers[: len(TABLES)] = TABLES
 
 
-def split_rings(size: int) -> Iterator[SplitRig]:
+def split_rings(size: int, kind: type[SplitRig] = SplitRig) -> Iterator[SplitRig]:
     alphabet = [DESCRIPTOR.pack(*place, *rest) for place, *rest in product(PLACES, KINDS, range(size + 1))]
     heads = list(product(range(size + 1), repeat=size))
-    rig = SplitRig(size, buffers=64)
+    rig = kind(size, buffers=64)
     for entries in product(alphabet, repeat=size):
         for chosen, waiting in product(heads, (1, size, size + 1)):
             fill(rig, entries)
             rig.available[2:] = b"".join(each.to_bytes(2, "little") for each in (waiting, *chosen))
             rig.used[2:4] = b"\0\0"
-            rig.device = rig.format.device(size, *rig.parts, memory=rig)
+            rig.device = rig.new_device(0, indirect=True)
             yield rig
 
 
@@ -69,12 +83,14 @@ def packed_rings(size: int) -> Iterator[PackedRig]:
     for at, entries in enumerate(product(alphabet, repeat=size)):
         for start in range(2 * size) if size == 1 else (at % 4, (at + 2) % 4):
             fill(rig, entries)
-            rig.device = rig.format.device(size, *rig.parts, memory=rig, base=rig.base_at(start))
+            rig.device = rig.new_device(rig.base_at(start), indirect=True)
             yield rig
 
 
 @pytest.mark.parametrize("size", [1, 2])
-@pytest.mark.parametrize("rings", [split_rings, packed_rings])
+@pytest.mark.parametrize(
+    "rings", [*(partial(split_rings, kind=kind) for kind in SPLIT_RIGS.values()), packed_rings], ids=RIGS.keys()
+)
 def test_all_rings_of_one_or_two_descriptors_end_in_chains_or_a_broken_queue(
     rings: Callable[[int], Iterator[Rig]], size: int
 ) -> None:
