@@ -7,7 +7,7 @@ import pytest
 from tests.virtio_rig import BUFFERS, RIGS, PackedRig, Rig, SplitRig
 from vhostuser.errors import QueueBroken
 from vhostuser.virtio.chain import DescriptorChain
-from vhostuser.virtio.formats import PACKED, SPLIT, Format
+from vhostuser.virtio.formats import PACKED, SPLIT, Format, ring_format
 from vhostuser.virtio.numbers import DeviceId, Feature, Status, feature_names
 
 Kind = type[Rig]
@@ -95,6 +95,13 @@ def test_answers_may_come_in_another_order(kind: Kind) -> None:
 )
 def test_rings_have_the_bytes_of_the_specification(ring: Format, size: int, sizes: tuple[int, int, int]) -> None:
     assert ring.sizes(size) == sizes
+
+
+@pytest.mark.parametrize(
+    ("features", "ring"), [(0, SPLIT), (1 << 34, PACKED), (~(1 << 34), SPLIT), (1 << 33 | 1 << 35, SPLIT)]
+)
+def test_the_format_is_what_was_acknowledged(features: int, ring: Format) -> None:
+    assert ring_format(features) is ring
 
 
 def test_feature_names() -> None:

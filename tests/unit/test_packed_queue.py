@@ -152,6 +152,7 @@ def test_q26_a_driver_that_offers_what_the_device_still_has_breaks() -> None:
         (0x80008004, 5, (4, 0)),
         (0x80000000, 8, (8, 0)),  # the device has the whole ring
         (0x00038001, 8, (1, 11)),
+        (0x0003, 8, (11, 8)),  # three in progress
         (0x8000, 8, (0, 0)),  # DPDK's half
         (0x8005, 8, (5, 5)),
     ],

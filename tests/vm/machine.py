@@ -18,6 +18,7 @@ from typing import Self
 from vhostuser.virtio.numbers import Feature, Status
 
 from .fetch import qemu_command
+from .packed_ring import PackedRing
 from .pci import SHARED_MEMORY, PciFunction, Structure
 from .qmp import Qmp
 from .qtest import QTest
@@ -26,7 +27,7 @@ from .ring import Ring
 COMMON, NOTIFY, ISR, DEVICE = 1, 2, 3, 4  # cfg_type of the structures
 RAM = 128 << 20
 FIRST_RING, RING_BYTES = 16 << 20, 4 << 20
-NEVER_ACCEPTED = 1 << Feature.RING_EVENT_IDX | 1 << Feature.RING_PACKED
+NEVER_ACCEPTED = 1 << Feature.RING_EVENT_IDX
 
 # Fields of the common configuration structure ("Common configuration structure layout")
 DEVICE_FEATURE_SELECT, DEVICE_FEATURE, DRIVER_FEATURE_SELECT, DRIVER_FEATURE = 0x00, 0x04, 0x08, 0x0C
@@ -59,7 +60,7 @@ class QTestMachine:
         self.seconds = seconds
         words = arguments or _arguments(os.fspath(path), device or generic_device())
         self._words = [*(command or qemu_command()), "-accel", "qtest", *words]
-        self._rings: list[Ring] = []
+        self._rings: list[Ring | PackedRing] = []
         self._structures: dict[int, Structure] = {}
         self._windows: dict[int, Structure] = {}
 
@@ -143,7 +144,7 @@ class QTestMachine:
     def bring_up(self, features: int = 0) -> int:
         """Initialize the device up to DRIVER_OK with all its queues; gives the feature bits that both sides accepted.
 
-        `features` is what the driver would like besides VERSION_1; event indexes and packed rings it never accepts.
+        `features` is what the driver would like besides VERSION_1; event indexes it never accepts.
         """
         self._find_structures()
         self.reset()
@@ -155,7 +156,8 @@ class QTestMachine:
         if not self.status() & Status.FEATURES_OK:
             raise RuntimeError(f"the device refused the features {accepted:#x}")
         queues = self.qtest.readw(self._common + NUM_QUEUES)
-        self._rings = [self._enable_queue(index) for index in range(queues)]
+        kind = PackedRing if accepted >> Feature.RING_PACKED & 1 else Ring
+        self._rings = [self._enable_queue(index, kind) for index in range(queues)]
         self._set_status(ready | Status.DRIVER_OK)
         return accepted
 
@@ -193,12 +195,12 @@ class QTestMachine:
         self.qtest.writel(self._common + DEVICE_FEATURE_SELECT, word)
         return self.qtest.readl(self._common + DEVICE_FEATURE)
 
-    def _enable_queue(self, index: int) -> Ring:
+    def _enable_queue(self, index: int, kind: type[Ring] | type[PackedRing]) -> Ring | PackedRing:
         start = FIRST_RING + index * RING_BYTES
         if start + RING_BYTES > RAM:
             raise ValueError(f"queue {index} does not fit into the {RAM >> 20} MiB of guest memory")
         self._select(index)
-        ring = Ring(self.qtest, start=start, end=start + RING_BYTES, size=self.qtest.readw(self._common + QUEUE_SIZE))
+        ring = kind(self.qtest, start=start, end=start + RING_BYTES, size=self.qtest.readw(self._common + QUEUE_SIZE))
         self.qtest.writeq(self._common + QUEUE_DESC, ring.descriptors)
         self.qtest.writeq(self._common + QUEUE_DRIVER, ring.driver_area)
         self.qtest.writeq(self._common + QUEUE_DEVICE, ring.device_area)
