@@ -13,7 +13,7 @@ from typing import Final
 
 from ..errors import MemoryFault, QueueBroken
 from ..virtio.chain import DescriptorChain
-from ..virtio.split import USED_HEADER, Memory, SplitQueue
+from ..virtio.split import USED_HEADER, Memory, SplitQueue, ring_sizes
 from . import mapping
 
 MAX_COPIES: Final = 256 << 20
@@ -91,7 +91,10 @@ class RingPart:
 
 
 class FragileQueue(SplitQueue):
-    """A split virtqueue in such memory; its buffers may be copies or not."""
+    """A split virtqueue in such memory; its buffers may be copies or not.
+
+    With `event_idx` the used part has the field behind its entries in which the device says from where on it wants a kick.
+    """
 
     def __init__(
         self,
@@ -103,16 +106,23 @@ class FragileQueue(SplitQueue):
         *,
         base: int = 0,
         indirect: bool = True,
+        event_idx: bool = False,
     ) -> None:
-        self._table, self._offered, self._given = descriptors, available, used
+        self._table, self._offered, self._given, self._event_idx = descriptors, available, used, event_idx
+        self._end = ring_sizes(size)[2]
         used.refresh()
-        copies = (descriptors.copy, available.copy, used.copy)
+        copies = (descriptors.copy, available.copy, used.copy[: self._end])
         super().__init__(size, *copies, memory, base=base, indirect=indirect)
 
     def pop(self) -> DescriptorChain | None:
         """As any queue does; the table is read at most once a chain."""
         self._offered.refresh()
-        return super().pop()
+        chain = super().pop()
+        if chain is None and self._event_idx:
+            self._ask_for_kick()
+            self._offered.refresh()
+            chain = super().pop()
+        return chain
 
     def push(self, chain: DescriptorChain) -> None:
         """Give a request back, and first of all what the device wrote into copies."""
@@ -126,9 +136,14 @@ class FragileQueue(SplitQueue):
         """Show the driver all that was pushed: the entries first, then, with a whole word, the index."""
         if not super().publish():
             return False
-        self._given.write_back(USED_HEADER, self._given.nbytes)
+        self._given.write_back(USED_HEADER, self._end)
         self._given.write_back(0, 2 * USED_HEADER)
         return True
+
+    def _ask_for_kick(self) -> None:
+        """Want one for the next request. What came before the driver saw this is found by another look."""
+        self._given.copy[self._end : self._end + 2] = self.base.to_bytes(2, "little")
+        self._given.write_back(self._end - 6, self._end + 2)
 
     def _walk(self, head: int) -> DescriptorChain:
         self._table.refresh()
