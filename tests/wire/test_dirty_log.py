@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 
 import pytest
 
 from vhostuser import DescriptorChain
-from vhostuser.errors import MemoryFault, RemoteProtocolError
-from vhostuser.memory.dirty_log import DirtyLog, log_size
 from vhostuser.memory.mapping import map_file
 from vhostuser.protocol.numbers import FrontendRequest, ProtocolFeature, VhostFeature, mask
 from vhostuser.protocol.payloads import U64, Log, MemoryRegion, MemoryTable, VringAddr
-from vhostuser.testing import ServedRawFrontend, memory_file, raw_frontend, read_only, sparse_file, usage
+from vhostuser.testing import ServedRawFrontend, memory_file, raw_frontend, sparse_file, usage
 from vhostuser.testing.raw_frontend import FEATURES, PROTOCOL_FEATURES
 from vhostuser.transport.fds import OwnedFd
 
@@ -187,42 +184,3 @@ def test_a_log_that_can_not_be_is_refused_by_name(body: Log, why: str, caplog: p
         raw.request(Q.SET_LOG_BASE, body, fds=[log])
         raw.closes()
     assert why in caplog.text
-
-
-def test_a_log_that_is_read_only_is_refused() -> None:
-    with sparse_file(PAGE) as log, read_only(log) as read, pytest.raises(RemoteProtocolError, match="can't be mapped"):
-        DirtyLog(Log(PAGE, 0), read.fileno(), 0)
-
-
-@pytest.mark.parametrize(("end", "size"), [(0, 0), (1, 1), (8 * PAGE, 1), (8 * PAGE + 1, 2), (1 << 64, 1 << 49)])
-def test_a_log_has_a_bit_for_each_page(end: int, size: int) -> None:
-    assert log_size(end) == size
-
-
-def test_bits_are_set_at_any_byte_and_past_the_end_is_a_fault() -> None:
-    with sparse_file(2 * PAGE) as file:
-        log = DirtyLog(Log(11, 3), file.fileno(), 88 * PAGE)
-        for page in (0, 7, 8, 39, 87):
-            log.mark(page * PAGE + 5, 1)
-        assert os.pread(file.fileno(), 16, 0) == bytes.fromhex("000000 81 01 00 00 80 00 00 00 00 00 80 0000")
-        with pytest.raises(MemoryFault, match="page 0x58 of guest memory has no bit"):
-            log.mark(88 * PAGE - 1, 2)
-
-
-def test_no_bit_is_lost_to_others_that_set_theirs() -> None:
-    """Two back-ends share a log: bits of one word, set by both at once."""
-    with sparse_file(PAGE) as file:
-        logs = [DirtyLog(Log(PAGE, 0), file.fileno(), 8 * 512 * PAGE) for _ in range(2)]
-        ready = threading.Barrier(2)
-
-        def work(which: int) -> None:
-            ready.wait()
-            for page in range(which, 8 * 512, 2):
-                logs[which].mark(page * PAGE, 1)
-
-        threads = [threading.Thread(target=work, args=(which,)) for which in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert os.pread(file.fileno(), 512, 0) == b"\xff" * 512
