@@ -326,7 +326,8 @@ class Rings:
                 self._process(vring.index, chain)
                 if vring.epoch == epoch:
                     queue.push(chain)
-                    self._log_chain(memory, chain)
+                    if self.log:
+                        self._log_chain(memory, chain)
         finally:
             if vring.epoch == epoch and queue.publish():
                 self._log_used(vring, queue)

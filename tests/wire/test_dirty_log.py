@@ -184,3 +184,11 @@ def test_a_log_that_can_not_be_is_refused_by_name(body: Log, why: str, caplog: p
         raw.request(Q.SET_LOG_BASE, body, fds=[log])
         raw.closes()
     assert why in caplog.text
+
+
+def test_a_log_without_an_fd_is_refused() -> None:
+    """That is what SET_LOG_BASE means where LOG_SHMFD was not negotiated: an address of the front-end."""
+    with raw_frontend(Scripted(regions={})) as raw:
+        raw.negotiate(protocol=PROTOCOL_FEATURES)
+        raw.refused(Q.SET_LOG_BASE, U64(PAGE))
+        raw.alive()
