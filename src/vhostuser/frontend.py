@@ -17,6 +17,7 @@ from .counters import Counters
 from .driving import Driving
 from .errors import Disconnected, LocalProtocolError, RemoteProtocolError, RequestFailed
 from .limited_log import LimitedLog
+from .memory.added import AddedBlock, AddedMemory
 from .memory.arena import Arena
 from .memory.table import new_quota
 from .memory.window import PROCESS, Window
@@ -46,9 +47,13 @@ F, Q = ProtocolFeature, FrontendRequest
 
 FEATURES: Final = mask((Feature.VERSION_1, Feature.RING_INDIRECT_DESC, VhostFeature.PROTOCOL_FEATURES))
 PROTOCOL_FEATURES: Final = mask(
-    (F.MQ, F.REPLY_ACK, F.BACKEND_REQ, F.CONFIG, F.BACKEND_SEND_FD, F.RESET_DEVICE, F.STATUS, F.SHMEM)
+    (
+        *(F.MQ, F.REPLY_ACK, F.BACKEND_REQ, F.CONFIG, F.BACKEND_SEND_FD, F.RESET_DEVICE, F.STATUS, F.SHMEM),
+        F.CONFIGURE_MEM_SLOTS,
+    )
 )
-"""What this front-end makes use of."""
+"""What this front-end makes use of. GPA_ADDRESSES is not among it: its user addresses are guest addresses anyway, and a
+back-end of rust-vmm's vhost 0.16 would take the bit for SHMEM."""
 
 
 class FrontendOptions(TypedDict, total=False):
@@ -99,6 +104,7 @@ class Frontend:
         self._features = FEATURES | packed << Feature.RING_PACKED
         self._windows: dict[int, Window] = {}
         self._memory: Arena | None = None
+        self._added = AddedMemory()
         self._queues: dict[int, Queue] = {}
         self._log = LimitedLog(log)
         try:
@@ -173,6 +179,27 @@ class Frontend:
             memory.close()
             raise
         self._memory = memory
+
+    def add_memory(self, size: int) -> AddedBlock:
+        """Share `size` bytes more, whole pages, also while queues run ("ADD_MEM_REG"). Needs `share_memory`.
+
+        RequestFailed if the back-end says no, LocalProtocolError if it has no memory slots or none is left.
+        """
+        if self._memory is None:
+            raise LocalProtocolError("add_memory needs share_memory first", request="ADD_MEM_REG")
+        block = self._added.make(size, self._memory.region.size)
+        try:
+            self.request(Q.ADD_MEM_REG, block.region, [block.fd.fileno()])
+        except BaseException:
+            block.close()
+            raise
+        self._added.keep(block)
+        return block
+
+    def remove_memory(self, block: AddedBlock) -> None:
+        """Take memory that was added away again; no request may use it any more ("REM_MEM_REG")."""
+        self.request(Q.REM_MEM_REG, block.region)
+        self._added.forget(block)
 
     def start_queue(self, index: int, *, size: int = 256) -> Queue:
         """Set up queue `index` with `size` descriptors, start and enable it. Needs `share_memory`."""
@@ -294,6 +321,8 @@ class Frontend:
         self.request(Q.SET_PROTOCOL_FEATURES, U64(dialect.to_wire(_acceptable(offered & PROTOCOL_FEATURES))))
         if self._session.state.has(F.MQ):
             self.request(Q.GET_QUEUE_NUM)
+        if self._session.state.has(F.CONFIGURE_MEM_SLOTS):
+            self.request(Q.GET_MAX_MEM_SLOTS)
 
     def _open_requests(self) -> None:
         ours, theirs = socket.socketpair()
@@ -360,6 +389,7 @@ class Frontend:
             queue.close()
         if self._memory:
             self._memory.close()
+        self._added.close()
 
     def __enter__(self) -> Self:
         return self

@@ -47,9 +47,7 @@ class GuestTable:
 
     def open_log(self, body: Log, fd: int) -> None:
         """SET_LOG_BASE."""
-        opened = DirtyLog(body, fd)
-        opened.check(self.memory)
-        self._log = opened
+        self._log = DirtyLog(body, fd, self.memory.end)
         self.set_logging()
 
     def set_logging(self) -> None:

@@ -103,6 +103,19 @@ def test_a_whole_copy_is_written_back_wherever_the_device_wrote(file: int) -> No
     assert not ring.publish()
 
 
+def test_with_event_idx_an_empty_queue_asks_for_a_kick_and_looks_again(file: int) -> None:
+    os.pwrite(file, bytes(PAGE), 0)
+    os.pwrite(file, (PAGE).to_bytes(8, "little") + (4).to_bytes(4, "little"), 0)
+    part = of(file).ring_part
+    ring = FragileQueue(8, part(0, 128), part(256, 22), part(512, 70), of(file), event_idx=True)
+    assert ring.pop() is None
+    os.pwrite(file, b"\0\0\1\0\0\0", 256)
+    assert ring.pop() is not None
+    assert os.pread(file, 2, 512 + 68) == b"\0\0"
+    assert ring.pop() is None
+    assert os.pread(file, 2, 512 + 68) == b"\1\0"
+
+
 @pytest.mark.parametrize("moment", ["lay", "pop", "publish"])
 def test_m06_memory_that_goes_away_breaks_the_queue_at_any_moment(file: int, moment: str) -> None:
     """One request from end to end; the file is cut before one of its steps."""

@@ -12,9 +12,10 @@ import pytest
 
 from vhostuser.errors import MemoryFault, RemoteProtocolError
 from vhostuser.memory import mapping
+from vhostuser.memory.added import AddedMemory
 from vhostuser.memory.arena import Arena
 from vhostuser.memory.guest import GuestMemory, GuestRegion, map_region
-from vhostuser.protocol.payloads import MemoryRegion
+from vhostuser.protocol.payloads import MemoryRegion, SingleRegion
 from vhostuser.testing import memory_file
 from vhostuser.transport.fds import OwnedFd
 
@@ -165,6 +166,30 @@ def test_the_arena_is_sealed_and_its_region_says_where_it_is() -> None:
 def test_an_arena_that_cannot_be_had_leaves_no_fd_behind() -> None:
     with pytest.raises(OSError, match="mmap"):
         Arena(0)
+
+
+def test_added_blocks_lie_apart_behind_the_arena() -> None:
+    added = AddedMemory()
+    first = added.make(PAGE, 3 * PAGE)
+    added.keep(first)
+    second = added.make(PAGE, 3 * PAGE)
+    added.keep(second)
+    assert (first.guest_addr, second.guest_addr) == (4 * PAGE, 6 * PAGE)
+    assert second.region == SingleRegion(6 * PAGE, PAGE, 6 * PAGE, 0)
+    added.forget(first)
+    second.view[:3] = b"abc"
+    added.close()
+    assert (first.view.nbytes, second.view.nbytes) == (0, 0)
+
+
+def test_a_table_gives_another_one_with_a_region_more_or_less(file: int) -> None:
+    one = GuestMemory.of([MemoryRegion(0, PAGE, 0, PAGE)], [file])
+    two = one.plus(MemoryRegion(PAGE, PAGE, PAGE, 3 * PAGE), file)
+    assert joined(two, PAGE - 1, 2) == b"\1\3"
+    assert (one.end, two.end, GuestMemory().end) == (PAGE, 2 * PAGE, 0)
+    assert joined(two.minus(0), PAGE, 1) == b"\3"
+    with pytest.raises(MemoryFault):
+        two.minus(0).slices(0, 1)
 
 
 # Mapping

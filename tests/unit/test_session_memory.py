@@ -87,6 +87,19 @@ def test_m11_an_added_region_does_not_overlap(name: str) -> None:
         assert send(end, Q.ADD_MEM_REG, body, fds=1).regions == (OLD, new)
 
 
+@pytest.mark.parametrize("slots", [1, 2])
+def test_m10_no_more_regions_are_added_than_there_are_slots(slots: int) -> None:
+    end = session(state=replace(READY, regions=(OLD,), max_slots=slots))
+    body = SingleRegion(0, PAGE, 0, 0)
+    if slots > 1:
+        assert len(send(end, Q.ADD_MEM_REG, body, fds=1).regions) == 2
+        return
+    with pytest.raises(RemoteProtocolError, match="slots, 0x1") as caught:
+        send(end, Q.ADD_MEM_REG, body, fds=1)
+    assert (caught.value.field, caught.value.limit) == ("guest_addr", 1)
+    assert end.state.regions == (OLD,)
+
+
 @pytest.mark.parametrize(
     ("region", "field"),
     [

@@ -58,7 +58,7 @@ class QTestMachine:
         seconds: float = 10.0,
     ) -> None:
         self.seconds = seconds
-        words = arguments or _arguments(os.fspath(path), device or generic_device())
+        words = arguments or usual_arguments(os.fspath(path), device or generic_device())
         self._words = [*(command or qemu_command()), "-accel", "qtest", *words]
         self._rings: list[Ring | PackedRing] = []
         self._structures: dict[int, Structure] = {}
@@ -268,10 +268,11 @@ def _pair(opened: ExitStack) -> tuple[socket.socket, socket.socket]:
     return opened.enter_context(ours), opened.enter_context(theirs)
 
 
-def _arguments(path: str, device: str) -> list[str]:
+def usual_arguments(path: str, device: str, memory: str = "memory-backend-memfd") -> list[str]:
+    """QEMU's arguments for a machine whose RAM is of the object `memory`, with one device."""
     return [
         *("-display", "none", "-nodefaults", "-no-user-config"),
         *("-m", f"{RAM >> 20}M", "-machine", "q35,memory-backend=mem"),
-        *("-object", f"memory-backend-memfd,id=mem,size={RAM >> 20}M,share=on"),
+        *("-object", f"{memory},id=mem,size={RAM >> 20}M,share=on"),
         *("-chardev", f"socket,id=c0,path={path.replace(',', ',,')}", "-device", f"{device},chardev=c0"),
     ]

@@ -38,12 +38,15 @@ def log_size(end: int) -> int:
 
 
 class DirtyLog:
-    """The log area of SET_LOG_BASE, mapped. RemoteProtocolError if it can't be."""
+    """The log area of SET_LOG_BASE, mapped, for memory up to `end`. RemoteProtocolError if it is too small or can't be."""
 
-    def __init__(self, body: Log, fd: int) -> None:
+    def __init__(self, body: Log, fd: int, end: int) -> None:
         self.size = body.mmap_size
-        end, there = body.mmap_offset + body.mmap_size, os.fstat(fd).st_size
-        if not body.mmap_size or end > there:
+        if (needed := log_size(end)) > self.size:
+            text = f"SET_LOG_BASE mmap_size {self.size:#x} is less than guest memory up to {end:#x} needs, {needed:#x}"
+            raise _refusal(text, self.size, needed)
+        there = os.fstat(fd).st_size
+        if not body.mmap_size or body.mmap_offset + body.mmap_size > there:
             text = f"SET_LOG_BASE mmap_offset {body.mmap_offset:#x} + mmap_size {body.mmap_size:#x} is empty or passes"
             raise _refusal(f"{text} the file's end {there:#x}", body.mmap_size, there)
         try:
@@ -52,12 +55,6 @@ class DirtyLog:
         except OSError as error:
             raise _refusal(f"SET_LOG_BASE: the log can't be mapped: {error}", body.mmap_size, there) from None
         self._base = start_of(self._mapped) + skip
-
-    def check(self, memory: GuestMemory) -> None:
-        """RemoteProtocolError if the log is too small for that memory."""
-        if (needed := log_size(memory.end)) > self.size:
-            text = f"SET_LOG_BASE mmap_size {self.size:#x} is less than guest memory up to {memory.end:#x} needs,"
-            raise _refusal(f"{text} {needed:#x}", self.size, needed)
 
     def mark_views(self, memory: GuestMemory, views: Iterable[memoryview]) -> None:
         """Mark all that a device may have written in a chain: it may have written anywhere in its buffers."""

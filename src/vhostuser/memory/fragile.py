@@ -105,7 +105,10 @@ class RingPart:
 
 
 class FragileQueue(SplitQueue):
-    """A split virtqueue in such memory; its buffers may be copies or not."""
+    """A split virtqueue in such memory; its buffers may be copies or not.
+
+    With `event_idx` the used part has the field behind its entries in which the device says from where on it wants a kick.
+    """
 
     def __init__(
         self,
@@ -120,21 +123,18 @@ class FragileQueue(SplitQueue):
         event_idx: bool = False,
     ) -> None:
         self._table, self._offered, self._given, self._event_idx = descriptors, available, used, event_idx
-        used.refresh()
         self._end = ring_sizes(size)[2]
-        super().__init__(
-            size, descriptors.copy, available.copy[: ring_sizes(size)[1]], used.copy[: self._end], memory,
-            base=base, indirect=indirect,
-        )  # fmt: skip
+        used.refresh()
+        copies = (descriptors.copy, available.copy[: ring_sizes(size)[1]], used.copy[: self._end])
+        super().__init__(size, *copies, memory, base=base, indirect=indirect)
 
     def pop(self) -> DescriptorChain | None:
         """As any queue does; the table is read at most once a chain. With EVENT_IDX an empty queue asks for a kick."""
         self._offered.refresh()
         chain = super().pop()
         if chain is None and self._event_idx:
-            self._given.copy[self._end :].cast("H")[0] = self.base
-            self._given.write_back(self._end, self._given.nbytes)
-            self._offered.refresh()  # system calls both: what the driver did before it could see that is seen here
+            self._ask_for_kick()
+            self._offered.refresh()
             chain = super().pop()
         return chain
 
@@ -145,6 +145,11 @@ class FragileQueue(SplitQueue):
         self._given.write_back(USED_HEADER, self._end)
         self._given.write_back(0, 2 * USED_HEADER)
         return True
+
+    def _ask_for_kick(self) -> None:
+        """Want one for the next request. What came before the driver saw this is found by another look."""
+        self._given.copy[self._end : self._end + 2] = self.base.to_bytes(2, "little")
+        self._given.write_back(self._end - 6, self._end + 2)
 
     def _walk(self, head: int) -> DescriptorChain:
         self._table.refresh()
