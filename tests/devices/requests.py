@@ -51,13 +51,14 @@ class BlkRig:
         buffers = (_buffers(BUFFERS + at, len(readable), cuts), _buffers(BUFFERS + start, room, writable_cuts))
         head = self.rig.driver.add(*buffers)
         chain = self.rig.device.pop()
-        assert chain is not None
+        if chain is None:
+            raise AssertionError("the device does not see the request")
         self.device.process(0, chain)
         self.rig.device.push(chain)
         self.rig.device.publish()
         done = self.rig.driver.collect()
-        assert done is not None
-        assert done[0] == head
+        if done is None or done[0] != head:
+            raise AssertionError(f"the driver got {done} for chain {head}")
         answer = bytes(memory[start : start + room])
         return Answer(answer[-1] if answer else -1, done[1], answer[:-1])
 
@@ -68,8 +69,15 @@ class BlkRig:
     def read(self, sector: int, count: int = 1) -> bytes:
         """What the driver reads."""
         answer = self.ask(T.IN, sector, room=count * SECTOR)
-        assert (answer.status, answer.written) == (0, count * SECTOR + 1)
+        if (answer.status, answer.written) != (0, count * SECTOR + 1):
+            raise AssertionError(f"reading sector {sector} gave status {answer.status}, {answer.written} bytes")
         return answer.data
+
+
+def failed(answer: Answer, status: int) -> None:
+    """The request has this status, and the driver is told of nothing but that byte."""
+    if (answer.status, answer.written) != (status, 1):
+        raise AssertionError(f"status {answer.status} and {answer.written} bytes, not status {status} and 1 byte")
 
 
 def segments(*rows: tuple[int, int, int]) -> bytes:

@@ -11,21 +11,16 @@ import pytest
 
 from tests.devices.conftest import SECTORS
 from vhostuser.devices import vectors
-from vhostuser.devices.blk import MAX_DISCARD, MAX_SEGMENTS, MAX_ZEROES, BlockDevice
-from vhostuser.devices.blk_layout import HEADER, BlkFeature, BlkStatus
+from vhostuser.devices.blk import MAX_DISCARD, MAX_SEGMENTS, MAX_ZEROES
+from vhostuser.devices.blk_layout import HEADER, BlkStatus
 from vhostuser.devices.disk import Disk
 from vhostuser.testing import memory_file
 
-from .requests import FLUSH, SECTOR, UNTOUCHED, Answer, BlkRig, T, pattern, rig_of, segments
+from .requests import SECTOR, UNTOUCHED, Answer, BlkRig, T, failed, pattern, rig_of, segments
 
 OK, IOERR, UNSUPP = BlkStatus.OK, BlkStatus.IOERR, BlkStatus.UNSUPP
 TOP = 1 << 64
 F_ADD_SEALS, F_SEAL_WRITE = 1033, 8
-
-
-def failed(answer: Answer, status: int) -> None:
-    """The request has this status, and the driver is told of nothing but that byte."""
-    assert (answer.status, answer.written) == (status, 1)
 
 
 @pytest.mark.parametrize(("sector", "count"), [(0, 1), (5, 8), (0, SECTORS), (SECTORS - 1, 1)])
@@ -311,96 +306,3 @@ def test_a_range_that_may_not_be_changed_fails(content: bytes, kind: int) -> Non
         fcntl.fcntl(fd.fileno(), F_ADD_SEALS, F_SEAL_WRITE)
         failed(rig.ask(kind, 0, segments((0, 8, 0))), IOERR)
         assert rig.read(0, 8) == content[: 8 * SECTOR]
-
-
-# Durability
-
-
-class Synced:
-    """Counts the calls of fdatasync, with what was in the file at each."""
-
-    def __init__(self, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.seen: list[bytes] = []
-        self.fail = 0
-        self._image, self._call = image, os.fdatasync
-        monkeypatch.setattr(os, "fdatasync", self)
-
-    def __call__(self, fd: int) -> None:
-        assert os.path.samestat(os.fstat(fd), self._image.stat())
-        if self.fail:
-            raise OSError(self.fail, os.strerror(self.fail))
-        self._call(fd)
-        self.seen.append(self._image.read_bytes()[:512])
-
-
-@pytest.fixture
-def synced(image: Path, monkeypatch: pytest.MonkeyPatch) -> Synced:
-    return Synced(image, monkeypatch)
-
-
-def test_a_flush_is_a_sync_of_what_was_written(rig: BlkRig, synced: Synced) -> None:
-    data = pattern(512, seed=5)
-    assert rig.ask(T.OUT, 0, data).status == OK
-    assert synced.seen == []
-    assert rig.ask(T.FLUSH) == Answer(OK, 1, b"")
-    assert synced.seen == [data]
-
-
-def test_a_driver_without_flush_gets_durable_writes(image: Path, synced: Synced) -> None:
-    data = pattern(512, seed=5)
-    with rig_of(image, acknowledged=0) as rig:
-        assert rig.ask(T.OUT, 0, data).status == OK
-        assert rig.ask(T.WRITE_ZEROES, 0, segments((0, 1, 0))).status == OK
-        rig.read(0)
-        assert synced.seen == [data, bytes(512)]
-        synced.fail = errno.EIO
-        failed(rig.ask(T.OUT, 0, data), IOERR)
-
-
-def test_once_a_flush_has_failed_all_fail(rig: BlkRig, synced: Synced, caplog: pytest.LogCaptureFixture) -> None:
-    synced.fail = errno.EIO
-    failed(rig.ask(T.FLUSH), IOERR)
-    synced.fail = 0
-    failed(rig.ask(T.FLUSH), IOERR)
-    assert synced.seen == []
-    assert "an earlier flush failed" in caplog.text
-    rig.read(0)
-
-
-# What the driver is told beforehand
-
-
-def numbers(config: bytes, *places: tuple[int, int]) -> list[int]:
-    return [int.from_bytes(config[at : at + size], "little") for at, size in places]
-
-
-def test_the_configuration_space_is_that_of_the_specification(image: Path) -> None:
-    with BlockDevice(Disk(image), num_queues=3, queue_size=64) as device:
-        config = device.config
-        assert device.features == sum(1 << bit for bit in (2, 6, 9, 10, 12, 13, 14))
-        assert device.queue_sizes == (64, 64, 64)
-    assert len(config) == 96
-    capacity, size_max, seg_max, geometry, blk_size = numbers(config, (0, 8), (8, 4), (12, 4), (16, 4), (20, 4))
-    assert (capacity, size_max, seg_max, geometry, blk_size) == (SECTORS, 0, 62, 0, 512)
-    assert numbers(config, (24, 1), (25, 1), (26, 2), (28, 4), (32, 2), (34, 2)) == [3, 0, 8, 0, 0, 3]
-    alignment = max(512, image.stat().st_blksize) // 512
-    assert numbers(config, (36, 4), (40, 4), (44, 4)) == [MAX_DISCARD, MAX_SEGMENTS, alignment]
-    assert numbers(config, (48, 4), (52, 4), (56, 1), (57, 3)) == [MAX_ZEROES, 1, 1, 0]
-    assert config[60:] == bytes(36)
-
-
-def test_a_read_only_disk_says_so_and_offers_nothing_that_writes(image: Path) -> None:
-    with BlockDevice(Disk(image, read_only=True)) as device:
-        assert device.features >> BlkFeature.RO & 1
-        assert not device.features & (1 << BlkFeature.DISCARD | 1 << BlkFeature.WRITE_ZEROES)
-        assert device.config[36:] == bytes(60)
-
-
-@pytest.mark.parametrize(("queue_size", "seg_max"), [(4, 2), (128, 126), (256, 126), (1024, 126)])
-def test_a_request_of_seg_max_fits_into_the_ring(image: Path, queue_size: int, seg_max: int) -> None:
-    with BlockDevice(Disk(image), queue_size=queue_size) as device:
-        assert numbers(device.config, (12, 4)) == [seg_max]
-
-
-def test_the_acknowledged_bit_of_flush_is_the_one_looked_at() -> None:
-    assert FLUSH == 1 << BlkFeature.FLUSH
