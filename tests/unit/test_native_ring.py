@@ -230,6 +230,25 @@ def test_a_buffer_over_more_regions_than_there_is_room_for_is_taken_all_the_same
     assert chain.read() == bytes(range(count))
 
 
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_q17_a_chain_may_be_4_gib_long_and_no_longer(count: int) -> None:
+    """Also where all of it is there, several times over."""
+    with sparse_file(1 << 30) as file:
+        mapped = map_file(file.fileno(), 1 << 30, 0)
+    guest = Guest()
+    guest.memory = GuestMemory([GuestRegion(0, 0, mapped, ())])
+    ring = guest.new_ring(0)
+    for index in range(count):
+        guest.describe(index, (0, 1 << 30, NEXT if index + 1 < count else 0, index + 1))
+    guest.offer()
+    if count == 5:
+        with pytest.raises(QueueBroken, match=r"longer than 2\^32 bytes"):
+            ring.pop()
+    else:
+        assert (chain := ring.pop()) is not None
+        assert chain.readable_size == count << 30
+
+
 # What it is made of
 
 
