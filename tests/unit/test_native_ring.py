@@ -15,7 +15,7 @@ import pytest
 
 from tests.event_driver import need_event
 from tests.memory_map import areas
-from tests.virtio_rig import DESCRIPTOR, NEXT, WRITE
+from tests.virtio_rig import DESCRIPTOR, INDIRECT, NEXT, WRITE
 from vhostuser import _native
 from vhostuser.errors import QueueBroken
 from vhostuser.memory.guest import GuestMemory, GuestRegion
@@ -247,6 +247,19 @@ def test_q17_a_chain_may_be_4_gib_long_and_no_longer(count: int) -> None:
     else:
         assert (chain := ring.pop()) is not None
         assert chain.readable_size == count << 30
+
+
+@pytest.mark.parametrize("flags", [0, WRITE, INDIRECT])
+def test_m16_a_buffer_or_table_does_not_wrap_around_the_address_space(flags: int) -> None:
+    guest = Guest(1 << Feature.RING_INDIRECT_DESC)
+    data = memoryview(bytearray(4096))
+    DESCRIPTOR.pack_into(data, 4080, 0, 16, NEXT, 1)
+    guest.memory = GuestMemory([GuestRegion(0, 0, data, ()), GuestRegion((1 << 64) - 16, 0, data[4080:], ())])
+    ring = guest.new_ring(0)
+    guest.describe(0, ((1 << 64) - 16, 32, flags, 0))
+    guest.offer()
+    with pytest.raises(QueueBroken, match="points outside guest memory: no guest memory at 0x10000000000000000"):
+        ring.pop()
 
 
 # What it is made of
