@@ -15,7 +15,7 @@ import pytest
 
 from tests.event_driver import need_event
 from tests.memory_map import areas
-from tests.virtio_rig import DESCRIPTOR, NEXT, WRITE
+from tests.virtio_rig import DESCRIPTOR, INDIRECT, NEXT, WRITE
 from vhostuser import _native
 from vhostuser.errors import QueueBroken
 from vhostuser.memory.guest import GuestMemory, GuestRegion
@@ -228,6 +228,38 @@ def test_a_buffer_over_more_regions_than_there_is_room_for_is_taken_all_the_same
     assert chain is not None
     assert len(chain.readable) == count
     assert chain.read() == bytes(range(count))
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_q17_a_chain_may_be_4_gib_long_and_no_longer(count: int) -> None:
+    """Also where all of it is there, several times over."""
+    with sparse_file(1 << 30) as file:
+        mapped = map_file(file.fileno(), 1 << 30, 0)
+    guest = Guest()
+    guest.memory = GuestMemory([GuestRegion(0, 0, mapped, ())])
+    ring = guest.new_ring(0)
+    for index in range(count):
+        guest.describe(index, (0, 1 << 30, NEXT if index + 1 < count else 0, index + 1))
+    guest.offer()
+    if count == 5:
+        with pytest.raises(QueueBroken, match=r"longer than 2\^32 bytes"):
+            ring.pop()
+    else:
+        assert (chain := ring.pop()) is not None
+        assert chain.readable_size == count << 30
+
+
+@pytest.mark.parametrize("flags", [0, WRITE, INDIRECT])
+def test_m16_a_buffer_or_table_does_not_wrap_around_the_address_space(flags: int) -> None:
+    guest = Guest(1 << Feature.RING_INDIRECT_DESC)
+    data = memoryview(bytearray(4096))
+    DESCRIPTOR.pack_into(data, 4080, 0, 16, NEXT, 1)
+    guest.memory = GuestMemory([GuestRegion(0, 0, data, ()), GuestRegion((1 << 64) - 16, 0, data[4080:], ())])
+    ring = guest.new_ring(0)
+    guest.describe(0, ((1 << 64) - 16, 32, flags, 0))
+    guest.offer()
+    with pytest.raises(QueueBroken, match="points outside guest memory: no guest memory at 0x10000000000000000"):
+        ring.pop()
 
 
 # What it is made of
