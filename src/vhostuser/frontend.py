@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 F, Q = ProtocolFeature, FrontendRequest
 
 FEATURES: Final = mask((Feature.VERSION_1, Feature.RING_INDIRECT_DESC, VhostFeature.PROTOCOL_FEATURES))
+DEVICE_FEATURES: Final = mask((*range(24), *range(50, 64)))
+"""The bits that belong to device types ("Feature Bits")."""
 PROTOCOL_FEATURES: Final = mask(
     (F.MQ, F.REPLY_ACK, F.BACKEND_REQ, F.CONFIG, F.BACKEND_SEND_FD, F.RESET_DEVICE, F.STATUS, F.SHMEM)
 )
@@ -59,6 +61,7 @@ class FrontendOptions(TypedDict, total=False):
     partial_timeout: float
     reply_timeout: float
     populate: bool
+    features: int
 
 
 class Frontend:
@@ -69,7 +72,8 @@ class Frontend:
     `reply_timeout` seconds, and RemoteProtocolError if it breaks the protocol; the connection is over then.
 
     `dialect` is the numbering of the shared memory messages, `max_maps` the most live mappings, `partial_timeout` the
-    seconds for the rest of a message that has begun; `populate` reads the pages of a mapping in when it is made.
+    seconds for the rest of a message that has begun; `populate` reads the pages of a mapping in when it is made. `features`
+    are bits of the device type, as a mask, that are acknowledged if they are offered.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Frontend:
         partial_timeout: float = PARTIAL_TIMEOUT,
         reply_timeout: float = REPLY_TIMEOUT,
         populate: bool = False,
+        features: int = 0,
     ) -> None:
         self.diagnosis: str | None = None
         """Why the back-end's shared memory is not to be had, if it looks like another dialect's."""
@@ -93,6 +98,7 @@ class Frontend:
         self._driving = Driving(self._channel, self._session, self._answering)
         self._quota = new_quota("device", max_maps, PROCESS)
         self._populate = populate
+        self._features = features
         self._windows: dict[int, Window] = {}
         self._memory: Arena | None = None
         self._queues: dict[int, Queue] = {}
@@ -210,7 +216,7 @@ class Frontend:
             queue.close()
         self._queues.clear()
         if self._memory:
-            self._memory.release(0)
+            self._memory.clear()
 
     def _start(self, queue: Queue) -> None:
         index = queue.index
@@ -272,12 +278,17 @@ class Frontend:
             self._lock.release()
 
     def _negotiate(self) -> None:
+        if shared := self._features & ~DEVICE_FEATURES:
+            text = f"SET_FEATURES features {self._features:#x} has bits that are not of a device type: {shared:#x}"
+            raise LocalProtocolError(
+                text, request="SET_FEATURES", field="features", value=self._features, limit=DEVICE_FEATURES
+            )
         self.request(Q.GET_FEATURES)
         state = self._session.state
         if state.offered >> VhostFeature.PROTOCOL_FEATURES & 1:
             self._negotiate_protocol()
         self.request(Q.SET_OWNER)
-        self.request(Q.SET_FEATURES, U64(self._session.state.offered & FEATURES))
+        self.request(Q.SET_FEATURES, U64(self._session.state.offered & (FEATURES | self._features)))
         if self._session.state.has(F.BACKEND_REQ):
             self._open_requests()
         if self._session.state.has(F.SHMEM):
