@@ -99,6 +99,7 @@ class Frontend:
         self._quota = new_quota("device", max_maps, PROCESS)
         self._populate = populate
         self._features = features
+        self._reset_left: frozenset[int] | None = None
         self._windows: dict[int, Window] = {}
         self._memory: Arena | None = None
         self._queues: dict[int, Queue] = {}
@@ -180,6 +181,7 @@ class Frontend:
         """Set up queue `index` with `size` descriptors, start and enable it. Needs `share_memory`."""
         if self._memory is None:
             raise LocalProtocolError("start_queue needs share_memory first", request="SET_VRING_ADDR")
+        self._finish_reset()
         queue = Queue(index, size, self._memory, self)
         try:
             self._start(queue)
@@ -204,6 +206,7 @@ class Frontend:
         """Reset the device: its queues are gone, and every mapping ("RESET_DEVICE", or status 0, or stopped rings)."""
         if self._session.state.has(F.RESET_DEVICE):
             self.request(Q.RESET_DEVICE)
+            self._reset_left = (self._reset_left or frozenset()).union(self._queues)
         elif self._session.state.has(F.STATUS):
             self.request(Q.SET_STATUS, U64(0))
         else:
@@ -217,6 +220,18 @@ class Frontend:
         self._queues.clear()
         if self._memory:
             self._memory.clear()
+
+    def _finish_reset(self) -> None:
+        """Do what RESET_DEVICE may have left undone, or done too much, before a queue is started.
+
+        The rust-vmm crates forget which features were acknowledged, and enable no ring then. And they only disable the
+        rings: a start would be of a ring that runs already, and its new kick would not be heard.
+        """
+        if self._reset_left is not None:
+            self.request(Q.SET_FEATURES, U64(self._session.state.acknowledged))
+            for index in sorted(self._reset_left):
+                self.request(Q.GET_VRING_BASE, VringState(index, 0))
+            self._reset_left = None
 
     def _start(self, queue: Queue) -> None:
         index = queue.index

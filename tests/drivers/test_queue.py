@@ -16,8 +16,9 @@ from vhostuser import DescriptorChain, Frontend, LocalProtocolError, QueueBroken
 from vhostuser.errors import DeadlineExpired
 from vhostuser.memory.arena import Arena
 from vhostuser.memory.guest import GuestMemory, GuestRegion
+from vhostuser.protocol.numbers import FrontendRequest as Q
 from vhostuser.queue import Completion, Queue
-from vhostuser.testing import DEADLINE, joined
+from vhostuser.testing import DEADLINE, RawBackend, joined
 from vhostuser.transport.fds import OwnedFd
 from vhostuser.virtio.split import SplitQueue, ring_sizes
 
@@ -138,6 +139,22 @@ def test_a_reset_gives_all_memory_back() -> None:
         assert both.frontend._memory is not None
         assert both.frontend._memory.free == 1 << 16
         assert both.frontend.start_queue(0, size=16).exchange(b"ping", 4) == b"ping"
+
+
+def test_after_a_reset_the_features_are_acknowledged_again_and_the_rings_stopped_before_one_starts() -> None:
+    """The rust-vmm crates forget the features in RESET_DEVICE, and leave the rings running, but disabled."""
+    with RawBackend(queues=3) as raw, raw.frontend() as frontend:
+        frontend.share_memory(1 << 20)
+        for index in (2, 0):
+            frontend.start_queue(index, size=16)
+        frontend.reset()
+        frontend.reset()
+        seen = len(raw.seen)
+        frontend.start_queue(1, size=16)
+        assert raw.seen[seen : seen + 4] == [Q.SET_FEATURES, Q.GET_VRING_BASE, Q.GET_VRING_BASE, Q.SET_VRING_NUM]
+        seen = len(raw.seen)
+        frontend.start_queue(0, size=16)
+        assert raw.seen[seen] == Q.SET_VRING_NUM
 
 
 def test_a_ticket_that_is_not_in_flight_is_refused() -> None:
