@@ -218,8 +218,6 @@ class Frontend:
         for queue in self._queues.values():
             queue.close()
         self._queues.clear()
-        if self._memory:
-            self._memory.clear()
 
     def _finish_reset(self) -> None:
         """Do what RESET_DEVICE may have left undone, or done too much, before a queue is started.

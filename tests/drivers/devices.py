@@ -18,7 +18,7 @@ class Disk(Device):
     """`sectors` sectors that begin as their own numbers; `counts` are the requests by type."""
 
     virtio_id = 2
-    queue_sizes = (256, 256)
+    queue_sizes: tuple[int, ...] = (256, 256)
 
     def __init__(self, sectors: int = SECTORS, *features: BlockFeature) -> None:
         self.features = mask(features or (F.FLUSH, F.DISCARD, F.WRITE_ZEROES, F.MQ, F.BLK_SIZE))
@@ -66,7 +66,7 @@ class Disk(Device):
 class Answering(Device):
     """A device that does with each chain what the test says."""
 
-    queue_sizes = (256,)
+    queue_sizes: tuple[int, ...] = (256,)
 
     def __init__(self, answer: Callable[[DescriptorChain], object], config: bytes = BlockConfig(capacity=8).pack()) -> None:
         self.answer, self.config = answer, config

@@ -15,7 +15,7 @@ from vhostuser.drivers.blk import FEATURES, BlockDriver
 from vhostuser.errors import DeadlineExpired
 from vhostuser.protocol.numbers import mask
 from vhostuser.testing import DEADLINE, joined
-from vhostuser.virtio.block import CONFIG_SIZE, SECTOR, BlockConfig, BlockFeature, BlockRequest
+from vhostuser.virtio.block import SECTOR, BlockConfig, BlockFeature, BlockRequest
 
 from .devices import ID, SECTORS, Answering, Disk
 
@@ -61,21 +61,6 @@ def test_the_driver_knows_the_device() -> None:
     with driving(Disk(8, F.RO)) as driver:
         assert driver.read_only
         assert driver.block_size == SECTOR
-
-
-@pytest.mark.parametrize(
-    "layout",
-    [("capacity", 0, 8), ("blk_size", 20, 4), ("writeback", 32, 1), ("num_queues", 34, 2), ("max_write_zeroes_seg", 52, 4)],
-)
-def test_the_configuration_space_is_laid_out_as_the_specification_says(layout: tuple[str, int, int]) -> None:
-    name, offset, size = layout
-    space = bytearray(CONFIG_SIZE)
-    space[offset : offset + size] = b"\x7f" * size
-    config = BlockConfig.unpack(bytes(space))
-    assert getattr(config, name) == int.from_bytes(b"\x7f" * size, "little")
-    assert sum(value != 0 for value in config) == 1
-    assert config.pack() == bytes(space)
-    assert CONFIG_SIZE == 60
 
 
 @pytest.mark.parametrize("size", [8, 36, 60, 72])
