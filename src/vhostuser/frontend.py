@@ -98,7 +98,7 @@ class Frontend:
         self._driving = Driving(self._channel, self._session, self._answering)
         self._quota = new_quota("device", max_maps, PROCESS)
         self._populate = populate
-        self._features = features
+        self._device_features = features
         self._reset_left: frozenset[int] | None = None
         self._windows: dict[int, Window] = {}
         self._memory: Arena | None = None
@@ -291,17 +291,17 @@ class Frontend:
             self._lock.release()
 
     def _negotiate(self) -> None:
-        if shared := self._features & ~DEVICE_FEATURES:
-            text = f"SET_FEATURES features {self._features:#x} has bits that are not of a device type: {shared:#x}"
+        if shared := self._device_features & ~DEVICE_FEATURES:
+            text = f"SET_FEATURES features {self._device_features:#x} has bits that are not of a device type: {shared:#x}"
             raise LocalProtocolError(
-                text, request="SET_FEATURES", field="features", value=self._features, limit=DEVICE_FEATURES
+                text, request="SET_FEATURES", field="features", value=self._device_features, limit=DEVICE_FEATURES
             )
         self.request(Q.GET_FEATURES)
         state = self._session.state
         if state.offered >> VhostFeature.PROTOCOL_FEATURES & 1:
             self._negotiate_protocol()
         self.request(Q.SET_OWNER)
-        self.request(Q.SET_FEATURES, U64(self._session.state.offered & (FEATURES | self._features)))
+        self.request(Q.SET_FEATURES, U64(self._session.state.offered & (FEATURES | self._device_features)))
         if self._session.state.has(F.BACKEND_REQ):
             self._open_requests()
         if self._session.state.has(F.SHMEM):
