@@ -22,9 +22,11 @@ RELEASE = "trixie"
 BACKPORTS = f"{RELEASE}-backports"
 MINIMUM = (11, 1)  # the first QEMU with VIRTIO Shared Memory Regions over vhost-user
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-PROGRAMS = ("qemu-system-x86", "qemu-utils", "virtiofsd", "busybox-static", "zstd")
+PROGRAMS = ("qemu-system-x86", "qemu-utils", "virtiofsd", "busybox-static", "zstd", "libblkio-dev")
 KERNEL = "linux-image-cloud-amd64"
+KERNEL_PARTS = ("linux-binary-", "linux-modules-")
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
+EXAMPLES = "libblkio-dev"  # whose programs Debian ships as sources, among its documents
 UNWANTED = (*(f"share/{name}" for name in ("doc", "man", "locale", "info", "lintian", "bug")), "bin/qemu-system-i386")
 STAMP = "versions.json"
 SECONDS = 300  # for one run of apt-get; all other programs need far less
@@ -45,7 +47,7 @@ def cache_folder() -> Path:
 
 
 def versions(folder: Path | None = None) -> dict[str, str]:
-    """The fetched packages and their versions; empty if there is no complete tree."""
+    """The fetched packages and their versions; empty if there is no tree."""
     try:
         found = json.loads(((folder or cache_folder()) / STAMP).read_text())
     except (OSError, ValueError):
@@ -53,9 +55,11 @@ def versions(folder: Path | None = None) -> dict[str, str]:
     return {str(name): str(version) for name, version in found.items()}
 
 
-def is_fetched() -> bool:
-    """Is there a complete tree, so that the commands below can be run?"""
-    return bool(versions())
+def is_fetched(folder: Path | None = None) -> bool:
+    """Is there a tree with all that is wanted today, so that the commands below can be run?"""
+    found = versions(folder)
+    kernel = all(any(name.startswith(part) for name in found) for part in KERNEL_PARTS)
+    return kernel and all(name in found for name in PROGRAMS)
 
 
 def qemu_command() -> list[str]:
@@ -76,6 +80,21 @@ def virtiofsd_command() -> list[str]:
     return _loaded(_tree(), "usr/libexec/virtiofsd")
 
 
+def blkio_sources() -> Path:
+    """The folder with the C sources of libblkio's programs: blkio-bench.c, blkio-copy.c, blkio-info.c."""
+    return _tree() / "usr/share/doc/libblkio-dev/examples"
+
+
+def blkio_flags() -> list[str]:
+    """What a C compiler wants to know of libblkio. What it makes is started by `loaded`."""
+    return [f"-I{_tree() / 'usr/include'}", str(_tree() / LIBRARIES / "libblkio.so.1"), "-Wl,--allow-shlib-undefined"]
+
+
+def loaded(program: Path) -> list[str]:
+    """The start of a command line that runs a program with the libraries of the tree."""
+    return _loaded(_tree(), str(program))
+
+
 def busybox() -> Path:
     """A static busybox, for the guest's initramfs."""
     return _tree() / "usr/bin/busybox"
@@ -88,7 +107,7 @@ def kernel() -> Path:
 
 
 def modules() -> dict[str, Path]:
-    """The guest's kernel modules by name (`virtio_blk`), each .ko.xz; empty unless fetched with --kernel."""
+    """The guest's kernel modules by name (`virtio_blk`), each .ko.xz."""
     return {path.name.partition(".")[0].replace("-", "_"): path for path in _tree().glob("usr/lib/modules/**/*.ko.xz")}
 
 
@@ -110,7 +129,7 @@ def _image(tree: Path) -> Path:
     return found[0]
 
 
-def fetch(into: Path, *, with_modules: bool = False) -> dict[str, str]:
+def fetch(into: Path) -> dict[str, str]:
     """Download and unpack beside `into`, then move it there; what was complete before stays until that moment."""
     if platform.machine() != "x86_64":
         raise OutOfReach(f"the guest is x86-64 and so must this machine be, but it is {platform.machine()}")
@@ -120,7 +139,7 @@ def fetch(into: Path, *, with_modules: bool = False) -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix=f"{into.name}.", dir=into.parent) as scratch:
         apt = Apt(Path(scratch) / "apt")
         apt.update()
-        debs = apt.download(with_modules=with_modules)
+        debs = apt.download()
         found = _packages(debs)
         _check_version(found["qemu-system-x86"])
         tree = Path(scratch) / "tree"
@@ -194,18 +213,18 @@ class Apt:
         reason = failures[0] if failures else "apt has no mirror configured"
         raise OutOfReach(f"no package lists of {BACKPORTS}: {reason}; is there a network, and a Debian mirror in apt?")
 
-    def download(self, *, with_modules: bool) -> list[Path]:
-        """The programs with all they depend on; of the kernel only the image (and the modules)."""
+    def download(self) -> list[Path]:
+        """The programs with all they depend on; of the kernel only the image and the modules."""
         self.run("apt-get", "-qq", "-y", "--download-only", "-t", BACKPORTS, "install", *PROGRAMS)
-        self.run("apt-get", "-qq", "download", *self._kernel_packages(with_modules=with_modules), cwd=self.archives)
+        self.run("apt-get", "-qq", "download", *self._kernel_packages(), cwd=self.archives)
         return sorted(self.archives.glob("*.deb"))
 
-    def _kernel_packages(self, *, with_modules: bool) -> list[str]:
+    def _kernel_packages(self) -> list[str]:
         depends = self.run("apt-cache", "depends", f"{KERNEL}/{BACKPORTS}")
         release = re.search(r"Depends: linux-image-(\d\S*)", depends)
         if release is None:
             raise FetchError(f"{KERNEL} of {BACKPORTS} names no kernel: has its layout changed?")
-        return [f"linux-{part}-{release[1]}" for part in ("binary", *(["modules"] if with_modules else []))]
+        return [part + release[1] for part in KERNEL_PARTS]
 
 
 def warn_of_old_lists(lists: Path) -> None:
@@ -249,7 +268,8 @@ def _unpack(deb: Path, tree: Path) -> None:
         raise FetchError(f"not unpacking into {tree}: it must be an absolute path")
     content = subprocess.run(["dpkg-deb", "--fsys-tarfile", deb], stdout=subprocess.PIPE, timeout=60, check=True).stdout
     command = ["tar", "-x", "-C", str(tree), "--no-same-owner", "--no-same-permissions"]  # no setuid bits in a cache
-    subprocess.run([*command, *(f"--exclude=./usr/{path}" for path in UNWANTED)], input=content, timeout=60, check=True)
+    unwanted = () if deb.name.startswith(EXAMPLES) else UNWANTED
+    subprocess.run([*command, *(f"--exclude=./usr/{path}" for path in unwanted)], input=content, timeout=60, check=True)
 
 
 def _extract_elf(tree: Path) -> None:
@@ -289,19 +309,17 @@ def _summary(found: dict[str, str]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Fetch QEMU and the parts of a guest for the tests (about 60 MB).")
+    parser = argparse.ArgumentParser(description="Fetch QEMU and the parts of a guest for the tests (about 85 MB).")
     parser.add_argument("--offline", action="store_true", help="only check that everything is here")
-    parser.add_argument("--kernel", action="store_true", help="fetch the guest's kernel modules as well (23 MB more)")
     parser.add_argument("--into", type=Path, default=None, metavar="DIR", help="instead of .cache/vm")
     options = parser.parse_args()
     into = Path(options.into).absolute() if options.into else cache_folder()
     try:
         found = versions(into)
-        complete = bool(found) and (not options.kernel or any(name.startswith("linux-modules-") for name in found))
-        if options.offline and not complete:
+        if options.offline and not is_fetched(into):
             raise FetchError(f"{into} is not complete: run once without --offline")
-        if not complete:
-            found = fetch(into, with_modules=options.kernel)
+        if not is_fetched(into):
+            found = fetch(into)
     except (FetchError, OSError, subprocess.SubprocessError) as failure:
         print(f"fetch: {failure}", file=sys.stderr)
         return 3 if isinstance(failure, OutOfReach) else 1

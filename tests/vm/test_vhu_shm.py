@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Final
 
@@ -18,7 +18,7 @@ import pytest
 from vhostuser.testing import is_listened_on
 
 from .lab import MIB, PAGE, SECONDS, TOP, check_well, make_file, python
-from .machine import QTestMachine
+from .machine import QTestMachine, generic_device
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu")]
 README: Final = TOP / "README.md"
@@ -28,7 +28,7 @@ QUIET_DEVICE: Final = f"{DEVICE},config_size=64"
 
 
 class Shm:
-    """A `vhu-shm` that runs, and what it has said."""
+    """A back-end program that runs, and what it has said."""
 
     def __init__(self, process: subprocess.Popen[bytes], said: IO[bytes]) -> None:
         self.process, self._said = process, said
@@ -43,7 +43,7 @@ class Shm:
         deadline = time.monotonic() + SECONDS
         while not is_listened_on(path):
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"vhu-shm does not listen; it has said: {self.log}")
+                raise RuntimeError(f"it does not listen; it has said: {self.log}")
             time.sleep(0.002)
 
     def end(self) -> int:
@@ -67,12 +67,16 @@ def shm_and_qemu(*options: str, device: str = QUIET_DEVICE) -> Iterator[tuple[QT
             assert "Traceback" not in shm.log
 
 
-@contextmanager
-def running_shm(path: Path, arguments: Sequence[str]) -> Iterator[Shm]:
+def running_shm(path: Path, arguments: Sequence[str]) -> AbstractContextManager[Shm]:
     """`vhu-shm` with these arguments, which listens at `path`."""
+    return running_back_end(path, ["-m", "vhostuser.cli.shm", *arguments])
+
+
+@contextmanager
+def running_back_end(path: Path, arguments: Sequence[str]) -> Iterator[Shm]:
+    """Python with these arguments, which listens at `path`."""
     with tempfile.TemporaryFile("a+b") as said:
-        words = [*python(), "-m", "vhostuser.cli.shm", *arguments]
-        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+        process = subprocess.Popen([*python(), *arguments], stdin=subprocess.DEVNULL, stdout=said, stderr=said)
         try:
             shm = Shm(process, said)
             shm.wait_listening(path)
@@ -179,4 +183,17 @@ def test_the_commands_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         qemu.bring_up()
         qemu.exchange(0, b"anything", 0)
         assert qemu.read_shm(0, 0, 16 * MIB) == content
+        check_well(qemu)
+
+
+def test_the_ten_line_device_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = make_file(tmp_path / "picture.raw", 2 * MIB)
+    (script,) = re.findall(r"^```python\n([^`]*class Gallery.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    Path("gallery.py").write_text(script)
+    device = generic_device(queues=1, queue_size=256, config_size=0)
+    with running_back_end(Path("gallery.sock"), ["gallery.py"]), QTestMachine("gallery.sock", device=device) as qemu:
+        qemu.bring_up()
+        assert qemu.exchange(0, (4 * MIB).to_bytes(8, "little"), 1) == bytes(1)
+        assert qemu.read_shm(0, 4 * MIB, 2 * MIB) == content
         check_well(qemu)
