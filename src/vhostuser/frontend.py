@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 F, Q = ProtocolFeature, FrontendRequest
 
 FEATURES: Final = mask((Feature.VERSION_1, Feature.RING_INDIRECT_DESC, VhostFeature.PROTOCOL_FEATURES))
+DEVICE_FEATURES: Final = mask((*range(24), *range(50, 64)))
+"""The bits that belong to device types ("Feature Bits")."""
 PROTOCOL_FEATURES: Final = mask(
     (
         *(F.MQ, F.REPLY_ACK, F.BACKEND_REQ, F.CONFIG, F.BACKEND_SEND_FD, F.RESET_DEVICE, F.STATUS, F.SHMEM),
@@ -65,6 +67,7 @@ class FrontendOptions(TypedDict, total=False):
     reply_timeout: float
     populate: bool
     packed: bool
+    features: int
 
 
 class Frontend:
@@ -76,7 +79,8 @@ class Frontend:
 
     `dialect` is the numbering of the shared memory messages, `max_maps` the most live mappings, `partial_timeout` the
     seconds for the rest of a message that has begun; `populate` reads the pages of a mapping in when it is made; `packed`
-    takes packed rings where the back-end offers them.
+    takes packed rings where the back-end offers them. `features` are bits of the device type, as a mask, that are
+    acknowledged if they are offered.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class Frontend:
         reply_timeout: float = REPLY_TIMEOUT,
         populate: bool = False,
         packed: bool = False,
+        features: int = 0,
     ) -> None:
         self.diagnosis: str | None = None
         """Why the back-end's shared memory is not to be had, if it looks like another dialect's."""
@@ -102,6 +107,8 @@ class Frontend:
         self._quota = new_quota("device", max_maps, PROCESS)
         self._populate = populate
         self._features = FEATURES | packed << Feature.RING_PACKED
+        self._device_features = features
+        self._reset_left: frozenset[int] | None = None
         self._windows: dict[int, Window] = {}
         self._memory: Arena | None = None
         self._added = AddedMemory()
@@ -205,6 +212,7 @@ class Frontend:
         """Set up queue `index` with `size` descriptors, start and enable it. Needs `share_memory`."""
         if self._memory is None:
             raise LocalProtocolError("start_queue needs share_memory first", request="SET_VRING_ADDR")
+        self._finish_reset()
         queue = Queue(index, size, self._memory, self, self._session.state.acknowledged)
         try:
             self._start(queue)
@@ -229,6 +237,7 @@ class Frontend:
         """Reset the device: its queues are gone, and every mapping ("RESET_DEVICE", or status 0, or stopped rings)."""
         if self._session.state.has(F.RESET_DEVICE):
             self.request(Q.RESET_DEVICE)
+            self._reset_left = (self._reset_left or frozenset()).union(self._queues)
         elif self._session.state.has(F.STATUS):
             self.request(Q.SET_STATUS, U64(0))
         else:
@@ -240,8 +249,18 @@ class Frontend:
         for queue in self._queues.values():
             queue.close()
         self._queues.clear()
-        if self._memory:
-            self._memory.release(0)
+
+    def _finish_reset(self) -> None:
+        """Do what RESET_DEVICE may have left undone, or done too much, before a queue is started.
+
+        The rust-vmm crates forget which features were acknowledged, and enable no ring then. And they only disable the
+        rings: a start would be of a ring that runs already, and its new kick would not be heard.
+        """
+        if self._reset_left is not None:
+            self.request(Q.SET_FEATURES, U64(self._session.state.acknowledged))
+            for index in sorted(self._reset_left):
+                self.request(Q.GET_VRING_BASE, VringState(index, 0))
+            self._reset_left = None
 
     def _start(self, queue: Queue) -> None:
         index = queue.index
@@ -303,12 +322,17 @@ class Frontend:
             self._lock.release()
 
     def _negotiate(self) -> None:
+        if shared := self._device_features & ~DEVICE_FEATURES:
+            text = f"SET_FEATURES features {self._device_features:#x} has bits that are not of a device type: {shared:#x}"
+            raise LocalProtocolError(
+                text, request="SET_FEATURES", field="features", value=self._device_features, limit=DEVICE_FEATURES
+            )
         self.request(Q.GET_FEATURES)
         state = self._session.state
         if state.offered >> VhostFeature.PROTOCOL_FEATURES & 1:
             self._negotiate_protocol()
         self.request(Q.SET_OWNER)
-        self.request(Q.SET_FEATURES, U64(self._session.state.offered & self._features))
+        self.request(Q.SET_FEATURES, U64(self._session.state.offered & (self._features | self._device_features)))
         if self._session.state.has(F.BACKEND_REQ):
             self._open_requests()
         if self._session.state.has(F.SHMEM):

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import Final, NamedTuple, Protocol
 
 from .errors import DeadlineExpired, LocalProtocolError
 from .memory.arena import Arena
 from .protocol.payloads import VringAddr
 from .transport.fds import OwnedFd
 from .transport.loop import drain
+from .virtio.driver import Buffer
 from .virtio.formats import DriverHalf, ring_format
+
+TIMEOUT: Final = 10.0
+"""Seconds that a device may take for an answer, unless the caller says otherwise."""
 
 
 class Waiter(Protocol):
@@ -19,6 +24,30 @@ class Waiter(Protocol):
 
     def wait_for(self, fd: OwnedFd, deadline: float) -> bool:
         """Answer the back-end's requests until `fd` is readable (true) or the deadline has passed."""
+
+
+class Completion(NamedTuple):
+    """A request that the device is done with."""
+
+    ticket: int
+    """What `submit` returned for it."""
+    written: int
+    """The bytes that the device says it wrote, at most those that it was given."""
+    buffers: tuple[bytes, ...]
+    """What is in each writable buffer now; zeroes where the device wrote nothing."""
+
+    @property
+    def data(self) -> bytes:
+        """The bytes that the device says it wrote."""
+        return b"".join(self.buffers)[: self.written]
+
+
+class _Flight(NamedTuple):
+    """A request that the device has: the memory that it takes, and the buffers for the answer."""
+
+    ticket: int
+    blocks: list[int]
+    writable: list[Buffer]
 
 
 class Queue:
@@ -33,43 +62,107 @@ class Queue:
         ring = ring_format(features)
         self.base = ring.first_base
         sizes = ring.sizes(size)
-        descriptors = memory.take(sizes[0], 16)
-        available = memory.take(sizes[1], 4)
-        used = memory.take(sizes[2], 4)
+        self._blocks: list[int] = []
+        try:
+            descriptors, available, used = (self._take(self._blocks, size) for size in sizes)
+        except MemoryError:
+            self._give_back(self._blocks)
+            raise
         self.addresses = VringAddr(index, 0, descriptors, used, available, 0)
-        parts = [
-            memory.view[start : start + size] for start, size in zip((descriptors, available, used), sizes, strict=True)
-        ]
+        parts = [memory.view[start : start + size] for start, size in zip(self._blocks, sizes, strict=True)]
         self._ring: DriverHalf | None = ring.driver(size, *parts)
+        self._flights: dict[int, _Flight] = {}
+        self._done: dict[int, Completion] = {}
+        self._owed: set[int] = set()
+        self._tickets = 0
+        self._notified = True
         self.kick = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self.call = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self.err = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
 
-    def exchange(self, request: bytes = b"", reply_size: int = 0, *, timeout: float = 10.0) -> bytes:
+    def exchange(self, request: bytes = b"", reply_size: int = 0, *, timeout: float = TIMEOUT) -> bytes:
         """Send one request and wait for its answer: the bytes that the device wrote, at most `reply_size`.
 
         The back-end's own requests are answered meanwhile. DeadlineExpired after `timeout` seconds, QueueBroken if the
         device breaks the ring, MemoryError if the shared memory is too small, LocalProtocolError once the queue is stopped.
         """
+        ticket = self.submit([request] if request else [], [reply_size] if reply_size else [])
+        return self.finish(ticket, timeout=timeout).data
+
+    # Many requests in flight
+
+    def submit(self, readable: Sequence[bytes] = (), writable: Sequence[int] = ()) -> int:
+        """Offer one request: buffers for the device to read, and sizes of those to write. Returns its ticket.
+
+        BufferError if there are not enough free descriptors, MemoryError if there is not enough shared memory; nothing is
+        offered then. The device is told by `notify`, or by whatever waits for an answer: once for a whole batch.
+        """
         ring = self._running()
-        mark = self._memory.mark()
+        taken: list[int] = []
         try:
-            readable = self._memory.take(len(request)) if request else 0
-            writable = self._memory.take(reply_size) if reply_size else 0
-            self._memory.view[readable : readable + len(request)] = request
-            head = ring.add([(readable, len(request))] if request else [], [(writable, reply_size)] if reply_size else [])
+            given = [self._place(taken, data) for data in readable]
+            wanted = [(self._take(taken, size), size) for size in writable]
+            head = ring.add(given, wanted)
         except (MemoryError, BufferError):
-            self._memory.release(mark)
+            self._give_back(taken)
             raise
-        os.eventfd_write(self.kick.fileno(), 1)
-        written = self._wait(head, timeout)
-        answer = bytes(self._memory.view[writable : writable + min(written, reply_size)])
-        self._memory.release(mark)
-        return answer
+        self._tickets += 1
+        self._flights[head] = _Flight(self._tickets, taken, wanted)
+        self._owed.add(self._tickets)
+        self._notified = False
+        return self._tickets
+
+    def notify(self) -> None:
+        """Tell the device of what was submitted since the last time."""
+        self._running()
+        if not self._notified:
+            self._notified = True
+            os.eventfd_write(self.kick.fileno(), 1)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were submitted, but neither handed out as completed nor given up."""
+        return len(self._owed)
+
+    def completions(self, timeout: float = TIMEOUT, *, among: Collection[int] | None = None) -> list[Completion]:
+        """Wait until the device is done with some of the requests in flight: these, in its order. None if none is in flight.
+
+        `among` are the tickets of interest; all, if it is not given. The back-end's own requests are answered meanwhile.
+        DeadlineExpired, QueueBroken and LocalProtocolError as in `exchange`, but what was submitted stays in flight.
+        """
+        tickets = self._owed if among is None else self._owed.intersection(among)
+        if tickets:
+            self._wait(lambda: not tickets.isdisjoint(self._done), timeout)
+        done = [ticket for ticket in self._done if ticket in tickets]
+        self._owed.difference_update(done)
+        return [self._done.pop(ticket) for ticket in done]
+
+    def finish(self, ticket: int, *, timeout: float = TIMEOUT) -> Completion:
+        """Wait for one request, whatever else is in flight. It is given up if that fails: DeadlineExpired and so on.
+
+        The buffers of a request that was given up stay the device's until it gives them back, or the queue is stopped.
+        """
+        if ticket not in self._owed:
+            raise LocalProtocolError(f"queue {self.index} has no request {ticket} in flight", field="ticket", value=ticket)
+        try:
+            self._wait(lambda: ticket in self._done, timeout)
+            return self._done[ticket]
+        finally:
+            self.give_up(ticket)
+
+    def give_up(self, ticket: int) -> None:
+        """Want the answer of a request no more, if it still is in flight."""
+        self._owed.discard(ticket)
+        self._done.pop(ticket, None)
 
     def close(self) -> None:
-        """The queue is stopped: let go of its ring and its eventfds."""
+        """The queue is stopped: let go of its ring, its buffers and its eventfds."""
+        if self._ring is None:
+            return
         self._ring = None
+        self._give_back(self._blocks)
+        for flight in self._flights.values():
+            self._give_back(flight.blocks)
         for fd in (self.kick, self.call, self.err):
             fd.close()
 
@@ -78,14 +171,41 @@ class Queue:
             raise LocalProtocolError(f"queue {self.index} is stopped: start it again", field="index", value=self.index)
         return self._ring
 
-    def _wait(self, head: int, timeout: float) -> int:
-        """The bytes that the device wrote for chain `head`. A chain whose wait expired stays the device's."""
+    def _wait(self, holds: Callable[[], bool], timeout: float) -> None:
+        """Tell the device, and take what it is done with until something holds."""
         deadline = time.monotonic() + timeout
-        while True:
-            done = self._running().collect()
-            if done is None:
-                if not self._waiter.wait_for(self.call, deadline):
-                    raise DeadlineExpired(f"queue {self.index}: no answer within {timeout:g} s")
-                drain(self.call.fileno())
-            elif done[0] == head:
-                return done[1]
+        self.notify()
+        while not holds():
+            if self._collect():
+                continue
+            if not self._waiter.wait_for(self.call, deadline):
+                raise DeadlineExpired(f"queue {self.index}: no answer within {timeout:g} s")
+            drain(self.call.fileno())
+
+    def _collect(self) -> bool:
+        """Take all that the device is done with; whether there was anything."""
+        ring, before = self._running(), len(self._flights)
+        while done := ring.collect():
+            self._land(self._flights.pop(done[0]), done[1])
+        return len(self._flights) < before
+
+    def _land(self, flight: _Flight, written: int) -> None:
+        """Keep the answer, unless nobody wants it any more, and give the buffers back."""
+        if flight.ticket in self._owed:
+            buffers = tuple(bytes(self._memory.view[start : start + size]) for start, size in flight.writable)
+            fitting = min(written, sum(size for _, size in flight.writable))
+            self._done[flight.ticket] = Completion(flight.ticket, fitting, buffers)
+        self._give_back(flight.blocks)
+
+    def _place(self, taken: list[int], data: bytes) -> Buffer:
+        start = self._take(taken, len(data))
+        self._memory.view[start : start + len(data)] = data
+        return start, len(data)
+
+    def _take(self, taken: list[int], size: int) -> int:
+        taken.append(self._memory.take(size))
+        return taken[-1]
+
+    def _give_back(self, blocks: Sequence[int]) -> None:
+        for start in blocks:
+            self._memory.give_back(start)

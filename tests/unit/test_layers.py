@@ -23,7 +23,7 @@ ROWS = [
     {"memory"},
     {"plain"},
     {"back-end", "front-end"},
-    {"testing", "devices"},
+    {"testing", "devices", "drivers"},
     {"cli"},
     {"package"},
 ]

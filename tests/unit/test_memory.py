@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ from unittest import mock
 
 import pytest
 
-from vhostuser.errors import MemoryFault, RemoteProtocolError
+from vhostuser.errors import LocalProtocolError, MemoryFault, RemoteProtocolError
 from vhostuser.memory import mapping
 from vhostuser.memory.added import AddedMemory
 from vhostuser.memory.arena import Arena
@@ -140,18 +142,58 @@ def test_the_same_region_of_another_file_is_another_one(file: int) -> None:
 
 def test_the_arena_hands_out_zeroed_aligned_memory() -> None:
     arena = Arena(4 * PAGE)
-    first, second = arena.take(3), arena.take(5, 64)
-    assert (first, second, arena.free) == (0, 64, 4 * PAGE - 69)
-    arena.view[0:3] = b"abc"
-    mark = arena.mark()
-    arena.view[arena.take(4, 1)] = 7
-    arena.release(mark)
-    assert arena.view[arena.take(1, 1)] == 0
-    with pytest.raises(MemoryError, match="16384 bytes of shared memory wanted"):
-        arena.take(4 * PAGE)
+    blocks = {arena.take(size, align): align for size, align in ((3, 16), (5, 64), (17, 16), (1, 1), (100, 4096))}
+    assert len(blocks) == 5
+    assert all(start % align == 0 for start, align in blocks.items())
+    start = arena.take(4)
+    arena.view[start : start + 4] = b"abcd"
+    arena.give_back(start)
+    arena.clear()
+    assert arena.free == 4 * PAGE
+    assert not any(arena.view[arena.take(4 * PAGE) :])
+    with pytest.raises(MemoryError, match="1 bytes of shared memory wanted, 0 are left"):
+        arena.take(1)
     kept = arena.view[0:3]
     arena.close()
-    assert (bytes(kept), arena.free) == (b"abc", 0)
+    assert (bytes(kept), arena.free) == (bytes(3), 0)
+
+
+@pytest.mark.parametrize("pages", [1, 3, 4, 7])
+def test_blocks_do_not_overlap_and_all_of_the_arena_comes_back(pages: int) -> None:
+    arena, rand = Arena(pages * PAGE), random.Random(pages)
+    taken: dict[int, int] = {}
+    for _ in range(3000):
+        if taken and rand.random() < 0.5:
+            start, size = taken.popitem() if rand.random() < 0.5 else (next(iter(taken)), 0)
+            taken.pop(start, None)
+            arena.give_back(start)
+            continue
+        size = rand.choice((1, 16, 17, 100, 512, 1000, PAGE))
+        try:
+            start = arena.take(size)
+        except MemoryError:
+            continue
+        assert start + size <= pages * PAGE
+        taken[start] = size
+        ends = [(at, at + taken[at]) for at in sorted(taken)]
+        assert all(end <= after for (_, end), (after, _) in itertools.pairwise(ends))
+    for start in taken:
+        arena.give_back(start)
+    assert arena.free == pages * PAGE
+    assert [arena.take(PAGE) % PAGE for _ in range(pages)] == [0] * pages
+    arena.close()
+
+
+def test_only_what_was_taken_can_be_given_back() -> None:
+    arena = Arena(PAGE)
+    start = arena.take(100)
+    for wrong in (start + 16, 1 << 40):
+        with pytest.raises(LocalProtocolError, match=f"no shared memory is taken at {wrong:#x}"):
+            arena.give_back(wrong)
+    arena.give_back(start)
+    with pytest.raises(LocalProtocolError, match=f"no shared memory is taken at {start:#x}"):
+        arena.give_back(start)
+    arena.close()
 
 
 def test_the_arena_is_sealed_and_its_region_says_where_it_is() -> None:

@@ -3,40 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vhostuser.testing import is_listened_on
+from tests.interop.peers import storage_daemon, virtiofsd
 
-from .fetch import storage_daemon_command, virtiofsd_command
 from .lab import MIB, SECONDS, python
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu")]
-
-
-@contextmanager
-def running(command: Sequence[str], path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A back-end that listens at `path`."""
-    with tempfile.TemporaryFile("a+b") as said:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
-        try:
-            deadline = time.monotonic() + SECONDS
-            while not is_listened_on(path):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"it does not listen: {os.pread(said.fileno(), 1 << 16, 0).decode(errors='replace')}")
-                time.sleep(0.005)
-            yield process
-        finally:
-            process.kill()  # does nothing if it has ended
-            process.wait(SECONDS)
 
 
 def info(path: Path) -> dict[str, Any]:
@@ -58,9 +37,7 @@ def test_the_storage_daemon(place: Path) -> None:
     disk, path = place / "disk", place / "s"
     with open(disk, "wb") as file:
         file.truncate(MIB)
-    export = f"vhost-user-blk,id=e0,node-name=disk,addr.type=unix,addr.path={path},num-queues=2"
-    command = [*storage_daemon_command(), "--blockdev", f"file,node-name=disk,filename={disk}", "--export", export]
-    with running(command, path):
+    with storage_daemon(disk, path, queues=2):
         for _ in range(2):
             offer = info(path)
             assert {"VERSION_1", "PROTOCOL_FEATURES"} <= set(offer["features"])
@@ -71,8 +48,7 @@ def test_the_storage_daemon(place: Path) -> None:
 
 def test_virtiofsd(place: Path) -> None:
     path = place / "s"
-    command = [*virtiofsd_command(), "--socket-path", str(path), "--shared-dir", str(place), "--sandbox", "none"]
-    with running(command, path) as process:
+    with virtiofsd(place, path) as process:
         offer = info(path)
         assert {"REPLY_ACK", "MQ", "BACKEND_REQ"} <= set(offer["protocol_features"])
         assert offer["queues"] >= 2

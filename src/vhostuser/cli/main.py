@@ -10,6 +10,7 @@ from typing import Final
 from ..version import VERSION
 from .attach import attach
 from .demo import demo
+from .drive import drive
 from .explain import explain
 from .info import info
 from .outcome import CommandError, Exit, program_arguments, put, run
@@ -19,6 +20,7 @@ COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
     "demo": demo,
     "info": info,
     "attach": attach,
+    "drive": drive,
     "explain": explain,
 }
 OVERVIEW: Final = f"""\
@@ -29,6 +31,7 @@ vhu {VERSION}: vhost-user from both sides, with shared memory regions
                                       a back-end that maps FILE
   vhu info /tmp/s                     what a back-end offers
   vhu attach /tmp/s --json            a front-end without a VM: maps, reads, writes, resets
+  vhu drive blk /tmp/s read 0 8       a driver without a VM: read, write, info, discard, flush, bench; rng get
   vhu explain SHMEM_MAP               what a message, feature bit or raw header means
 
 Each takes --help. Exit status: 0 done, 1 failed, 2 usage, 3 the peer broke the protocol or is not there."""

@@ -63,7 +63,7 @@ def run(program: str, command: Callable[[], int]) -> int:
     except Exception as error:
         complain(program, f"internal error: {type(error).__name__}: {error}", "try: VHU_LOG=debug to see where")
         if os.environ.get("VHU_LOG") in ("debug", "trace"):
-            _write(STDERR, traceback.format_exc())
+            _write(STDERR, _encoded(traceback.format_exc()))
         return Exit.FAILED
 
 
@@ -98,13 +98,18 @@ def complain(program: str, text: str, advice: str = "") -> None:
     """Say on standard error what failed, in one line that no terminal obeys."""
     line = f"{program}: {text}; {advice}" if advice else f"{program}: {text}"
     with contextlib.suppress(OSError):
-        _write(STDERR, printable(line) + "\n")
+        _write(STDERR, _encoded(printable(line) + "\n"))
 
 
 def put(text: str) -> None:
     """Write a line, or lines, to standard output, at once. OutputClosed if nobody reads it."""
+    put_bytes(_encoded(text + "\n"))
+
+
+def put_bytes(data: bytes) -> None:
+    """Write bytes to standard output, as they are. OutputClosed if nobody reads it."""
     try:
-        _write(STDOUT, text + "\n")
+        _write(STDOUT, data)
     except BrokenPipeError:
         raise OutputClosed from None
     except OSError as error:
@@ -112,11 +117,15 @@ def put(text: str) -> None:
         raise CommandError(f"cannot write to standard output: {error.strerror} ({name})") from None
 
 
-def _write(fd: int, text: str) -> None:
+def _write(fd: int, data: bytes) -> None:
     """Write past Python's buffers: what can't be written is not tried again at the end, with another exit code."""
-    data = text.encode(errors="backslashreplace")
-    while data:
-        data = data[os.write(fd, data) :]
+    left = memoryview(data)
+    while left:
+        left = left[os.write(fd, left) :]
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="backslashreplace")
 
 
 def fill_standard_fds() -> None:

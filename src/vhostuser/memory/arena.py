@@ -1,4 +1,8 @@
-"""Memory that a front-end shares with its back-end: a sealed memfd, handed out from the bottom up."""
+"""Memory that a front-end shares with its back-end: a sealed memfd, handed out in blocks.
+
+The blocks are buddies: each is a power of two of bytes at a multiple of its own size, and is cut in halves until it fits.
+A half that comes back joins its other half once that is free too. So to take and to give back cost O(log size) each.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,15 @@ import fcntl
 import os
 from typing import Final
 
+from ..errors import LocalProtocolError
 from ..protocol.payloads import MemoryRegion
 from ..transport.fds import OwnedFd
 from .mapping import map_file
 
 F_ADD_SEALS: Final = 1033
 SEALS: Final = 1 | 2 | 4  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
+SMALLEST: Final = 4
+"""No block is smaller than 2 to the power of this: 16 bytes, the alignment of a descriptor table."""
 
 
 class Arena:
@@ -27,31 +34,55 @@ class Arena:
             self.fd.close()
             raise
         self.region = MemoryRegion(0, size, 0, 0)
-        self._used = 0
+        self.clear()
 
     @property
     def free(self) -> int:
-        """Bytes that are left."""
-        return self.view.nbytes - self._used
+        """Bytes that are left, in blocks of any size."""
+        return sum(len(blocks) << order for order, blocks in enumerate(self._free))
 
     def take(self, size: int, align: int = 16) -> int:
-        """The guest address of `size` zeroed bytes; MemoryError if they are not left."""
-        start = -(-self._used // align) * align
-        if start + size > self.view.nbytes:
-            raise MemoryError(f"{size} bytes of shared memory wanted, {max(0, self.view.nbytes - start)} are left")
-        self._used = start + size
+        """The guest address of `size` zeroed bytes; MemoryError if no block that holds them is left."""
+        wanted = max(SMALLEST, (max(size, align) - 1).bit_length())
+        order = next((order for order in range(wanted, len(self._free)) if self._free[order]), None)
+        if order is None:
+            raise MemoryError(f"{size} bytes of shared memory wanted, {self.free} are left, and not in one block")
+        start = self._free[order].pop()
+        while order > wanted:
+            order -= 1
+            self._free[order].add(start + (1 << order))
+        self._taken[start] = order
         self.view[start : start + size] = bytes(size)
         return start
 
-    def mark(self) -> int:
-        """Where the next bytes would come from, for `release`."""
-        return self._used
+    def give_back(self, start: int) -> None:
+        """Take back the bytes that `take` gave at this address. LocalProtocolError if none are taken there."""
+        order = self._taken.pop(start, None)
+        if order is None:
+            raise LocalProtocolError(f"no shared memory is taken at {start:#x}", field="start", value=start)
+        while (other := start ^ 1 << order) in self._free[order]:
+            self._free[order].remove(other)
+            start, order = min(start, other), order + 1
+        self._free[order].add(start)
 
-    def release(self, mark: int) -> None:
-        """Give back all that was taken since `mark`."""
-        self._used = mark
+    def clear(self) -> None:
+        """Take back all that was taken."""
+        self._taken: dict[int, int] = {}
+        self._free = _whole(self.view.nbytes)
 
     def close(self) -> None:
         """Let go of the memory; it stays mapped while anything else looks at it."""
         self.fd.close()
-        self.view, self._used = memoryview(b""), 0
+        self.view = memoryview(b"")
+        self.clear()
+
+
+def _whole(size: int) -> list[set[int]]:
+    """The largest blocks that `size` bytes can be cut into: their addresses by order."""
+    free: list[set[int]] = [set() for _ in range(size.bit_length())]
+    start = 0
+    for order in range(size.bit_length() - 1, SMALLEST - 1, -1):
+        if size >> order & 1:
+            free[order].add(start)
+            start += 1 << order
+    return free

@@ -1,0 +1,1 @@
+"""The driver half of devices, for use without a VM."""

@@ -1,0 +1,1 @@
+"""Drivers without a VM, against small devices of our own."""

@@ -1,0 +1,1 @@
+"""Our drivers and front-end against back-ends that nobody here wrote."""
