@@ -1,7 +1,8 @@
 """Memory that a front-end shares with its back-end: a sealed memfd, handed out in blocks.
 
 The blocks are buddies: each is a power of two of bytes at a multiple of its own size, and is cut in halves until it fits.
-A half that comes back joins its other half once that is free too. So to take and to give back cost O(log size) each.
+What comes back waits for the next of its size: a queue asks for few different ones. Only when nothing fits, halves are made
+whole again.
 """
 
 from __future__ import annotations
@@ -43,14 +44,13 @@ class Arena:
 
     def take(self, size: int, align: int = 16) -> int:
         """The guest address of `size` zeroed bytes; MemoryError if no block that holds them is left."""
-        wanted = max(SMALLEST, (max(size, align) - 1).bit_length())
-        order = next((order for order in range(wanted, len(self._free)) if self._free[order]), None)
-        if order is None:
+        order = max(SMALLEST, (max(size, align) - 1).bit_length())
+        start = self._cut(order)
+        if start is None:
+            self._join()
+            start = self._cut(order)
+        if start is None:
             raise MemoryError(f"{size} bytes of shared memory wanted, {self.free} are left, and not in one block")
-        start = self._free[order].pop()
-        while order > wanted:
-            order -= 1
-            self._free[order].add(start + (1 << order))
         self._taken[start] = order
         self.view[start : start + size] = bytes(size)
         return start
@@ -60,10 +60,24 @@ class Arena:
         order = self._taken.pop(start, None)
         if order is None:
             raise LocalProtocolError(f"no shared memory is taken at {start:#x}", field="start", value=start)
-        while (other := start ^ 1 << order) in self._free[order]:
-            self._free[order].remove(other)
-            start, order = min(start, other), order + 1
         self._free[order].add(start)
+
+    def _cut(self, wanted: int) -> int | None:
+        """A free block of this order, cut from a larger one if need be; None if there is none."""
+        for order in range(wanted, len(self._free)):
+            if blocks := self._free[order]:
+                start = blocks.pop()
+                for half in range(wanted, order):
+                    self._free[half].add(start + (1 << half))
+                return start
+        return None
+
+    def _join(self) -> None:
+        """Make whole again all halves that are free."""
+        for order, blocks in enumerate(self._free[:-1]):
+            lower = {start for start in blocks if not start >> order & 1 and start + (1 << order) in blocks}
+            blocks.difference_update(lower, [start + (1 << order) for start in lower])
+            self._free[order + 1].update(lower)
 
     def clear(self) -> None:
         """Take back all that was taken."""
