@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import NamedTuple
 
-from tests.virtio_rig import BUFFERS, Rig
+from tests.virtio_rig import BUFFERS, SplitRig
 from vhostuser.devices.blk import BlockDevice
 from vhostuser.devices.blk_layout import HEADER, SEGMENT, RequestType
 from vhostuser.devices.disk import Disk
@@ -33,7 +33,7 @@ class BlkRig:
 
     def __init__(self, device: BlockDevice) -> None:
         self.device = device
-        self.rig = Rig(512, buffers=1 << 18)
+        self.rig = SplitRig(512, buffers=1 << 18)
 
     def send(
         self,

@@ -6,12 +6,12 @@ import os
 
 import pytest
 
-from tests.virtio_rig import BUFFERS, Rig
+from tests.virtio_rig import BUFFERS, SplitRig
 from vhostuser.devices.rng import MOST, Entropy
 from vhostuser.testing import joined
 
 
-def ask(rig: Rig, *sizes: int) -> int:
+def ask(rig: SplitRig, *sizes: int) -> int:
     """Let the device fill buffers of these sizes; the bytes that the driver is told of."""
     starts = [BUFFERS + sum(sizes[:at]) for at in range(len(sizes))]
     rig.driver.add([], list(zip(starts, sizes, strict=True)))
@@ -27,7 +27,7 @@ def ask(rig: Rig, *sizes: int) -> int:
 
 @pytest.mark.parametrize("sizes", [(1,), (64,), (1, 2, 3, 4), (4096, 1), (MOST,)])
 def test_all_of_the_buffer_is_filled_and_nothing_behind_it(sizes: tuple[int, ...]) -> None:
-    rig, total = Rig(8, buffers=1 << 18), sum(sizes)
+    rig, total = SplitRig(8, buffers=1 << 18), sum(sizes)
     assert ask(rig, *sizes) == total
     first = bytes(rig.buffers[:total])
     assert not any(rig.buffers[total:])
@@ -36,7 +36,7 @@ def test_all_of_the_buffer_is_filled_and_nothing_behind_it(sizes: tuple[int, ...
 
 
 def test_one_request_gets_64_kib_at_most() -> None:
-    rig = Rig(8, buffers=1 << 18)
+    rig = SplitRig(8, buffers=1 << 18)
     assert ask(rig, MOST, 1) == MOST
     assert ask(rig, 1 << 17) == MOST
     assert not any(rig.buffers[MOST:])
@@ -45,7 +45,7 @@ def test_one_request_gets_64_kib_at_most() -> None:
 def test_a_call_that_gives_a_part_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     getrandom = os.getrandom
     monkeypatch.setattr(os, "getrandom", lambda size: getrandom(min(size, 256)))
-    assert ask(Rig(8, buffers=1 << 18), 1000) == 1000
+    assert ask(SplitRig(8, buffers=1 << 18), 1000) == 1000
 
 
 def test_a_request_that_wants_nothing_gets_nothing() -> None:

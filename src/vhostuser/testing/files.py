@@ -39,10 +39,12 @@ def memory_file(pages: int = 1, *, fill: bytes | None = None, seal: bool = True)
     return fd
 
 
-def sparse_file(size: int) -> OwnedFd:
-    """A memfd of `size` bytes that takes no memory until it is touched."""
-    fd = OwnedFd(os.memfd_create("vhostuser-testing", os.MFD_CLOEXEC))
+def sparse_file(size: int, *, seal: bool = False) -> OwnedFd:
+    """A memfd of `size` bytes that takes no memory until it is touched, sealed against shrinking if `seal`."""
+    fd = OwnedFd(os.memfd_create("vhostuser-testing", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
     os.ftruncate(fd.fileno(), size)
+    if seal:
+        fcntl.fcntl(fd.fileno(), F_ADD_SEALS, F_SEAL_SHRINK)
     return fd
 
 

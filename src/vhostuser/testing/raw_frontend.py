@@ -63,8 +63,8 @@ class RawFrontend(Wire):
         return self.requests
 
     def share_memory(self, size: int = MEMORY) -> OwnedFd:
-        """Share a memfd at guest and user address 0; the memfd, which stays this object's."""
-        memory = self._keep(sparse_file(size))
+        """Share a sealed memfd at guest and user address 0; the memfd, which stays this object's."""
+        memory = self._keep(sparse_file(size, seal=True))
         self.accepted(Q.SET_MEM_TABLE, MemoryTable([MemoryRegion(0, size, 0, 0)]), fds=[memory])
         return memory
 
