@@ -12,7 +12,7 @@ from .counters import Counters
 from .errors import DeadlineExpired, Disconnected, ProtocolError, RemoteProtocolError
 from .memory.table import AnyCore
 from .plain.choice import AnyServer, new_server
-from .plain.frames import EXPIRED, NOT_TAKEN
+from .plain.frames import EXPIRED, MOST_ASKED, NOT_TAKEN
 from .protocol.framing import reply_frame
 from .protocol.numbers import ProtocolFeature
 from .protocol.payloads import U64
@@ -73,13 +73,17 @@ class Answering:
     def serve_until(self, others: Sequence[int], deadline: float | None) -> int | None:
         """Answer requests until one of the fds `others` is readable, and return it; None once the deadline has passed.
 
-        What the back-end asked before it answered is answered first.
+        What the back-end asked before it answered is answered first; one that never stops asking does not hold that up.
         """
+        patience = MOST_ASKED
         while True:
             plain = self._server
             ready = self._serve_plain(plain, others, deadline) if plain else self._serve_all(others, deadline)
             if ready is not None or (deadline is not None and time.monotonic() >= deadline):
                 return ready
+            patience -= 1
+            if patience <= 0 and (waiting := wait(others, 0)):
+                return waiting[0]
 
     def serve_waiting(self) -> None:
         """Answer what the back-end has asked so far; one that never stops asking loses its channel."""

@@ -45,4 +45,5 @@ class Device:
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Take a write to the configuration space; refused unless a subclass does better ("SET_CONFIG")."""
-        raise LocalProtocolError(f"SET_CONFIG offset {offset} size {len(data)}: this device's configuration is read-only")
+        text = f"SET_CONFIG offset {offset} size {len(data)}: this device's configuration is read-only"
+        raise LocalProtocolError(text, request="SET_CONFIG", field="offset", value=offset, limit="read-only")

@@ -87,11 +87,12 @@ class Rings:
         vring = self.vrings[index]
         if vring.broken:
             return
-        vring.active = True
         if self._thread is None:
             name = f"vhost-user queues of {type(self._device).__name__}"
-            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=name, daemon=True)
+            thread.start()
+            self._thread = thread
+        vring.active = True
         self._waker.set()
 
     def announce(self) -> None:
@@ -114,8 +115,22 @@ class Rings:
         if vring.lock.acquire(timeout=DRAIN_TIMEOUT):
             vring.lock.release()
         else:
-            vring.epoch += 1
+            self._abandon(vring)
             log.warning("ring %d was stopped while a request of it was still in progress", index)
+        self._waker.set()
+
+    def _abandon(self, vring: Vring) -> None:
+        """Leave a request in progress to itself: what was done before it is shown to the driver, it never is."""
+        with vring.books:
+            vring.epoch += 1
+            if vring.queue is not None:
+                try:
+                    self._publish(vring, vring.queue)
+                except QueueBroken as error:
+                    self._log.warning(f"queue {vring.index}: {error}")
+
+    def wake(self) -> None:
+        """Let the thread look anew at what it waits on."""
         self._waker.set()
 
     def close(self) -> None:
@@ -187,12 +202,13 @@ class Rings:
         """Process all that waits in a ring, publishing once a batch."""
         while vring.active and not self._closing:
             with vring.lock:
+                queue = vring.queue
                 try:
                     if (queue := vring.settle()) is None:
                         return
                     more = self._batch(vring, queue)
                 except QueueBroken as error:
-                    if not vring.settled:
+                    if not vring.settled or vring.queue is not queue:
                         continue
                     self._break(vring, error)
                     return
@@ -201,19 +217,25 @@ class Rings:
 
     def _batch(self, vring: Vring, queue: DeviceQueue) -> bool:
         """Process what waits, a queue's length at most, and publish it in one go; whether there was anything."""
-        epoch, place, chain = vring.epoch, vring.place, None
+        epoch, chain = vring.epoch, None
         try:
             for _ in range(queue.size):
-                if not vring.active or not vring.settled or (chain := queue.pop()) is None:
+                if vring.epoch != epoch or not vring.active or not vring.settled or (chain := queue.pop()) is None:
                     break
                 self._process(vring.index, chain)
-                if vring.epoch == epoch and place:
-                    self._settle_writes(place.memory, chain)
-                    queue.push(chain)
+                self._give_back(vring, queue, chain, epoch)
         finally:
-            if vring.epoch == epoch and self._publish(vring, queue):
-                vring.signal("call")
+            with vring.books:
+                if vring.epoch == epoch:
+                    self._publish(vring, queue)
         return chain is not None or not vring.settled
+
+    def _give_back(self, vring: Vring, queue: DeviceQueue, chain: DescriptorChain, epoch: int) -> None:
+        """Give a request back, unless a stop has abandoned it."""
+        with vring.books:
+            if vring.epoch == epoch and vring.place:
+                self._settle_writes(vring.place.memory, chain)
+                queue.push(chain)
 
     def _settle_writes(self, memory: GuestMemory, chain: DescriptorChain) -> None:
         """What the device wrote for a request reaches fragile memory and the dirty log, before the driver is told."""
@@ -224,14 +246,15 @@ class Rings:
             with _breaking():
                 log.mark_views(memory, chain.writable)
 
-    def _publish(self, vring: Vring, queue: DeviceQueue) -> bool:
-        """Show the driver what was pushed, and mark where that was written; whether to notify it."""
+    def _publish(self, vring: Vring, queue: DeviceQueue) -> None:
+        """Show the driver what was pushed, mark where that was written, and notify it if it wants that."""
         notify = queue.publish()
         if (log := self.log) and (place := vring.place) and vring.used_log is not None:
             with _breaking():
                 log.mark(vring.used_log, place.sizes[2])
                 log.mark_views(place.memory, place.written_views())
-        return notify
+        if notify:
+            vring.signal("call")
 
     def _process(self, index: int, chain: DescriptorChain) -> None:
         try:

@@ -18,7 +18,7 @@ from .protocol.dialects import Dialect, diagnose_front_end
 from .protocol.framing import reply_frame
 from .protocol.layout import P, Payload
 from .protocol.numbers import MAX_MEM_SLOTS, VRING_INDEX_MASK, FrontendRequest, ProtocolFeature, VhostFeature, mask
-from .protocol.payloads import U64, Config, Log, MemoryTable, ShmemConfig, SingleRegion, VringState
+from .protocol.payloads import U64, Config, Log, MemoryTable, ShmemConfig, SingleRegion, VringAddr, VringState
 from .protocol.rules import FRONTEND
 from .protocol.rules import Channel as Side
 from .protocol.session import Session
@@ -129,7 +129,8 @@ class Serving:
         name = message.rule.name
         method: Callable[[OwnedMessage], Payload | None] | None = getattr(self, f"on_{name.lower()}", None)
         if method is None:
-            raise RemoteProtocolError(f"{name} is not supported by this back-end", request=name)
+            text = f"{name} is not supported by this back-end"
+            raise RemoteProtocolError(text, request=name, field="request", value=message.rule.id, limit="what it offers")
         try:
             return method(message)
         except VhostUserError as error:
@@ -262,9 +263,12 @@ class Serving:
 
     def on_set_vring_num(self, message: OwnedMessage) -> None:
         self._diagnose()
+        self._bind_active(_body(message, VringState).index, "SET_VRING_NUM")
+        self._refresh()
 
     def on_set_vring_addr(self, message: OwnedMessage) -> None:
         self._guest.set_logging()
+        self._bind_active(_body(message, VringAddr).index, "SET_VRING_ADDR")
         self._refresh()
 
     def on_set_vring_base(self, message: OwnedMessage) -> None:
@@ -283,11 +287,13 @@ class Serving:
 
     def on_set_vring_kick(self, message: OwnedMessage) -> None:
         if not message.fds:
-            raise RemoteProtocolError("SET_VRING_KICK without an fd asks for polling, which is not supported")
+            text = "SET_VRING_KICK bit 8 asks for polling, which is not supported: send an eventfd"
+            raise RemoteProtocolError(text, request="SET_VRING_KICK", field="fd", value=0, limit=1)
         index = _body(message, U64).value & VRING_INDEX_MASK
         if self._rings.vrings[index].queue is None:
-            self._bind(index)
+            self._bind(index, "SET_VRING_KICK")
         self._replace(message, "kick")
+        self._rings.wake()
         self._refresh()
 
     def on_set_vring_call(self, message: OwnedMessage) -> None:
@@ -297,6 +303,7 @@ class Serving:
         self._replace(message, "err")
 
     def on_set_vring_enable(self, message: OwnedMessage) -> None:
+        self._bind_active(_body(message, VringState).index, "SET_VRING_ENABLE")
         self._refresh()
 
     def _replace(self, message: OwnedMessage, name: str) -> int:
@@ -310,21 +317,35 @@ class Serving:
         changed = (*rings[:index], replace(rings[index], base=base), *rings[index + 1 :])
         self._session.state = replace(self._session.state, rings=changed)
 
-    def _bind(self, index: int) -> None:
-        """Lay a ring over guest memory, once all of it is known."""
+    def _bind(self, index: int, request: str) -> None:
+        """Lay a ring over guest memory, once all of it is known. RemoteProtocolError if it can't lie there."""
         state, memory = self._session.state, self._guest.memory
         ring = state.rings[index]
         if ring.size and ring.addresses and memory.regions:
             try:
                 self._rings.bind(Place(index, ring.size, ring.addresses, memory, state.acknowledged), ring.base)
             except QueueBroken as error:
-                raise RemoteProtocolError(str(error), request="SET_VRING_KICK", field="addresses") from None
+                where = ring.addresses.descriptor
+                raise RemoteProtocolError(
+                    f"{request}: {error}", request=request, field="addresses", value=where, limit="guest memory"
+                ) from None
+
+    def _bind_active(self, index: int, request: str) -> None:
+        """The same for a ring that is to be at work and is not yet."""
+        if self._session.state.rings[index].active and self._rings.vrings[index].queue is None:
+            self._bind(index, request)
 
     def _refresh(self) -> None:
-        """Let the queue thread work on the rings that are active now, and on no others."""
+        """Let the queue thread work on the rings that are active now, and on no others.
+
+        A ring that can't lie where it was said to lie rests: that is no fault of the request that came last.
+        """
         for index, (ring, vring) in enumerate(zip(self._session.state.rings, self._rings.vrings, strict=True)):
             if ring.active and vring.queue is None:
-                self._bind(index)
+                try:
+                    self._bind(index, "SET_VRING_ADDR")
+                except RemoteProtocolError as error:
+                    self._log.warning(f"ring {index} rests: {error}")
             if vring.active and not ring.active:
                 self._rings.pause(index)
         if any(ring.active for ring in self._session.state.rings) and self._watch.begin():

@@ -145,7 +145,9 @@ class SharedMemory:
         if not self._port.running:
             name = request.name
             text = "no driver runs the device (its rings have not started, were stopped, or it was reset)"
-            raise LocalProtocolError(f"{name} is not possible now: {text}", request=name)
+            raise LocalProtocolError(
+                f"{name} is not possible now: {text}", request=name, field="rings", value="stopped", limit="started"
+            )
         self._port.check(request)
 
     def _check_result(self, request: BackendRequest, whole: bool, epoch: int) -> None:
@@ -177,16 +179,19 @@ class SharedMemory:
     def _explain_unmaps(self, rows: Sequence[tuple[int, int]]) -> LocalProtocolError:
         """Why these are not all whole mappings, each named once."""
         for row in rows:
-            check_unmap(self._body(*row), self.size, self._table, LocalProtocolError)
-        return LocalProtocolError("SHMEM_UNMAP names a mapping twice", request="SHMEM_UNMAP")
+            check_unmap(self._body(*row, request=UNMAP), self.size, self._table, LocalProtocolError)
+        twice = next(offset for at, (offset, _) in enumerate(rows) if offset in [each[0] for each in rows[:at]])
+        text = f"SHMEM_UNMAP shm_offset {twice:#x} is named twice, which is no mapping the second time"
+        return LocalProtocolError(text, request="SHMEM_UNMAP", field="shm_offset", value=twice, limit="once")
 
-    def _body(self, shm_offset: int, len: int, fd_offset: int = 0, flags: int = 0) -> Mmap:
+    def _body(self, shm_offset: int, len: int, fd_offset: int = 0, flags: int = 0, *, request: BackendRequest = MAP) -> Mmap:
         """The payload; LocalProtocolError if a number does not fit into 64 bits, TypeError if it is none."""
         for field, value in (("shm_offset", shm_offset), ("len", len), ("fd_offset", fd_offset)):
             if not isinstance(value, int):
                 raise TypeError(f"{field} must be an int, not {type(value).__name__}")
             if not 0 <= value < 1 << 64:
-                raise LocalProtocolError(f"SHMEM_MAP {field} {value} is not between 0 and 2^64", field=field, value=value)
+                text = f"{request.name} {field} {value} is not between 0 and 2^64"
+                raise LocalProtocolError(text, request=request.name, field=field, value=value, limit=1 << 64)
         return Mmap(self.shmid, fd_offset, shm_offset, len, flags)
 
 

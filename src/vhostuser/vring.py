@@ -30,6 +30,8 @@ class Vring:
     """The driver left nonsense in it: it rests until it is stopped and set up again."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while a request is processed."""
+    books: threading.Lock = field(default_factory=threading.Lock)
+    """Held while requests are given back and `epoch` changes: a stop may do both for a request that does not end."""
     epoch: int = 0
     """Changes when a stop did not wait for the request in progress, which then may not be given back."""
     used_log: int | None = None

@@ -66,7 +66,7 @@ def test_a_deadline_of_years_is_a_deadline() -> None:
 
 
 def test_a_back_end_that_never_stops_asking_does_not_hold_up_a_reset() -> None:
-    with RawBackend() as raw, raw.frontend(reply_timeout=0.3) as frontend:
+    with RawBackend() as raw, raw.frontend(reply_timeout=2) as frontend:
         channel, stop = raw.channel, threading.Event()
         channel.pump = None
 

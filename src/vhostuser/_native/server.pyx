@@ -12,7 +12,9 @@ from .wire cimport *
 
 cdef enum:
     MOST_OTHERS = 8
-    LONGEST = 1000000  # seconds in one poll()
+    LONGEST = 1  # seconds in one poll(): Python looks at its signals in between
+    MOST_ASKED = 512  # answered before what was waited for, once that is there: more than can have been sent before it
+    IN_A_ROW = 4096  # answered before Python looks at its signals
 
 cdef enum Step:
     HANDLED
@@ -24,6 +26,15 @@ cpdef enum:
     EXPIRED = -1
     TAKE = -2
     NOT_TAKEN = -3
+
+
+cdef int first_ready(pollfd *watched, int count) noexcept nogil:
+    """The first fd that poll() found ready, or -1."""
+    cdef int at
+    for at in range(count):
+        if watched[at].revents:
+            return watched[at].fd
+    return -1
 
 
 cdef class Server:
@@ -54,9 +65,9 @@ cdef class Server:
             self.cores[<int>shmid] = <void *><WindowCore?>core
 
     def run(self, others, double seconds):
-        """Answer requests until one of the fds `others` is readable, and return it.
+        """Answer requests until one of the fds `others` is readable, and return it; those that came before it first.
 
-        EXPIRED after `seconds` (negative: never), TAKE if something is there for `take`, NOT_TAKEN if the back-end does not
+        EXPIRED after `seconds` (negative: never), or earlier for Python to look at its signals, TAKE if something is there for `take`, NOT_TAKEN if the back-end does not
         take its acknowledgements.
         """
         cdef pollfd watched[MOST_OTHERS + 1]
@@ -80,36 +91,37 @@ cdef class Server:
 
     cdef int loop(self, pollfd *watched, int count, double seconds) noexcept nogil:
         cdef double deadline = vhu_now() + seconds
-        cdef double left = seconds
-        cdef int ready, at
+        cdef double left = LONGEST if seconds < 0 else min(seconds, LONGEST)
+        cdef long enough = self.messages + IN_A_ROW, patience = -1
+        cdef int ready, other
         cdef Step step
         while True:
-            ready = poll(watched, count + 1, -1 if seconds < 0 else <int>(min(left, LONGEST) * 1000 + 0.999))
+            ready = poll(watched, count + 1, <int>(left * 1000 + 0.999))
             if ready < 0:
                 return TAKE
-            if watched[count].revents:
-                step = self.serve()
-                if not self.flush():
-                    return NOT_TAKEN
-                if step == FOR_PYTHON:
-                    return TAKE
-            else:
-                for at in range(count):
-                    if watched[at].revents:
-                        return watched[at].fd
+            if ready == 0:
+                return self.ready_now(watched, count)
+            other = first_ready(watched, count)
+            if other >= 0 and patience < 0:
+                patience = self.messages + MOST_ASKED
+            if other >= 0 and (not watched[count].revents or self.messages >= patience):
+                return other
+            step = self.serve()
+            if not self.flush():
+                return NOT_TAKEN
+            if step == FOR_PYTHON:
+                return TAKE
             if seconds >= 0:
-                left = deadline - vhu_now()
-                if left <= 0:
-                    return self.ready_now(watched, count)
+                left = min(deadline - vhu_now(), LONGEST)
+            if left <= 0 or self.messages >= enough:
+                return self.ready_now(watched, count)
 
     cdef int ready_now(self, pollfd *watched, int count) noexcept nogil:
-        """The deadline has passed: what is ready at this moment still counts."""
-        cdef int at
+        """Time is up: what is ready at this moment still counts."""
+        cdef int other
         poll(watched, count, 0)
-        for at in range(count):
-            if watched[at].revents:
-                return watched[at].fd
-        return EXPIRED
+        other = first_ready(watched, count)
+        return other if other >= 0 else EXPIRED
 
     cdef Step serve(self) noexcept nogil:
         """Handle one request, and those behind it if the back-end sends them without waiting.
@@ -143,10 +155,10 @@ cdef class Server:
             return FOR_PYTHON
         if request.header.request != SHMEM_MAP and request.header.request != SHMEM_UNMAP:
             return FOR_PYTHON
-        got = recv(self.fd, self.data + HEADER_SIZE, BODY_SIZE, MSG_DONTWAIT)
+        got = vhu_receive_rest(self.fd, self.data + HEADER_SIZE, BODY_SIZE, &self.truncated)
         if got > 0:
             self.size += <int>got
-        if got != BODY_SIZE or not self.perform(request):
+        if got != BODY_SIZE or self.truncated or not self.perform(request):
             return FOR_PYTHON
         self.messages += 1
         if request.header.flags == ASKING:

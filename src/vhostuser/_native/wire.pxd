@@ -45,6 +45,16 @@ cdef extern from *:
         return got;
     }
 
+    /* The payload: fds belong to the first byte of a message, so here there is no room for any, and *truncated says it. */
+    static inline ssize_t vhu_receive_rest(int sock, void *data, size_t want, int *truncated)
+    {
+        struct iovec part = { data, want };
+        struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1 };
+        ssize_t got = recvmsg(sock, &message, MSG_DONTWAIT);
+        *truncated = got >= 0 && (message.msg_flags & MSG_CTRUNC);
+        return got;
+    }
+
     static inline double vhu_now(void)
     { struct timespec t; clock_gettime(CLOCK_MONOTONIC_COARSE, &t); return t.tv_sec + t.tv_nsec * 1e-9; }
     """
@@ -66,7 +76,7 @@ cdef extern from *:
     enum: POLLIN, MSG_DONTWAIT, MSG_NOSIGNAL
     int poll(pollfd *fds, unsigned long count, int timeout) nogil
     ssize_t vhu_receive(int sock, void *data, size_t want, int flags, int *fds, int *count, int *truncated) nogil
-    ssize_t recv(int sock, void *data, size_t size, int flags) nogil
+    ssize_t vhu_receive_rest(int sock, void *data, size_t want, int *truncated) nogil
     ssize_t send(int sock, const void *data, size_t size, int flags) nogil
     int close(int fd) nogil
     double vhu_now() nogil

@@ -91,6 +91,8 @@ class Window:
         process with SIGBUS; `unsafe` takes that risk.
         """
         self._check_access(offset, len, write=False)
+        if not len:
+            return memoryview(b"")
         found = self.table.covering(offset, len)
         if not found or found[0].end < offset + len:
             raise MemoryFault(f"region {self.shmid}: {offset:#x}+{len:#x} is not within one mapping")

@@ -12,6 +12,8 @@ from ..protocol.payloads import HEADER, U64, Mmap
 
 EXPIRED, TAKE, NOT_TAKEN = -1, -2, -3
 """What `Server.run` returns instead of an fd."""
+MOST_ASKED: Final = 512
+"""Requests answered before what was waited for, once that is there: more than can have been sent before it."""
 UNSENT, REST, STALE = -11, -12, -13
 """What `Caller.map` and `Caller.unmap` return instead of a status."""
 

@@ -15,10 +15,10 @@ from .frames import (
     BODY,
     CONTROL,
     CTRUNC,
-    DONTWAIT,
     EXPIRED,
     MAP,
     MAP_HEADER,
+    MOST_ASKED,
     NOSIGNAL,
     NOT_TAKEN,
     ONE_FD,
@@ -38,29 +38,30 @@ class Server:
     def __init__(self, sock: socket.socket, windows: dict[int, WindowCore]) -> None:
         self.messages = self.sent_acks = self.maps = self.unmaps = 0
         self._fd, self._windows = sock.fileno(), windows
-        self._receive, self._recv, self._send = sock.recvmsg, sock.recv, sock.send
+        self._receive, self._send = sock.recvmsg, sock.send
         self._data, self._truncated = b"", False
         self._fds: list[int] = []
         self._poll = select.poll()
         self._watched: tuple[int, ...] = ()
 
     def run(self, others: Sequence[int], seconds: float) -> int:
-        """Answer requests until one of the fds `others` is readable, and return it.
+        """Answer requests until one of the fds `others` is readable, and return it; those that came before it first.
 
         EXPIRED after `seconds` (negative: never), TAKE if something is there for `take`, NOT_TAKEN if the back-end does not
         take its acknowledgements.
         """
-        poll, own = self._watch(others).poll, self._fd
+        poll, own, patience = self._watch(others).poll, self._fd, MOST_ASKED
         deadline, left = time.monotonic() + seconds, seconds
         while True:
             ready = poll(None if seconds < 0 else left * 1000)
             if not ready:
                 return EXPIRED
-            if ready[-1][0] == own or any(fd == own for fd, _ in ready):
-                if result := self._one():
-                    return result
-            else:
-                return ready[0][0]
+            other = next((fd for fd, _ in ready if fd != own), None)
+            if other is not None and (patience <= 0 or len(ready) == 1):
+                return other
+            patience -= other is not None
+            if result := self._one():
+                return result
             if seconds >= 0 and (left := deadline - time.monotonic()) <= 0:
                 return next((fd for fd, _ in poll(0) if fd != own), EXPIRED)
 
@@ -125,10 +126,13 @@ class Server:
         return TAKE
 
     def _body(self) -> bytes:
+        """The payload. Fds belong to the first byte of a message: the kernel says if there were some here."""
         try:
-            return self._recv(BODY.size, DONTWAIT)
+            data, _, flags, _ = self._receive(BODY.size, 0, RECEIVE)
         except OSError:
             return b""
+        self._truncated = bool(flags & CTRUNC)
+        return b"" if self._truncated else data
 
     def _acknowledge(self, request: int) -> int:
         self.messages += 1
