@@ -236,6 +236,7 @@ class Rings:
             if vring.epoch == epoch and vring.place:
                 self._settle_writes(vring.place.memory, chain)
                 queue.push(chain)
+                vring.pushed += 1
 
     def _settle_writes(self, memory: GuestMemory, chain: DescriptorChain) -> None:
         """What the device wrote for a request reaches fragile memory and the dirty log, before the driver is told."""
@@ -248,7 +249,9 @@ class Rings:
 
     def _publish(self, vring: Vring, queue: DeviceQueue) -> None:
         """Show the driver what was pushed, mark where that was written, and notify it if it wants that."""
-        notify = queue.publish()
+        if not vring.pushed:
+            return
+        vring.pushed, notify = 0, queue.publish()
         if (log := self.log) and (place := vring.place) and vring.used_log is not None:
             with _breaking():
                 log.mark(vring.used_log, place.sizes[2])

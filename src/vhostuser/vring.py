@@ -32,6 +32,8 @@ class Vring:
     """Held while a request is processed."""
     books: threading.Lock = field(default_factory=threading.Lock)
     """Held while requests are given back and `epoch` changes: a stop may do both for a request that does not end."""
+    pushed: int = 0
+    """Requests that were given back and are not published."""
     epoch: int = 0
     """Changes when a stop did not wait for the request in progress, which then may not be given back."""
     used_log: int | None = None
@@ -60,7 +62,7 @@ class Vring:
 
     def put(self, place: Place, base: int | None) -> None:
         """Lay the queue at a place. QueueBroken as `Place.queue`."""
-        self.queue, self.place = place.queue(base), place
+        self.queue, self.place, self.pushed = place.queue(base), place, 0
 
     def unsettle(self) -> None:
         """Let go of the memory table in which the queue lay."""

@@ -12,7 +12,7 @@ from vhostuser import Disconnected, Frontend, LocalProtocolError
 from vhostuser.protocol.numbers import BackendRequest
 from vhostuser.protocol.numbers import FrontendRequest as Q
 from vhostuser.protocol.payloads import Mmap
-from vhostuser.testing import RawBackend, joined, wait_until
+from vhostuser.testing import DEADLINE, RawBackend, joined, wait_until
 
 
 class Serving(threading.Thread):
@@ -79,6 +79,27 @@ def test_a_back_end_that_never_stops_asking_does_not_hold_up_a_reset() -> None:
         try:
             for _ in range(3):
                 frontend.reset()
+        finally:
+            stop.set()
+            channel.socket.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def test_a_back_end_that_never_stops_asking_does_not_hide_the_end_of_the_connection() -> None:
+    with RawBackend() as raw, raw.frontend() as frontend:
+        channel, stop = raw.channel, threading.Event()
+        channel.pump = None
+
+        def flood() -> None:
+            while not stop.is_set():
+                channel.request(BackendRequest.SHMEM_UNMAP, Mmap(0, 0, 0, 4096))
+
+        thread = threading.Thread(target=flood)
+        thread.start()
+        try:
+            raw.main.socket.shutdown(socket.SHUT_RDWR)
+            with pytest.raises(Disconnected):
+                frontend.serve(DEADLINE)
         finally:
             stop.set()
             channel.socket.shutdown(socket.SHUT_RDWR)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from vhostuser.protocol.numbers import BackendRequest, FrontendRequest
-from vhostuser.protocol.payloads import U64, MemoryRegion, MemoryTable, Mmap, VringState
+from vhostuser.protocol.payloads import U64, MemoryRegion, MemoryTable, Mmap, VringAddr, VringState
 from vhostuser.testing import ServedRawFrontend, sparse_file, usage
 
 from .conftest import Attacked
@@ -119,3 +119,25 @@ def test_w19_received_fds_are_closed_on_exec(raw: ServedRawFrontend) -> None:
         inheritable += [] if flags & fcntl.FD_CLOEXEC else [fd]
     assert len(received) >= 4
     assert inheritable == []
+
+
+def test_w34_a_ring_that_lies_nowhere_rests_and_holds_up_nothing_else(raw: ServedRawFrontend) -> None:
+    raw.share_memory()
+    raw.set_up_queue(0)
+    nowhere = VringAddr(1, 0, 0x900000, 0x902000, 0x901000, 0)
+    raw.accepted(Q.SET_VRING_NUM, VringState(1, 16))
+    raw.accepted(Q.SET_VRING_KICK, U64(1), fds=[raw.eventfd()])
+    raw.accepted(Q.SET_VRING_ENABLE, VringState(1, 1))
+    raw.refused(Q.SET_VRING_ADDR, nowhere)
+    raw.accepted(Q.SET_VRING_KICK, U64(0), fds=[raw.eventfd()])
+    raw.accepted(Q.SET_VRING_ENABLE, VringState(0, 1))
+
+
+def test_w34_addresses_before_memory_that_does_not_have_them(raw: ServedRawFrontend) -> None:
+    """The table is right, so it is taken; the ring rests until its addresses are right as well."""
+    raw.accepted(Q.SET_VRING_NUM, VringState(0, 16))
+    raw.accepted(Q.SET_VRING_ADDR, VringAddr(0, 0, 0x900000, 0x902000, 0x901000, 0))
+    raw.accepted(Q.SET_VRING_KICK, U64(0), fds=[raw.eventfd()])
+    raw.accepted(Q.SET_VRING_ENABLE, VringState(0, 1))
+    raw.share_memory()
+    raw.accepted(Q.SET_VRING_ADDR, VringAddr(0, 0, 0, 0x2000, 0x1000, 0))

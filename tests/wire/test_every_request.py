@@ -9,8 +9,9 @@ import pytest
 
 from tests.legal import body_of
 from vhostuser.protocol.numbers import BackendRequest, FrontendRequest, ProtocolFeature, mask
+from vhostuser.protocol.payloads import Mmap
 from vhostuser.protocol.rules import BACKEND, FRONTEND, Fds, Reply, Rule
-from vhostuser.testing import RawBackend, ServedRawFrontend, Wire, raw_frontend, sparse_file
+from vhostuser.testing import RawBackend, ServedRawFrontend, Wire, memory_file, message, raw_frontend, sparse_file
 
 from .conftest import Attacked
 from .devices import Scripted
@@ -162,4 +163,18 @@ def still_maps(attacked: Attacked) -> None:
     assert attacked.frontend.shm[0].mappings == ()
     with sparse_file(4096) as file:
         attacked.raw.channel.accepted(B.SHMEM_MAP, right_body(BACKEND[B.SHMEM_MAP]), fds=[file])
+    assert len(attacked.frontend.shm[0].mappings) == 1
+
+
+def test_w12_an_fd_behind_the_first_byte_of_a_message_ends_the_channel(attacked: Attacked) -> None:
+    """The plain way is as strict as the long one: such fds belong to nothing."""
+    channel = attacked.raw.channel
+    with memory_file() as file:
+        channel.accepted(B.SHMEM_MAP, Mmap(0, 0, 0, 4096), fds=[file])
+        unmap = message(B.SHMEM_UNMAP, Mmap(0, 0, 0, 4096), flags=9)
+        channel.pump = None
+        channel.send(unmap[:12])
+        channel.send(unmap[12:], [file])
+        attacked.frontend.serve(0)
+        channel.closes()
     assert len(attacked.frontend.shm[0].mappings) == 1
