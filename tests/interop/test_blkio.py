@@ -1,0 +1,81 @@
+"""libblkio, a driver of block devices that needs no guest, against our back-end. It insists on memory slots."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.drivers.devices import Disk
+from tests.vm.conftest import give_up
+from tests.vm.fetch import blkio_flags, blkio_sources, loaded
+from vhostuser.testing import DEADLINE, listening
+from vhostuser.virtio.block import BlockRequest
+
+pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu")]
+
+DRIVER = "virtio-blk-vhost-user"
+SECTORS = 4096
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with blkio-bench and blkio-copy, which Debian ships as C sources."""
+    if not shutil.which("gcc"):
+        give_up("no gcc here to compile libblkio's programs")
+    folder = tmp_path_factory.mktemp("blkio")
+    for name in ("blkio-bench", "blkio-copy"):
+        command = ["gcc", "-O1", "-pthread", "-o", str(folder / name), str(blkio_sources() / f"{name}.c"), *blkio_flags()]
+        subprocess.run(command, check=True, timeout=60)
+    return folder
+
+
+@pytest.fixture
+def disk() -> Disk:
+    disk = Disk(SECTORS)
+    disk.queue_sizes = (256,)
+    disk.content[:] = random.Random(1).randbytes(len(disk.content))
+    return disk
+
+
+@pytest.fixture
+def at(disk: Disk) -> Iterator[str]:
+    with listening(disk) as (path, served):
+        yield path
+        assert served.error is None
+        assert served.backend.counters.broken == 0
+
+
+def run(program: Path, *arguments: str) -> str:
+    """What one of libblkio's programs prints, which ends well."""
+    command = [*loaded(program), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3 * DEADLINE, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.mark.parametrize("direction", ["out", "in"])
+def test_a_disk_is_copied_whole(programs: Path, disk: Disk, at: str, place: Path, direction: str) -> None:
+    file = place / "image"
+    file.write_bytes(content := random.Random(2).randbytes(len(disk.content)))
+    inner = [f"--{'output' if direction == 'in' else 'input'}-blkio={DRIVER}", f"path={at}"]
+    outer = [f"--{'input' if direction == 'in' else 'output'}-file={file}"]
+    run(programs / "blkio-copy", *(outer + inner if direction == "in" else inner + outer))
+    assert file.read_bytes() == bytes(disk.content)
+    assert (file.read_bytes() == content) is (direction == "in")
+
+
+@pytest.mark.parametrize("depth", [1, 32])
+@pytest.mark.parametrize("work", ["randread", "randwrite"])
+def test_a_second_of_load_has_no_error(programs: Path, disk: Disk, at: str, depth: int, work: str) -> None:
+    options = ["--runtime=1", f"--iodepth={depth}", f"--readwrite={work}"]
+    said = json.loads(run(programs / "blkio-bench", *options, DRIVER, f"path={at}"))
+    assert said["aggregate"]["kiops"] > 0
+    kind = BlockRequest.IN if work == "randread" else BlockRequest.OUT
+    assert disk.counts.keys() == {kind}
+    assert disk.counts[kind] >= depth
