@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from tests.drivers.devices import Disk
 from tests.vm.conftest import give_up
 from tests.vm.fetch import blkio_flags, blkio_sources, loaded
+from tests.vm.test_vhu_shm import running_back_end
 from vhostuser.testing import DEADLINE, listening
 from vhostuser.virtio.block import BlockRequest
 
@@ -68,6 +70,23 @@ def test_a_disk_is_copied_whole(programs: Path, disk: Disk, at: str, place: Path
     run(programs / "blkio-copy", *(outer + inner if direction == "in" else inner + outer))
     assert file.read_bytes() == bytes(disk.content)
     assert (file.read_bytes() == content) is (direction == "in")
+
+
+def test_vhu_blk_takes_an_image_of_64_mib_and_gives_it_back(programs: Path, place: Path) -> None:
+    content = random.Random(3).randbytes(64 << 20)
+    (place / "image").write_bytes(content)
+    (place / "disk").touch()
+    (place / "copy").touch()
+    os.truncate(place / "disk", len(content))
+    path = place / "s"
+    daemon = ["-m", "vhostuser.cli.blk", "--socket-path", str(path), "--blk-file", str(place / "disk"), "--reconnect"]
+    with running_back_end(path, daemon):
+        inner = [f"--output-blkio={DRIVER}", f"path={path}"]
+        run(programs / "blkio-copy", f"--input-file={place / 'image'}", *inner)
+        inner = [f"--input-blkio={DRIVER}", f"path={path}"]
+        run(programs / "blkio-copy", *inner, f"--output-file={place / 'copy'}")
+    assert (place / "disk").read_bytes() == content
+    assert (place / "copy").read_bytes() == content
 
 
 @pytest.mark.parametrize("depth", [1, 32])
