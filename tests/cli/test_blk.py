@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vhostuser import Disconnected, Frontend
-from vhostuser.devices.blk_layout import HEADER, BlkFeature, RequestType
+from vhostuser.virtio.block import HEADER, BlockFeature, BlockRequest
 
 from .programs import BLK, Program, listening, one_line, run, serving, until, words
 
@@ -94,14 +94,14 @@ def test_read_only_ones_share_a_file(place: Path, sock: Path, file: Path) -> Non
     with listening(sock, *options, module=BLK), listening(place / "other", *options, module=BLK):
         for path in (sock, place / "other"):
             with Frontend.connect(path) as front:
-                assert ask(front, RequestType.IN, room=512) == file.read_bytes()[:512] + OK
+                assert ask(front, BlockRequest.IN, room=512) == file.read_bytes()[:512] + OK
 
 
 def test_what_is_written_is_in_the_file(sock: Path, file: Path) -> None:
     data, rest = os.urandom(1024), file.read_bytes()[1024:]
     with serving(sock, "--blk-file", str(file), module=BLK) as back:
         with Frontend.connect(sock) as front:
-            assert ask(front, RequestType.OUT, data) == OK
+            assert ask(front, BlockRequest.OUT, data) == OK
         assert back.end() == 0
         assert f" INFO  vhu-blk] serving {file}, 8192 bytes, read-write\n" in back.said
     assert file.read_bytes() == data + rest
@@ -111,8 +111,8 @@ def test_read_only_is_read_only(sock: Path, file: Path) -> None:
     file.chmod(0o444)
     before = file.read_bytes()
     with serving(sock, "--blk-file", str(file), "--read-only", module=BLK), Frontend.connect(sock) as front:
-        assert front.offered[0] >> BlkFeature.RO & 1
-        assert ask(front, RequestType.OUT, bytes(512)) == IOERR
+        assert front.offered[0] >> BlockFeature.RO & 1
+        assert ask(front, BlockRequest.OUT, bytes(512)) == IOERR
     assert file.read_bytes() == before
 
 
@@ -134,7 +134,7 @@ def test_an_odd_size_is_warned_of(sock: Path, file: Path) -> None:
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_p07_p08_a_signal_ends_it(place: Path, sock: Path, file: Path, number: signal.Signals) -> None:
     with listening(sock, "--blk-file", str(file), "--reconnect", module=BLK) as back, Frontend.connect(sock) as front:
-        assert ask(front, RequestType.FLUSH) == OK
+        assert ask(front, BlockRequest.FLUSH) == OK
         back.signal(number)
         assert back.end(QUICK) == 0
         with pytest.raises(Disconnected):
@@ -149,7 +149,7 @@ def test_a_connected_fd_is_served(file: Path) -> None:
         back = Program(options, pass_fds=[theirs.fileno()])
     with back:
         with Frontend(ours) as front:
-            assert ask(front, RequestType.IN, room=512) == file.read_bytes()[:512] + OK
+            assert ask(front, BlockRequest.IN, room=512) == file.read_bytes()[:512] + OK
         assert back.end() == 0
 
 
@@ -157,7 +157,7 @@ def test_reconnect_serves_one_after_the_other(sock: Path, file: Path) -> None:
     with serving(sock, "--blk-file", str(file), "--reconnect", module=BLK) as back:
         for _ in range(3):
             with Frontend.connect(sock, wait=15) as front:
-                assert ask(front, RequestType.IN, room=512) == file.read_bytes()[:512] + OK
+                assert ask(front, BlockRequest.IN, room=512) == file.read_bytes()[:512] + OK
         back.signal(signal.SIGTERM)
         assert back.end(QUICK) == 0
 
@@ -176,6 +176,6 @@ def test_p10_it_serves_with_no_standard_fds_at_all(sock: Path, file: Path) -> No
     with Program(["sh", "-c", 'exec "$@" 0<&- 1>&- 2>&-', "sh", *options]) as back:
         until(lambda: sock.exists() or back.process.poll() is not None, "it listens")
         with Frontend.connect(sock, wait=15) as front:
-            assert ask(front, RequestType.IN, room=512) == before[:512] + OK
+            assert ask(front, BlockRequest.IN, room=512) == before[:512] + OK
         assert back.end() == 0
     assert file.read_bytes() == before

@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 from tests.virtio_rig import BUFFERS, SplitRig
 from vhostuser.devices.blk import BlockDevice
-from vhostuser.devices.blk_layout import HEADER, SEGMENT, RequestType
 from vhostuser.devices.disk import Disk
+from vhostuser.virtio.block import HEADER, RANGE, BlockRequest
 
 SECTOR = 512
 UNTOUCHED = 0xAA
 """What writable bytes are before a request."""
 FLUSH = 1 << 9
-T = RequestType
+T = BlockRequest
 
 
 class Answer(NamedTuple):
@@ -82,7 +82,7 @@ def failed(answer: Answer, status: int) -> None:
 
 def segments(*rows: tuple[int, int, int]) -> bytes:
     """Ranges of a DISCARD or WRITE_ZEROES."""
-    return b"".join(SEGMENT.pack(*row) for row in rows)
+    return b"".join(RANGE.pack(*row) for row in rows)
 
 
 def pattern(size: int, seed: int = 0) -> bytes:

@@ -8,8 +8,8 @@ import pytest
 
 from tests.devices.conftest import SECTORS
 from vhostuser.devices.blk import MAX_DISCARD, MAX_SEGMENTS, MAX_ZEROES, BlockDevice
-from vhostuser.devices.blk_layout import BlkFeature
 from vhostuser.devices.disk import Disk
+from vhostuser.virtio.block import BlockFeature
 
 from .requests import FLUSH
 
@@ -35,8 +35,8 @@ def test_the_configuration_space_is_that_of_the_specification(image: Path) -> No
 
 def test_a_read_only_disk_says_so_and_offers_nothing_that_writes(image: Path) -> None:
     with BlockDevice(Disk(image, read_only=True)) as device:
-        assert device.features >> BlkFeature.RO & 1
-        assert not device.features & (1 << BlkFeature.DISCARD | 1 << BlkFeature.WRITE_ZEROES)
+        assert device.features >> BlockFeature.RO & 1
+        assert not device.features & (1 << BlockFeature.DISCARD | 1 << BlockFeature.WRITE_ZEROES)
         assert device.config[36:] == bytes(60)
 
 
@@ -47,4 +47,4 @@ def test_a_request_of_seg_max_fits_into_the_ring(image: Path, queue_size: int, s
 
 
 def test_the_acknowledged_bit_of_flush_is_the_one_looked_at() -> None:
-    assert FLUSH == 1 << BlkFeature.FLUSH
+    assert FLUSH == 1 << BlockFeature.FLUSH

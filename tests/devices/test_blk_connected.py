@@ -10,10 +10,10 @@ import pytest
 
 from vhostuser import Frontend, frontend
 from vhostuser.devices.blk import BlockDevice
-from vhostuser.devices.blk_layout import HEADER, BlkFeature
 from vhostuser.devices.disk import Disk
 from vhostuser.queue import Queue
 from vhostuser.testing import BackendProcess, joined
+from vhostuser.virtio.block import HEADER, BlockFeature
 
 from .requests import FLUSH, SECTOR, T, pattern
 from .served import DISK
@@ -61,7 +61,7 @@ def test_the_device_knows_whether_the_driver_flushes(path: Path, monkeypatch: py
     calls: list[int] = []
     monkeypatch.setattr(os, "fdatasync", calls.append)
     with BlockDevice(Disk(path)) as device, joined(device) as both:
-        assert (f"BIT_{BlkFeature.FLUSH}" in both.frontend.features) == flushes
+        assert (f"BIT_{BlockFeature.FLUSH}" in both.frontend.features) == flushes
         both.frontend.share_memory(MEMORY)
         queue = both.frontend.start_queue(0, size=16)
         assert ask(queue, T.OUT, 0, bytes(512)) == OK

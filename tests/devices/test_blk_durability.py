@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from vhostuser.devices.blk_layout import BlkStatus
+from vhostuser.virtio.block import BlockStatus
 
 from .requests import Answer, BlkRig, T, failed, pattern, rig_of, segments
 
-OK, IOERR = BlkStatus.OK, BlkStatus.IOERR
+OK, IOERR = BlockStatus.OK, BlockStatus.IOERR
 
 
 class Synced:

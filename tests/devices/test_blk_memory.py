@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from vhostuser.devices.blk import BlockDevice
-from vhostuser.devices.blk_layout import HEADER, BlkStatus
 from vhostuser.devices.disk import Disk
 from vhostuser.testing import sparse_file
+from vhostuser.virtio.block import HEADER, BlockStatus
 from vhostuser.virtio.chain import DescriptorChain
 
 from .requests import T, pattern
@@ -39,5 +39,5 @@ def test_a_buffer_that_is_gone_fails_the_request(tmp_path: Path, gone: memoryvie
         readable, writable = ([header, buffer], [status]) if kind == T.OUT else ([header], [buffer, status])
         chain = DescriptorChain(0, readable, writable)
         device.process(0, chain)
-        assert (status[0], chain.written) == (BlkStatus.IOERR, 1)
+        assert (status[0], chain.written) == (BlockStatus.IOERR, 1)
     assert (tmp_path / "disk.img").read_bytes()[PAGE - start :] == content[PAGE - start :]

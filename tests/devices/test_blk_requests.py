@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from tests.devices.conftest import SECTORS
-from vhostuser.devices import vectors
 from vhostuser.devices.blk import MAX_DISCARD, MAX_SEGMENTS, MAX_ZEROES
-from vhostuser.devices.blk_layout import HEADER, BlkStatus
 from vhostuser.devices.disk import Disk
 from vhostuser.testing import memory_file
+from vhostuser.virtio import chain
+from vhostuser.virtio.block import HEADER, BlockStatus
 
 from .requests import SECTOR, UNTOUCHED, Answer, BlkRig, T, failed, pattern, rig_of, segments
 
-OK, IOERR, UNSUPP = BlkStatus.OK, BlkStatus.IOERR, BlkStatus.UNSUPP
+OK, IOERR, UNSUPP = BlockStatus.OK, BlockStatus.IOERR, BlockStatus.UNSUPP
 TOP = 1 << 64
 F_ADD_SEALS, F_SEAL_WRITE = 1033, 8
 
@@ -138,8 +138,8 @@ def test_a_system_call_that_does_a_part_is_continued(
     rig: BlkRig, image: Path, content: bytes, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preadv, pwritev = os.preadv, os.pwritev
-    monkeypatch.setattr(os, "preadv", lambda fd, views, offset: preadv(fd, vectors.cut(views, 0, step), offset))
-    monkeypatch.setattr(os, "pwritev", lambda fd, views, offset: pwritev(fd, vectors.cut(views, 0, step), offset))
+    monkeypatch.setattr(os, "preadv", lambda fd, views, offset: preadv(fd, chain.cut(views, 0, step), offset))
+    monkeypatch.setattr(os, "pwritev", lambda fd, views, offset: pwritev(fd, chain.cut(views, 0, step), offset))
     answer = rig.send(HEADER.pack(T.IN, 0, 2), 1025, writable_cuts=(10, 600))
     assert answer == Answer(OK, 1025, content[1024:2048])
     data = pattern(1024, seed=9)
@@ -283,7 +283,7 @@ def test_p09_no_partial_success_is_told(rig: BlkRig, monkeypatch: pytest.MonkeyP
     def full(fd: int, views: list[memoryview], offset: int) -> int:
         if offset >= 512:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return pwritev(fd, vectors.cut(views, 0, 512), offset)
+        return pwritev(fd, chain.cut(views, 0, 512), offset)
 
     monkeypatch.setattr(os, "pwritev", full)
     failed(rig.ask(T.OUT, 0, bytes(1024)), IOERR)

@@ -6,8 +6,9 @@ import errno
 
 import pytest
 
-from vhostuser.devices.vectors import MOST_BUFFERS, cut, read_into, write_from
+from vhostuser.devices.vectors import MOST_BUFFERS, read_into, write_from
 from vhostuser.testing import memory_file
+from vhostuser.virtio.chain import cut
 
 COUNT = 2 * MOST_BUFFERS + 3
 DATA = bytes(at * 7 % 251 for at in range(3 * COUNT))

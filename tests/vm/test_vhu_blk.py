@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.programs import BLK, RNG, Program, listening
-from vhostuser.devices.blk_layout import HEADER, SEGMENT, BlkFeature, RequestType
+from vhostuser.virtio.block import HEADER, RANGE, BlockFeature, BlockRequest
 
 from .lab import MIB, check_well, make_file
 from .machine import QTestMachine
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu")]
 ALL = (1 << 24) - 1
 """All features of the device type: the driver takes what is offered."""
 OK, IOERR, UNSUPP = b"\0", b"\1", b"\2"
-T = RequestType
+T = BlockRequest
 
 
 @pytest.fixture
@@ -64,8 +64,8 @@ def test_each_request_does_its_work(place: Path) -> None:
         assert ask(machine, T.OUT, 3, b"x" * 512) == OK
         assert ask(machine, T.FLUSH) == OK
         assert image.read_bytes()[1536:2048] == b"x" * 512
-        assert ask(machine, T.DISCARD, 0, SEGMENT.pack(64, 64, 0)) == OK
-        assert ask(machine, T.WRITE_ZEROES, 0, SEGMENT.pack(8, 8, 1)) == OK
+        assert ask(machine, T.DISCARD, 0, RANGE.pack(64, 64, 0)) == OK
+        assert ask(machine, T.WRITE_ZEROES, 0, RANGE.pack(8, 8, 1)) == OK
         assert ask(machine, T.IN, 8, room=4096) == bytes(4096) + OK
         assert ask(machine, 99) == UNSUPP
         assert ask(machine, T.OUT, MIB // 512, b"x" * 512) == IOERR
@@ -89,7 +89,7 @@ def test_stop_cont_and_reset_lose_nothing(place: Path) -> None:
 def test_a_read_only_disk(place: Path) -> None:
     content = make_file(place / "disk.img", MIB)
     with disk(place, "--read-only") as (machine, _):
-        assert machine.bring_up(ALL) >> BlkFeature.RO & 1
+        assert machine.bring_up(ALL) >> BlockFeature.RO & 1
         assert ask(machine, T.OUT, 0, bytes(512)) == IOERR
         assert ask(machine, T.IN, 0, room=512) == content[:512] + OK
 

@@ -16,21 +16,20 @@ from typing import Final, Self
 from ..device import Device
 from ..errors import VhostUserError
 from ..limited_log import LimitedLog
-from ..virtio.chain import DescriptorChain
-from ..virtio.numbers import DeviceId
-from .blk_layout import (
-    FLAG_UNMAP,
+from ..virtio.block import (
     HEADER,
     ID_SIZE,
+    RANGE,
     SECTOR,
-    SEGMENT,
-    BlkConfig,
-    BlkFeature,
-    BlkStatus,
-    RequestType,
+    BlockConfig,
+    BlockFeature,
+    BlockRequest,
+    BlockStatus,
+    RangeFlag,
 )
+from ..virtio.chain import DescriptorChain, cut
+from ..virtio.numbers import DeviceId
 from .disk import Disk
-from .vectors import cut
 
 log = logging.getLogger(__name__)
 QUEUE_SIZE: Final = 1024
@@ -42,14 +41,16 @@ MAX_DISCARD: Final = 1 << 22
 """Sectors of one range to discard: 2 GiB."""
 MAX_ZEROES: Final = 1 << 16
 """Sectors of a WRITE_ZEROES, 32 MiB: a file system may be so old that they are written one by one."""
+NOT_OFFERED: Final = bytes(36)
+"""The rest of the configuration space: what is about secure erase and zones."""
 PHYSICAL_BLOCK_EXP: Final = 3
 """A sector less than a page is written by reading the page first: 2^3 sectors are better."""
 
-_ALWAYS: Final = (BlkFeature.SEG_MAX, BlkFeature.BLK_SIZE, BlkFeature.FLUSH, BlkFeature.TOPOLOGY, BlkFeature.MQ)
-_WRITABLE: Final = (BlkFeature.DISCARD, BlkFeature.WRITE_ZEROES)
+_ALWAYS: Final = (BlockFeature.SEG_MAX, BlockFeature.BLK_SIZE, BlockFeature.FLUSH, BlockFeature.TOPOLOGY, BlockFeature.MQ)
+_WRITABLE: Final = (BlockFeature.DISCARD, BlockFeature.WRITE_ZEROES)
 _HEADER_SIZE: Final = HEADER.size
-_FLUSH: Final = 1 << BlkFeature.FLUSH
-_STATUS: Final = [bytes((status,)) for status in BlkStatus]
+_FLUSH: Final = 1 << BlockFeature.FLUSH
+_STATUS: Final = [bytes((status,)) for status in BlockStatus]
 Handler = Callable[[DescriptorChain, int, int], int]
 """Takes the request, its sector and the number of writable data bytes; how many of these it has written."""
 
@@ -57,7 +58,7 @@ Handler = Callable[[DescriptorChain, int, int], int]
 class Refused(VhostUserError):
     """A request that can't be done as it stands, and the status that says so."""
 
-    def __init__(self, text: str, status: BlkStatus = BlkStatus.IOERR) -> None:
+    def __init__(self, text: str, status: BlockStatus = BlockStatus.IOERR) -> None:
         super().__init__(text)
         self.status = status
 
@@ -72,17 +73,17 @@ class BlockDevice(Device):
 
     def __init__(self, disk: Disk, *, num_queues: int = 1, queue_size: int = QUEUE_SIZE) -> None:
         self.queue_sizes = (queue_size,) * num_queues
-        self.features = sum(1 << bit for bit in (*_ALWAYS, *((BlkFeature.RO,) if disk.read_only else _WRITABLE)))
-        self.config = _config(disk, num_queues, queue_size).pack()
+        self.features = sum(1 << bit for bit in (*_ALWAYS, *((BlockFeature.RO,) if disk.read_only else _WRITABLE)))
+        self.config = _config(disk, num_queues, queue_size).pack() + NOT_OFFERED
         self._disk, self._log = disk, LimitedLog(log)
         self._sectors = disk.size // SECTOR
         self._handlers: dict[int, Handler] = {
-            RequestType.IN: self._in,
-            RequestType.OUT: self._out,
-            RequestType.FLUSH: self._flush,
-            RequestType.GET_ID: self._get_id,
-            RequestType.DISCARD: self._discard,
-            RequestType.WRITE_ZEROES: self._write_zeroes,
+            BlockRequest.IN: self._in,
+            BlockRequest.OUT: self._out,
+            BlockRequest.FLUSH: self._flush,
+            BlockRequest.GET_ID: self._get_id,
+            BlockRequest.DISCARD: self._discard,
+            BlockRequest.WRITE_ZEROES: self._write_zeroes,
         }
 
     def process(self, queue: int, chain: DescriptorChain) -> None:
@@ -94,10 +95,10 @@ class BlockDevice(Device):
         if room < 0:
             self._log.warning("a request has no room for its status")
             return
-        written, status = 0, BlkStatus.IOERR
+        written, status = 0, BlockStatus.IOERR
         try:
             written = self._perform(chain, room)
-            status = BlkStatus.OK
+            status = BlockStatus.OK
         except Refused as error:
             status = error.status
             self._log.warning(str(error))
@@ -116,7 +117,7 @@ class BlockDevice(Device):
         kind, _, sector = HEADER.unpack(header)
         handler = self._handlers.get(kind)
         if handler is None:
-            raise Refused(f"a request of type {kind} is not supported", BlkStatus.UNSUPP)
+            raise Refused(f"a request of type {kind} is not supported", BlockStatus.UNSUPP)
         return handler(chain, sector, room)
 
     def _in(self, chain: DescriptorChain, sector: int, room: int) -> int:
@@ -152,8 +153,8 @@ class BlockDevice(Device):
 
     def _write_zeroes(self, chain: DescriptorChain, sector: int, room: int) -> int:
         self._check_writable("WRITE_ZEROES")
-        for start, size, flags in self._segments(chain, "WRITE_ZEROES", 1, MAX_ZEROES, flags=FLAG_UNMAP):
-            self._disk.write_zeroes(start, size, unmap=bool(flags & FLAG_UNMAP))
+        for start, size, flags in self._segments(chain, "WRITE_ZEROES", 1, MAX_ZEROES, flags=RangeFlag.UNMAP):
+            self._disk.write_zeroes(start, size, unmap=bool(flags & RangeFlag.UNMAP))
         self._settle()
         return 0
 
@@ -162,12 +163,12 @@ class BlockDevice(Device):
     ) -> list[tuple[int, int, int]]:
         """The ranges of a request, all of them right: first byte, bytes (some), flags. Only those in `flags` may be set."""
         size = chain.readable_size - _HEADER_SIZE
-        if not size or size % SEGMENT.size or size > most * SEGMENT.size:
-            raise Refused(f"{name} has {size} bytes of ranges: {SEGMENT.size} each, and at most {most}")
-        rows = list(SEGMENT.iter_unpack(chain.read(size)))
+        if not size or size % RANGE.size or size > most * RANGE.size:
+            raise Refused(f"{name} has {size} bytes of ranges: {RANGE.size} each, and at most {most}")
+        rows = list(RANGE.iter_unpack(chain.read(size)))
         for _, _, found in rows:
             if found & ~flags:
-                raise Refused(f"{name} flags {found:#x} are not in {flags:#x}", BlkStatus.UNSUPP)
+                raise Refused(f"{name} flags {found:#x} are not in {flags:#x}", BlockStatus.UNSUPP)
         for sector, count, _ in rows:
             if count > longest:
                 raise Refused(f"{name} num_sectors {count} is more than {longest}")
@@ -201,7 +202,7 @@ class BlockDevice(Device):
         self.close()
 
 
-def _config(disk: Disk, num_queues: int, queue_size: int) -> BlkConfig:
+def _config(disk: Disk, num_queues: int, queue_size: int) -> BlockConfig:
     """What the driver is told of a disk; header and status take two descriptors of a request."""
     config = {
         "capacity": disk.size // SECTOR,
@@ -212,8 +213,8 @@ def _config(disk: Disk, num_queues: int, queue_size: int) -> BlkConfig:
         "num_queues": num_queues,
     }
     if disk.read_only:
-        return BlkConfig(**config)
-    return BlkConfig(
+        return BlockConfig(**config)
+    return BlockConfig(
         **config,
         max_discard_sectors=MAX_DISCARD,
         max_discard_seg=MAX_SEGMENTS,

@@ -14,7 +14,7 @@ from typing import Final
 
 from ..limited_log import printable
 from ..transport.fds import OwnedFd
-from .blk_layout import SECTOR
+from ..virtio.block import SECTOR
 from .file_error import FileError, cannot_open
 from .vectors import read_into, write_from
 

@@ -11,19 +11,6 @@ MOST_BUFFERS: Final = os.sysconf("SC_IOV_MAX")
 """The most buffers that one system call takes."""
 
 
-def cut(views: Sequence[memoryview], start: int, size: int) -> list[memoryview]:
-    """The pieces of `views`, laid end to end, from `start` on: `size` bytes, or fewer at the end; no piece is empty."""
-    pieces = []
-    for view in views:
-        if size <= 0:
-            break
-        if start < view.nbytes:
-            pieces.append(view[start : start + size])
-            size -= pieces[-1].nbytes
-        start = max(0, start - view.nbytes)
-    return pieces
-
-
 def read_into(fd: int, views: Sequence[memoryview], size: int, offset: int) -> None:
     """Fill `views`, `size` bytes, with the file's from `offset` on. Raises OSError; EIO if the file ends before."""
     _move(os.preadv, fd, views, size, offset)

@@ -83,7 +83,7 @@ class BlockDriver:
     def write_zeroes(self, sector: int, count: int, *, unmap: bool = False) -> None:
         """Fill sectors with zeroes; with `unmap` the device may give up their room."""
         self._need(F.WRITE_ZEROES, "write_zeroes")
-        flags = RangeFlag.UNMAP if unmap else RangeFlag(0)
+        flags = int(RangeFlag.UNMAP) if unmap else 0
         self._do(_Ask(Request.WRITE_ZEROES, data=RANGE.pack(sector, count, flags)))
 
     def identify(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from struct import Struct
 from typing import Final, NamedTuple, Self
 
@@ -54,7 +54,7 @@ class BlockStatus(IntEnum):
     UNSUPP = 2
 
 
-class RangeFlag(IntFlag):
+class RangeFlag(IntEnum):
     """Flags of a range."""
 
     UNMAP = 1

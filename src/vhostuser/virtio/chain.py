@@ -36,22 +36,22 @@ class DescriptorChain:
         wanted = self.readable_size - self._read
         if size >= 0:
             wanted = min(wanted, size)
-        data = b"".join(_cut(self.readable, self._read, wanted))
+        data = b"".join(cut(self.readable, self._read, wanted))
         self._read += len(data)
         return data
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Append to the writable bytes; the number that fitted."""
         done = 0
-        for view in _cut(self.writable, self.written, len(data)):
+        for view in cut(self.writable, self.written, len(data)):
             view[:] = data[done : done + view.nbytes]
             done += view.nbytes
         self.written += done
         return done
 
 
-def _cut(views: Sequence[memoryview], start: int, size: int) -> list[memoryview]:
-    """The pieces of `views`, laid end to end, from `start` on: `size` bytes, or fewer at the end."""
+def cut(views: Sequence[memoryview], start: int, size: int) -> list[memoryview]:
+    """The pieces of `views`, laid end to end, from `start` on: `size` bytes, or fewer at the end; no piece is empty."""
     pieces = []
     for view in views:
         if size <= 0:
