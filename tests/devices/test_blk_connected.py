@@ -96,7 +96,6 @@ def test_p09_on_a_full_disk_requests_fail_and_the_process_lives(path: Path) -> N
             assert ask(queue, T.OUT, limit // SECTOR - 1, bytes(1024)) == IOERR
             assert ask(queue, T.OUT, 0, data) == OK
             assert ask(queue, T.IN, 0, room=4096) == data + OK
-        process.process.terminate()
         status, said = process.wait()
     assert status == 0
     assert "a request failed: File too large (EFBIG)" in said
