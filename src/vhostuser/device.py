@@ -28,6 +28,9 @@ class Device:
     """One entry a queue: the most descriptors that it may have."""
     shared_memory: MappingOf[int, int] = MappingProxyType({})
     """Shared memory regions: bytes by shmid. Whole pages; QEMU 11.1 wants a power of two in all."""
+    drain_timeout: float = 1.0
+    """Seconds that a stop waits for a request in progress; then that is left to itself, and never given back. Few, because a
+    front-end that waits for a stop answers no SHMEM_MAP; a device that waits for nothing but its host may say more."""
     config: bytes = b""
     """The configuration space."""
     shm: MappingOf[int, SharedMemory] = MappingProxyType({})

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple, Protocol
 from .errors import DeadlineExpired, LocalProtocolError
 from .memory.arena import Arena
 from .protocol.payloads import VringAddr
-from .transport.fds import OwnedFd
+from .transport.fds import OwnedFd, close_all
 from .transport.loop import drain
 from .virtio.driver import Buffer
 from .virtio.formats import DriverHalf, ring_format
@@ -76,9 +76,11 @@ class Queue:
         self._owed: set[int] = set()
         self._tickets = 0
         self._notified = True
-        self.kick = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-        self.call = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-        self.err = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        try:
+            self.kick, self.call, self.err = _eventfds(3)
+        except OSError:
+            self._give_back(self._blocks)
+            raise
 
     def exchange(self, request: bytes = b"", reply_size: int = 0, *, timeout: float = TIMEOUT) -> bytes:
         """Send one request and wait for its answer: the bytes that the device wrote, at most `reply_size`.
@@ -103,7 +105,7 @@ class Queue:
             given = [self._place(taken, data) for data in readable]
             wanted = [(self._take(taken, size), size) for size in writable]
             head = ring.add(given, wanted)
-        except (MemoryError, BufferError):
+        except BaseException:
             self._give_back(taken)
             raise
         self._tickets += 1
@@ -209,3 +211,15 @@ class Queue:
     def _give_back(self, blocks: Sequence[int]) -> None:
         for start in blocks:
             self._memory.give_back(start)
+
+
+def _eventfds(count: int) -> list[OwnedFd]:
+    """New eventfds: all of them, or OSError and none."""
+    made: list[OwnedFd] = []
+    try:
+        for _ in range(count):
+            made.append(OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)))
+    except OSError:
+        close_all(made)
+        raise
+    return made

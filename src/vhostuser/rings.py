@@ -28,8 +28,10 @@ from .virtqueue import DeviceQueue, Place
 from .vring import Vring
 
 log = logging.getLogger(__name__)
-DRAIN_TIMEOUT: Final = 1.0
-"""How long a stop waits for the request in progress. QEMU answers nothing while it waits for GET_VRING_BASE."""
+CLOSE_TIMEOUT: Final = 1.0
+"""Seconds that the end of a connection waits for the request in progress."""
+LONGEST_WRITTEN: Final = (1 << 32) - 1
+"""What a used entry can say."""
 
 
 class Rings:
@@ -112,7 +114,7 @@ class Rings:
         """Take no more requests from the ring, and wait for the one in progress."""
         vring = self.vrings[index]
         vring.active = False
-        if vring.lock.acquire(timeout=DRAIN_TIMEOUT):
+        if vring.lock.acquire(timeout=self._device.drain_timeout):
             vring.lock.release()
         else:
             self._abandon(vring)
@@ -143,7 +145,7 @@ class Rings:
         if self._thread is None:
             self._release()
             return
-        self._thread.join(DRAIN_TIMEOUT)
+        self._thread.join(CLOSE_TIMEOUT)
         if self._thread.is_alive():
             log.warning("a request is still in progress; its thread ends with it")
 
@@ -212,6 +214,10 @@ class Rings:
                         continue
                     self._break(vring, error)
                     return
+                except Exception as error:
+                    self._log.exception(f"queue {vring.index} failed")
+                    self._break(vring, QueueBroken(f"{type(error).__name__}: {error}"))
+                    return
             if not more:
                 return
 
@@ -235,6 +241,7 @@ class Rings:
         with vring.books:
             if vring.epoch == epoch and vring.place:
                 self._settle_writes(vring.place.memory, chain)
+                chain.written = min(chain.written, LONGEST_WRITTEN)
                 queue.push(chain)
                 vring.pushed += 1
 

@@ -241,14 +241,21 @@ class Serving:
 
     def on_set_mem_table(self, message: OwnedMessage) -> None:
         self._guest.replace(_body(message, MemoryTable), [fd.fileno() for fd in message.fds])
-        self._refresh()
+        self._use_memory()
 
     def on_get_max_mem_slots(self, message: OwnedMessage) -> Payload:
         return U64(MAX_MEM_SLOTS)
 
     def on_add_mem_reg(self, message: OwnedMessage) -> None:
         self._guest.add(_body(message, SingleRegion), message.fds[0].fileno())
-        self._refresh()
+        self._use_memory()
+
+    def _use_memory(self) -> None:
+        """The memory is taken, whatever keeps a ring from going on with it."""
+        try:
+            self._refresh()
+        except Exception:
+            self._log.exception("the rings do not go on after a change of memory")
 
     def on_rem_mem_reg(self, message: OwnedMessage) -> None:
         self._guest.remove(_body(message, SingleRegion))

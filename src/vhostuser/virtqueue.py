@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 from . import _native
 from .errors import MemoryFault, QueueBroken
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ._native.ring import SplitRing
 
 DeviceQueue: TypeAlias = "SplitQueue | PackedQueue | SplitRing"
+LARGEST_INDEX: Final = 0xFFFF
 Part = TypeVar("Part", memoryview, RingPart)
 
 
@@ -91,12 +92,16 @@ class Place:
             raise QueueBroken(f"the used ring of ring {self.index} is in read-only memory")
         if self.is_packed and descriptors.readonly:
             raise QueueBroken(f"the descriptor ring of ring {self.index} is in read-only memory")
+        if not self.is_packed and self.size & (self.size - 1):
+            raise QueueBroken(f"split ring {self.index} has {self.size} entries, which is no power of two")
         if self.is_packed and any(part.fragile for part in parts):
             raise QueueBroken(f"packed ring {self.index} is in memory whose file may shrink: seal it, or use split rings")
 
     def queue(self, base: int | None) -> DeviceQueue:
         """The queue laid there; it goes on at `base`, or begins. QueueBroken if memory is gone, or there is no such base."""
         first = ring_format(self.features).first_base if base is None else base
+        if not self.is_packed and first > LARGEST_INDEX:
+            raise QueueBroken(f"base {first:#x} is none of split ring {self.index}")
         parts = self._parts(self.memory.ring_part)
         if not any(part.fragile for part in parts):
             views = self._parts(self.memory.at_user)

@@ -69,7 +69,12 @@ class Vring:
         self._settled = self.place = None
 
     def replace(self, name: str, fd: OwnedFd | None) -> None:
-        """Put another eventfd (`kick`, `call` or `err`) in place, or none; the old one is closed."""
+        """Put another eventfd (`kick`, `call` or `err`) in place, or none; the old one is closed.
+
+        The front-end has it as well, and may take or fill it between a look at it and its use: it must not block.
+        """
+        if fd is not None:
+            os.set_blocking(fd.fileno(), False)
         with self._files_lock:
             old = self._files.pop(name, None)
             if fd is not None:

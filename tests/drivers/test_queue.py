@@ -330,3 +330,32 @@ def test_features_of_the_device_type_are_acknowledged_if_they_are_offered() -> N
     with joined(device, features=1 << 9 | 1 << 12) as both:
         assert {name for name in both.frontend.features if name.startswith("BIT_")} == {"BIT_9"}
         assert isinstance(both.frontend, Frontend)
+
+
+def test_a_queue_that_can_not_be_made_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    with joined(Answering(echo)) as both:
+        both.frontend.share_memory(1 << 20)
+        queue = both.frontend.start_queue(0, size=16)
+        free, made = queue._memory.free, os.eventfd
+        answers = iter([made, made])
+
+        def eventfd(value: int, flags: int) -> int:
+            if (make := next(answers, None)) is None:
+                raise OSError(24, "Too many open files")
+            return make(value, flags)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "eventfd", eventfd)
+            with pytest.raises(OSError, match="Too many"):
+                both.frontend.start_queue(1, size=16)
+        assert queue._memory.free == free
+
+
+@pytest.mark.parametrize(("readable", "writable"), [(["no bytes"], []), ([b"x"], [-1])])
+def test_a_request_that_makes_no_sense_takes_no_memory(readable: list[bytes], writable: list[int]) -> None:
+    with queue_to(echo) as queue:
+        free = queue._memory.free
+        with pytest.raises((TypeError, ValueError)):
+            queue.submit(readable, writable)
+        assert queue._memory.free == free
+        assert queue.in_flight == 0

@@ -11,7 +11,7 @@ import pytest
 from tests.wire.by_hand import SIZE, ByHand
 from tests.wire.devices import Scripted
 from vhostuser.memory import guest
-from vhostuser.memory.mapping import map_file, may_shrink
+from vhostuser.memory.mapping import map_file
 from vhostuser.protocol.numbers import FrontendRequest as Q
 from vhostuser.protocol.payloads import MemoryRegion, MemoryTable, VringState
 from vhostuser.testing import BackendProcess, memory_file, raw_frontend
@@ -126,12 +126,14 @@ def test_m06_a_table_whose_memory_is_gone_before_a_ring_moves_there_breaks_the_r
         may_end.wait(DEADLINE)
         return request
 
-    def vanishing(fd: int) -> bool:
+    def vanishing(region: MemoryRegion, fd: int) -> tuple[memoryview, int]:
+        mapped = really_map(region, fd)
         if os.fstat(fd).st_ino == os.fstat(new.fileno()).st_ino:
             os.ftruncate(fd, 0)
-        return may_shrink(fd)
+        return mapped
 
-    monkeypatch.setattr(guest, "may_shrink", vanishing)
+    really_map = guest._map
+    monkeypatch.setattr(guest, "_map", vanishing)
     with raw_frontend(Scripted(work, {})) as raw, memory_file(PAGES) as old, memory_file(PAGES, seal=False) as new:
         raw.negotiate()
         ring = share(raw, old)

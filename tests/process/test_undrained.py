@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from vhostuser import DescriptorChain, Device, rings
+from vhostuser import DescriptorChain, Device
 from vhostuser.protocol.numbers import FrontendRequest
-from vhostuser.protocol.payloads import VringState
+from vhostuser.protocol.payloads import U64, VringState
 from vhostuser.testing import DEADLINE, ServedRawFrontend, raw_frontend, wait_until
+from vhostuser.transport.fds import OwnedFd
 from vhostuser.virtio.driver import DriverQueue
 from vhostuser.virtio.split import ring_sizes
 
@@ -25,6 +26,7 @@ class Stuck(Device):
     """Answers at once, but for `wait`, which takes until it is let go."""
 
     queue_sizes = (SIZE,)
+    drain_timeout = 0.05
 
     def __init__(self) -> None:
         self.waits, self.goes_on = threading.Event(), threading.Event()
@@ -80,8 +82,7 @@ class Rig:
 
 
 @pytest.fixture
-def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    monkeypatch.setattr(rings, "DRAIN_TIMEOUT", 0.05)
+def rig() -> Iterator[Rig]:
     device = Stuck()
     with raw_frontend(device) as raw:
         rig = Rig(raw, device)
@@ -135,3 +136,47 @@ def test_p14_without_a_thread_for_the_queues_a_start_is_refused_and_may_be_tried
         raw.close()
         raw.served.join()
         assert raw.served.error is None
+
+
+def test_q29_a_device_that_waits_for_its_host_alone_is_waited_for() -> None:
+    device = Stuck()
+    device.drain_timeout = DEADLINE
+    with raw_frontend(device) as raw:
+        rig = Rig(raw, device)
+        rig.ask(b"wait")
+        assert device.waits.wait(DEADLINE)
+        raw.request(Q.GET_VRING_BASE, VringState(0, 0))
+        device.goes_on.set()
+        assert VringState.unpack(raw.receive().payload).num == 1
+        assert rig.answers() == 1
+        rig.close()
+
+
+class Spoiler(Device):
+    """Leaves nonsense in the request that it was given."""
+
+    queue_sizes = (SIZE,)
+
+    def process(self, queue: int, chain: DescriptorChain) -> None:
+        chain.head = "no number"  # type: ignore[assignment]
+
+
+def test_p19_whatever_a_device_does_to_a_request_costs_its_queue_alone() -> None:
+    with raw_frontend(Spoiler()) as raw:
+        rig = Rig(raw, Stuck())
+        rig.ask(b"any ")
+        assert raw.err is not None
+        wait_until(lambda: raw.served.backend.counters.broken == 1, "the queue is broken")
+        assert os.eventfd_read(raw.err.fileno()) == 1
+        assert any("queues" in thread.name for thread in threading.enumerate())
+        raw.alive()
+        rig.close()
+
+
+@pytest.mark.parametrize("name", [Q.SET_VRING_KICK, Q.SET_VRING_CALL, Q.SET_VRING_ERR])
+def test_an_eventfd_of_the_front_end_never_blocks(name: int) -> None:
+    """It can take a kick back, or fill a call's counter, between a look at it and its use."""
+    with raw_frontend(Stuck()) as raw, OwnedFd(os.eventfd(0, os.EFD_CLOEXEC)) as fd:
+        raw.negotiate()
+        raw.accepted(name, U64(0), fds=[fd])
+        assert not os.get_blocking(fd.fileno())

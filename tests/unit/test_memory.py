@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import random
@@ -22,6 +23,7 @@ from vhostuser.testing import memory_file
 from vhostuser.transport.fds import OwnedFd
 
 PAGE = 4096
+F_ADD_SEALS, F_SEAL_SHRINK = 1033, 2
 TOP = (1 << 64) - PAGE
 
 
@@ -269,3 +271,46 @@ def test_a_copy_that_the_kernel_forbids_is_an_error_of_its_own() -> None:
     view = memoryview(bytearray(8))
     with mock.patch("os.getpid", return_value=1 << 30), pytest.raises(OSError, match="process_vm copy"):
         mapping.copy_from(mapping.address_of(view), 8)
+
+
+def cut_and_seal(file: int) -> None:
+    """What a hostile peer does between two looks at its file."""
+    os.ftruncate(file, 0)
+    fcntl.fcntl(file, F_ADD_SEALS, F_SEAL_SHRINK)
+
+
+def test_m06_a_file_that_is_sealed_after_its_size_was_seen_is_fragile() -> None:
+    """Else it could have shrunk in between, and is believed to be whole."""
+    with memory_file(2, seal=False) as fd:
+
+        def fstat(file: int) -> os.stat_result:
+            seen = real(file)
+            cut_and_seal(file)
+            return seen
+
+        real = os.fstat
+        with mock.patch.object(os, "fstat", fstat):
+            region = map_region(MemoryRegion(0, 2 * PAGE, 0, 0), fd.fileno())
+        assert region.fragile
+
+
+@pytest.mark.parametrize("first", [os.O_RDONLY, os.O_RDWR])
+def test_a_region_is_another_one_with_an_fd_of_other_rights(first: int) -> None:
+    description = MemoryRegion(0, PAGE, 0, 0)
+    with memory_file(1) as fd:
+        fds = [OwnedFd(os.open(f"/proc/self/fd/{fd.fileno()}", mode)) for mode in (first, os.O_RDONLY ^ os.O_RDWR ^ first)]
+        one, other = fds
+        with one, other:
+            known = map_region(description, one.fileno())
+            assert map_region(description, one.fileno(), [known]) is known
+            found = map_region(description, other.fileno(), [known])
+            assert found.view.readonly != known.view.readonly
+
+
+def test_an_arena_gives_no_negative_number_of_bytes() -> None:
+    arena = Arena(1 << 16)
+    free = arena.free
+    with pytest.raises(ValueError, match="-1 bytes"):
+        arena.take(-1)
+    assert arena.free == free
+    arena.close()

@@ -278,3 +278,14 @@ def test_q35_a_broken_queue_is_alone_and_is_revived(ring: Format, end: Callable[
         again.start()
         assert [again.exchange() for _ in range(2 * SIZE)] == [b"request"] * 2 * SIZE
         assert raw.served.backend.counters.broken == 1
+
+
+def test_q06_a_size_for_packed_rings_is_none_for_a_split_one() -> None:
+    """The size was said before the format was changed; neither half runs such a ring."""
+    with raw_frontend(Scripted()) as raw:
+        raw.negotiate(features=features_for(PACKED))
+        raw.share_memory()
+        raw.accepted(Q.SET_VRING_NUM, VringState(0, 3))
+        raw.accepted(Q.SET_FEATURES, U64(features_for(SPLIT)))
+        raw.accepted(Q.SET_VRING_ADDR, VringAddr(0, 0, 0, 0x2000, 0x1000, 0))
+        raw.refused(Q.SET_VRING_KICK, U64(0), fds=[raw.eventfd()])

@@ -298,7 +298,7 @@ cdef class WindowCore:
     cdef bint place(self, int fd, uint64_t shm_offset, uint64_t len, uint64_t fd_offset, uint64_t flags) noexcept nogil:
         """SHMEM_MAP. Map at an address of the kernel's choice, then move: there is no hole at any moment."""
         cdef void *scratch
-        cdef bint fits
+        cdef bint fits, sealed
         if flags & ~<uint64_t>MAP_RW or not plain_range(self.size, shm_offset, len) or not plain_file(fd_offset, len):
             return False
         if not vhu_holds(fd, fd_offset + len) or not self.table.fits(shm_offset, len) or not take(&self.quota.count):
@@ -312,8 +312,9 @@ cdef class WindowCore:
             self.restore(shm_offset, len)
             give(&self.quota.count)
             return False
+        sealed = vhu_sealed(fd) and vhu_holds(fd, fd_offset + len)  # it may have shrunk before it was sealed
         self.table.acquire()
-        fits = self.table.add(shm_offset, len, fd_offset, flags & MAP_RW, vhu_sealed(fd))
+        fits = self.table.add(shm_offset, len, fd_offset, flags & MAP_RW, sealed)
         self.table.release()
         if not fits:
             self.restore(shm_offset, len)

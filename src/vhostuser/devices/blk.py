@@ -70,6 +70,8 @@ class BlockDevice(Device):
     """
 
     virtio_id = DeviceId.BLOCK
+    drain_timeout = 60.0
+    """A disk may be slow, and must not write into the memory of a driver that has stopped it."""
 
     def __init__(self, disk: Disk, *, num_queues: int = 1, queue_size: int = QUEUE_SIZE) -> None:
         self.queue_sizes = (queue_size,) * num_queues

@@ -115,7 +115,8 @@ class BlockDriver:
         try:
             while True:
                 answers = [(flying.pop(each.ticket), each) for each in done]
-                flying |= {self._submit(ask): ask for ask in islice(asks, room - len(flying))}
+                for ask in islice(asks, room - len(flying)):
+                    flying[self._submit(ask)] = ask
                 self.queue.notify()  # the device works while the caller does
                 yield from ((ask, _answer(ask, each)) for ask, each in answers)
                 if not flying:

@@ -44,6 +44,8 @@ class Arena:
 
     def take(self, size: int, align: int = 16) -> int:
         """The guest address of `size` zeroed bytes; MemoryError if no block that holds them is left."""
+        if size < 0:
+            raise ValueError(f"{size} bytes of shared memory wanted")
         order = max(SMALLEST, (max(size, align) - 1).bit_length())
         start = self._cut(order)
         if start is None:

@@ -71,7 +71,8 @@ class WindowCore:
             self._restore(shm_offset, len)
             return False
         mapping = Mapping(shm_offset, len, fd_offset, flags == MAP_RW)
-        self._table.insert(mapping, sealed=not status.st_nlink and is_sealed(fd))
+        sealed = not status.st_nlink and is_sealed(fd) and end <= os.fstat(fd).st_size  # it may have shrunk before the seal
+        self._table.insert(mapping, sealed=sealed)
         self._quota.add(1)
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -54,9 +55,10 @@ def map_region(
     If its file may shrink it is fragile; `copies` counts what is copied of it. RemoteProtocolError if the file is shorter
     than the region or can't be mapped.
     """
-    status = os.fstat(fd)
+    fragile, status = may_shrink(fd), os.fstat(fd)  # in this order: what was sealed before keeps the size that is seen now
+    access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
     identity = (
-        region.guest_addr, region.size, region.user_addr, region.mmap_offset, status.st_dev, status.st_ino
+        region.guest_addr, region.size, region.user_addr, region.mmap_offset, status.st_dev, status.st_ino, access
     )  # fmt: skip
     for other in known:
         if other.identity == identity:
@@ -67,7 +69,7 @@ def map_region(
         raise RemoteProtocolError(f"{text} {status.st_size:#x}", field="size", value=region.size, limit=status.st_size)
     mapped, skip = _map(region, fd)
     address, view = start_of(mapped) + skip, mapped[skip : skip + region.size]
-    shown = FragileView(view, address, copies or Copies()) if may_shrink(fd) else view
+    shown = FragileView(view, address, copies or Copies()) if fragile else view
     return GuestRegion(region.guest_addr, region.user_addr, shown, identity, address)
 
 

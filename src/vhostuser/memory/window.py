@@ -44,11 +44,12 @@ class Window:
         if full := self.quota.exhausted():
             text = f"SHMEM_MAP passes the {full.name}'s quota of {full.limit} live mappings"
             raise RemoteProtocolError(text, request="SHMEM_MAP", field="mappings", value=full.used, limit=full.limit)
+        sealed = is_sealed(fd)
         _check_file(fd, request)
         prot = mmap.PROT_READ | (mmap.PROT_WRITE if request.writable else 0)
         memory.place(self.base + request.shm_offset, request.len, fd, request.fd_offset, prot, populate=self.populate)
         made = Mapping(request.shm_offset, request.len, request.fd_offset, request.writable)
-        self.table.insert(made, sealed=is_sealed(fd))
+        self.table.insert(made, sealed=sealed)
         self.quota.add(1)
         return made
 
