@@ -71,10 +71,11 @@ class Vring:
     def replace(self, name: str, fd: OwnedFd | None) -> None:
         """Put another eventfd (`kick`, `call` or `err`) in place, or none; the old one is closed.
 
-        The front-end has it as well, and may take or fill it between a look at it and its use: it must not block.
+        The front-end has it as well, and may take or fill it between a look at it and its use: it must not block. OSError if
+        it can't be told so; all is as it was, then.
         """
         if fd is not None:
-            os.set_blocking(fd.fileno(), False)
+            _never_block(fd)
         with self._files_lock:
             old = self._files.pop(name, None)
             if fd is not None:
@@ -109,3 +110,12 @@ class Vring:
         self.unsettle()
         for name in ("kick", "call", "err"):
             self.replace(name, None)
+
+
+def _never_block(fd: OwnedFd) -> None:
+    """Let reads and writes fail that would wait; the fd is closed if it is none that could."""
+    try:
+        os.set_blocking(fd.fileno(), False)
+    except OSError:
+        fd.close()
+        raise

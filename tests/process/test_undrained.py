@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,7 @@ from vhostuser.protocol.numbers import FrontendRequest
 from vhostuser.protocol.payloads import U64, VringState
 from vhostuser.testing import DEADLINE, ServedRawFrontend, raw_frontend, wait_until
 from vhostuser.transport.fds import OwnedFd
+from vhostuser.transport.socket import wait
 from vhostuser.virtio.driver import DriverQueue
 from vhostuser.virtio.split import ring_sizes
 
@@ -166,8 +168,8 @@ def test_p19_whatever_a_device_does_to_a_request_costs_its_queue_alone() -> None
         rig = Rig(raw, Stuck())
         rig.ask(b"any ")
         assert raw.err is not None
-        wait_until(lambda: raw.served.backend.counters.broken == 1, "the queue is broken")
-        assert os.eventfd_read(raw.err.fileno()) == 1
+        assert wait([raw.err], time.monotonic() + DEADLINE), "the queue is broken"
+        assert os.eventfd_read(raw.err.fileno()) == raw.served.backend.counters.broken == 1
         assert any("queues" in thread.name for thread in threading.enumerate())
         raw.alive()
         rig.close()
@@ -180,3 +182,10 @@ def test_an_eventfd_of_the_front_end_never_blocks(name: int) -> None:
         raw.negotiate()
         raw.accepted(name, U64(0), fds=[fd])
         assert not os.get_blocking(fd.fileno())
+
+
+@pytest.mark.parametrize("name", [Q.SET_VRING_KICK, Q.SET_VRING_CALL, Q.SET_VRING_ERR])
+def test_an_fd_of_a_path_is_no_eventfd(name: int) -> None:
+    with raw_frontend(Stuck()) as raw, OwnedFd(os.open("/dev/null", os.O_PATH | os.O_CLOEXEC)) as fd:
+        raw.negotiate()
+        raw.refused(name, U64(0), fds=[fd])
