@@ -19,7 +19,7 @@ def test_the_tests_of_an_example_pass(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "-p", "no:randomly"],
         cwd=EXAMPLES / name,
-        env={key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "COV"))},
+        env={key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "COV", "PYTHONOPTIMIZE"))},
         capture_output=True,
         text=True,
         timeout=SECONDS,
