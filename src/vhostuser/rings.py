@@ -215,6 +215,8 @@ class Rings:
                     self._break(vring, error)
                     return
                 except Exception as error:
+                    if vring.queue is not queue:
+                        continue
                     self._log.exception(f"queue {vring.index} failed")
                     self._break(vring, QueueBroken(f"{type(error).__name__}: {error}"))
                     return

@@ -274,8 +274,8 @@ class Serving:
         self._refresh()
 
     def on_set_vring_addr(self, message: OwnedMessage) -> None:
-        self._guest.set_logging()
         self._bind_active(_body(message, VringAddr).index, "SET_VRING_ADDR")
+        self._guest.set_logging()
         self._refresh()
 
     def on_set_vring_base(self, message: OwnedMessage) -> None:

@@ -67,8 +67,8 @@ cdef class Server:
     def run(self, others, double seconds):
         """Answer requests until one of the fds `others` is readable, and return it; those that came before it first.
 
-        EXPIRED after `seconds` (negative: never), or earlier for Python to look at its signals, TAKE if something is there for `take`, NOT_TAKEN if the back-end does not
-        take its acknowledgements.
+        EXPIRED after `seconds` (negative: never), or earlier for Python to look at its signals, TAKE if something is there
+        for `take`, NOT_TAKEN if the back-end does not take its acknowledgements.
         """
         cdef pollfd watched[MOST_OTHERS + 1]
         cdef int count = len(others), result, at = 0
