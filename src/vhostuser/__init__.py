@@ -5,7 +5,7 @@ from __future__ import annotations
 from ._native import accelerated
 from .backend import Backend
 from .counters import Counters
-from .device import Device
+from .device import KEEP, Device
 from .errors import (
     DeadlineExpired,
     Disconnected,
@@ -27,6 +27,7 @@ from .version import VERSION
 from .virtio.chain import DescriptorChain
 
 __all__ = [
+    "KEEP",
     "AddressError",
     "Backend",
     "Counters",

@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping as MappingOf
+from enum import Enum
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, Final, Protocol
 
 from .errors import LocalProtocolError
 from .shared_memory import SharedMemory
 from .virtio.chain import DescriptorChain
+
+
+class Keep(Enum):
+    """What `process` returns of a request that is not done yet."""
+
+    KEEP = "keep"
+
+
+KEEP: Final = Keep.KEEP
+
+
+class Queues(Protocol):
+    """A device's queues while a front-end is connected."""
+
+    def complete(self, queue: int, chain: DescriptorChain) -> None:
+        """Give a kept request back."""
+
+    def resume(self, queue: int) -> None:
+        """Look at the queue again."""
 
 
 class Device:
@@ -35,10 +55,30 @@ class Device:
     """The configuration space."""
     shm: MappingOf[int, SharedMemory] = MappingProxyType({})
     """The shared memory regions by shmid, once a Backend has the device."""
+    queues: Queues | None = None
+    """What `complete` and `resume` go to: set by a Backend as long as a front-end is connected."""
 
-    def process(self, queue: int, chain: DescriptorChain) -> None:
-        """Handle one request of queue number `queue`: read what the driver gave, write what it asked for."""
+    def process(self, queue: int, chain: DescriptorChain) -> Keep | None:
+        """Handle one request of queue number `queue`: read what the driver gave, write what it asked for.
+
+        It is given back when this returns; if KEEP is returned, once `complete` is called for it. A stop of the queue waits
+        for what is kept, `drain_timeout` seconds at most: for input that may never come use `takes`.
+        """
         raise LocalProtocolError(f"{type(self).__name__} has no process() for the requests of queue {queue}")
+
+    def takes(self, queue: int) -> bool:
+        """Whether the device wants the next request of that queue now. After a no it waits for `resume`, or a kick."""
+        return True
+
+    def complete(self, queue: int, chain: DescriptorChain) -> None:
+        """Give back a request that `process` has kept, from any thread; in vain if it was abandoned meanwhile."""
+        if queues := self.queues:
+            queues.complete(queue, chain)
+
+    def resume(self, queue: int) -> None:
+        """Have the queue looked at again, from any thread, since `takes` would say yes now."""
+        if queues := self.queues:
+            queues.resume(queue)
 
     def driver_ready(self) -> None:
         """A driver has taken the device, for the first time or after a reset. Nothing is mapped; mapping is allowed."""

@@ -1,37 +1,29 @@
-"""The queue thread of a back-end: from a kick to a call.
+"""The rings of a back-end as the thread that serves the front-end starts, changes and stops them.
 
-The thread that serves the front-end starts, changes and stops rings; this one takes requests from those that are active,
-lets the device process them, and gives them back. So the device may wait, for a disk or for the front-end's answer to
-SHMEM_MAP, while the front-end is still served. A ring's lock is held while one of its requests is processed: to stop a ring
-is to take the lock.
+Another thread, the queue thread, takes requests from those that are active, lets the device process them, and gives them
+back. So the device may wait, for a disk or for the front-end's answer to SHMEM_MAP, while the front-end is still served. A
+ring's lock is held while one of its requests is processed: to stop a ring is to take the lock.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+import time
+from collections.abc import Callable, Sequence
 
 from .counters import Counters
 from .device import Device
-from .errors import MemoryFault, QueueBroken, VhostUserError
+from .errors import LocalProtocolError, QueueBroken
 from .limited_log import LimitedLog
-from .memory.dirty_log import DirtyLog
-from .memory.fragile import pour_back
 from .memory.guest import GuestMemory
 from .protocol.payloads import VringAddr
-from .transport.loop import Poller, Waker
+from .queue_thread import QueueThread
+from .ring_work import RingWork
 from .virtio.chain import DescriptorChain
-from .virtqueue import DeviceQueue, Place
+from .virtqueue import Place
 from .vring import Vring
 
 log = logging.getLogger(__name__)
-CLOSE_TIMEOUT: Final = 1.0
-"""Seconds that the end of a connection waits for the request in progress."""
-LONGEST_WRITTEN: Final = (1 << 32) - 1
-"""What a used entry can say."""
 
 
 class Rings:
@@ -42,13 +34,10 @@ class Rings:
 
     def __init__(self, device: Device, counters: Counters, ready: Callable[[], None], limited: LimitedLog) -> None:
         self.vrings = [Vring(index) for index in range(len(device.queue_sizes))]
-        self._device, self._counters, self._ready, self._log = device, counters, ready, limited
-        self._waker = Waker()
-        self._thread: threading.Thread | None = None
-        self._closing = False
-        self._ready_due = False
-        self.log: DirtyLog | None = None
-        """Where writes to guest memory are logged, while they are."""
+        self.work = RingWork(device, counters, limited)
+        name = f"vhost-user queues of {type(device).__name__}"
+        self._thread = QueueThread(name, self.vrings, self.work, ready, limited)
+        self._drain_timeout = device.drain_timeout
 
     def bind(self, place: Place, base: int | None) -> None:
         """Lay a stopped ring there; it goes on at `base`, or begins.
@@ -75,32 +64,25 @@ class Rings:
     def _lay_at_rest(self, vring: Vring) -> None:
         """Move a ring now if no request of it is in progress, so that it keeps no memory that was taken away."""
         if not vring.lock.acquire(blocking=False):
-            self._waker.set()
+            self._thread.wake()
             return
         try:
             vring.lay()
         except QueueBroken as error:
-            self._break(vring, error)
+            self.work.break_off(vring, error)
         finally:
             vring.lock.release()
 
     def start(self, index: int) -> None:
         """Let the thread take requests from the ring; what waits in it already is taken without a kick."""
         vring = self.vrings[index]
-        if vring.broken:
-            return
-        if self._thread is None:
-            name = f"vhost-user queues of {type(self._device).__name__}"
-            thread = threading.Thread(target=self._run, name=name, daemon=True)
-            thread.start()
-            self._thread = thread
-        vring.active = True
-        self._waker.set()
+        if not vring.broken:
+            vring.active = True
+            self._thread.start()
 
     def announce(self) -> None:
         """Let the thread call `ready` before it does anything else."""
-        self._ready_due = True
-        self._waker.set()
+        self._thread.announce()
 
     def stop(self, index: int) -> int:
         """Pause the ring and forget where it lies; the next available index."""
@@ -111,183 +93,62 @@ class Rings:
         return queue.base if queue else 0
 
     def pause(self, index: int) -> None:
-        """Take no more requests from the ring, and wait for the one in progress."""
+        """Take no more requests from the ring, and wait for what is in progress or kept by the device."""
         vring = self.vrings[index]
         vring.active = False
-        if vring.lock.acquire(timeout=self._device.drain_timeout):
-            vring.lock.release()
-        else:
+        if not self._drain(vring, time.monotonic() + self._drain_timeout):
             self._abandon(vring)
             log.warning("ring %d was stopped while a request of it was still in progress", index)
-        self._waker.set()
+        self._thread.wake()
+
+    def _drain(self, vring: Vring, deadline: float) -> bool:
+        """Whether everything was given back in time."""
+        while vring.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            try:
+                vring.completion.clear()
+                self.work.collect(vring)
+                if not vring.kept:
+                    return True
+            finally:
+                vring.lock.release()
+            if not vring.completion.wait(max(0.0, deadline - time.monotonic())):
+                return False
+        return False
 
     def _abandon(self, vring: Vring) -> None:
-        """Leave a request in progress to itself: what was done before it is shown to the driver, it never is."""
+        """Leave what is in progress to itself: what was done before it is shown to the driver, it never is."""
         with vring.books:
             vring.epoch += 1
+            vring.kept.clear()
             if vring.queue is not None:
                 try:
-                    self._publish(vring, vring.queue)
+                    self.work.publish(vring, vring.queue)
                 except QueueBroken as error:
-                    self._log.warning(f"queue {vring.index}: {error}")
+                    log.warning("queue %d: %s", vring.index, error)
+
+    def complete(self, queue: int, chain: DescriptorChain) -> None:
+        """Have a kept request given back, from any thread; nothing if it was abandoned meanwhile."""
+        self._of_device(queue).complete(chain)
+        self._thread.wake()
+
+    def resume(self, queue: int) -> None:
+        """Have the queue looked at again, from any thread."""
+        self._of_device(queue)
+        self._thread.wake()
+
+    def _of_device(self, queue: int) -> Vring:
+        if not 0 <= queue < len(self.vrings):
+            text = f"queue {queue} is none of the device's {len(self.vrings)}"
+            raise LocalProtocolError(text, field="queue", value=queue, limit=len(self.vrings))
+        return self.vrings[queue]
 
     def wake(self) -> None:
         """Let the thread look anew at what it waits on."""
-        self._waker.set()
+        self._thread.wake()
 
     def close(self) -> None:
         """Stop all rings, end the thread, close the eventfds; a thread with a request in progress does that itself."""
         for vring in self.vrings:
             vring.active = False
             vring.epoch += 1
-        self._closing = True
-        self._waker.set()
-        if self._thread is None:
-            self._release()
-            return
-        self._thread.join(CLOSE_TIMEOUT)
-        if self._thread.is_alive():
-            log.warning("a request is still in progress; its thread ends with it")
-
-    def _release(self) -> None:
-        self._waker.close()
-        for vring in self.vrings:
-            vring.close()
-
-    def _run(self) -> None:
-        try:
-            self._serve()
-        finally:
-            self._release()
-
-    def _serve(self) -> None:
-        while not self._closing:
-            poller = Poller().watch(self._waker.fileno())
-            kicks: dict[int, Vring] = {}
-            for vring in self.vrings:
-                if vring.active and (fd := vring.kick_fd()) is not None:
-                    kicks[fd] = vring
-                    poller.watch(fd)
-            self._call_ready()
-            for vring in kicks.values():
-                self._work(vring)
-            self._wait(poller, kicks)
-
-    def _call_ready(self) -> None:
-        if self._ready_due:
-            self._ready_due = False
-            try:
-                self._ready()
-            except VhostUserError as error:
-                self._log.warning(f"the start of the device failed: {error}")
-            except Exception:
-                self._log.exception(f"{type(self._device).__name__}.driver_ready failed")
-
-    def _wait(self, poller: Poller, kicks: dict[int, Vring]) -> None:
-        """Serve kicks until something about the rings has changed."""
-        while True:
-            for fd in poller.wait(None):
-                if fd == self._waker.fileno():
-                    self._waker.clear()
-                    return
-                vring = kicks[fd]
-                if not vring.active:
-                    return
-                try:
-                    vring.take_kick(fd)
-                except QueueBroken as error:
-                    self._break(vring, error)
-                    return
-                self._work(vring)
-
-    def _work(self, vring: Vring) -> None:
-        """Process all that waits in a ring, publishing once a batch."""
-        while vring.active and not self._closing:
-            with vring.lock:
-                queue = vring.queue
-                try:
-                    if (queue := vring.settle()) is None:
-                        return
-                    more = self._batch(vring, queue)
-                except QueueBroken as error:
-                    if not vring.settled or vring.queue is not queue:
-                        continue
-                    self._break(vring, error)
-                    return
-                except Exception as error:
-                    if vring.queue is not queue:
-                        continue
-                    self._log.exception(f"queue {vring.index} failed")
-                    self._break(vring, QueueBroken(f"{type(error).__name__}: {error}"))
-                    return
-            if not more:
-                return
-
-    def _batch(self, vring: Vring, queue: DeviceQueue) -> bool:
-        """Process what waits, a queue's length at most, and publish it in one go; whether there was anything."""
-        epoch, chain = vring.epoch, None
-        try:
-            for _ in range(queue.size):
-                if vring.epoch != epoch or not vring.active or not vring.settled or (chain := queue.pop()) is None:
-                    break
-                self._process(vring.index, chain)
-                self._give_back(vring, queue, chain, epoch)
-        finally:
-            with vring.books:
-                if vring.epoch == epoch:
-                    self._publish(vring, queue)
-        return chain is not None or not vring.settled
-
-    def _give_back(self, vring: Vring, queue: DeviceQueue, chain: DescriptorChain, epoch: int) -> None:
-        """Give a request back, unless a stop has abandoned it."""
-        with vring.books:
-            if vring.epoch == epoch and vring.place:
-                self._settle_writes(vring.place.memory, chain)
-                chain.written = min(chain.written, LONGEST_WRITTEN)
-                queue.push(chain)
-                vring.pushed += 1
-
-    def _settle_writes(self, memory: GuestMemory, chain: DescriptorChain) -> None:
-        """What the device wrote for a request reaches fragile memory and the dirty log, before the driver is told."""
-        if memory.fragile:
-            with _breaking():
-                pour_back(chain.writable)
-        if log := self.log:
-            with _breaking():
-                log.mark_views(memory, chain.writable)
-
-    def _publish(self, vring: Vring, queue: DeviceQueue) -> None:
-        """Show the driver what was pushed, mark where that was written, and notify it if it wants that."""
-        if not vring.pushed:
-            return
-        vring.pushed, notify = 0, queue.publish()
-        if (log := self.log) and (place := vring.place) and vring.used_log is not None:
-            with _breaking():
-                log.mark(vring.used_log, place.sizes[2])
-                log.mark_views(place.memory, place.written_views())
-        if notify:
-            vring.signal("call")
-
-    def _process(self, index: int, chain: DescriptorChain) -> None:
-        try:
-            self._device.process(index, chain)
-        except VhostUserError as error:
-            self._log.warning(f"a request of queue {index} failed: {error}")
-        except Exception:
-            self._log.exception(f"{type(self._device).__name__}.process failed for a request of queue {index}")
-
-    def _break(self, vring: Vring, error: QueueBroken) -> None:
-        """This queue stops until it is set up again; the others live."""
-        vring.active, vring.broken = False, True
-        self._counters.broken += 1
-        self._log.warning(f"queue {vring.index} is broken: {error}")
-        vring.signal("err")
-
-
-@contextlib.contextmanager
-def _breaking() -> Iterator[None]:
-    """Within it, a write that can't be made or logged breaks the queue."""
-    try:
-        yield
-    except MemoryFault as error:
-        raise QueueBroken(f"a write is lost: {error}") from None
+        self._thread.close()

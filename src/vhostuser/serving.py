@@ -79,6 +79,7 @@ class Serving:
         self._session = Session(Role.BACKEND, state, queue_sizes=device.queue_sizes, dialect=dialect)
         self._watch = DriverWatch(device, port, self._session, regions, limited)
         self._rings = Rings(device, counters, self._watch.ready, limited)
+        device.queues = self._rings
         self._guest = GuestTable(self._session, self._rings, exports_memory=bool(regions))
         self._diagnosed = False
         self._log = limited
@@ -96,6 +97,7 @@ class Serving:
 
     def _end(self) -> None:
         """Release all that the connection owned."""
+        self._device.queues = None
         self._port.shutdown()
         self._rings.close()
         self._port.close()

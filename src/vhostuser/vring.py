@@ -6,12 +6,16 @@ import contextlib
 import os
 import sys
 import threading
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .errors import QueueBroken
+from .memory.guest import GuestMemory
 from .transport.fds import OwnedFd
 from .transport.loop import drain
 from .transport.socket import wait
+from .virtio.chain import DescriptorChain
 from .virtqueue import DeviceQueue, Place
 
 
@@ -31,14 +35,19 @@ class Vring:
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while a request is processed."""
     books: threading.Lock = field(default_factory=threading.Lock)
-    """Held while requests are given back and `epoch` changes: a stop may do both for a request that does not end."""
+    """Held while requests are given back or kept, and while `epoch` changes: a stop may do so while one does not end."""
     pushed: int = 0
     """Requests that were given back and are not published."""
     epoch: int = 0
     """Changes when a stop did not wait for the request in progress, which then may not be given back."""
+    kept: dict[DescriptorChain, GuestMemory] = field(default_factory=dict)
+    """Requests that the device keeps, and the memory in which they lie. The lock guards it."""
+    completion: threading.Event = field(default_factory=threading.Event)
+    """Set when the device has completed one of them."""
     used_log: int | None = None
     """Where in guest memory the used ring lies for the dirty log, if writes to it are to be logged."""
     _settled: Place | None = None
+    _completed: deque[DescriptorChain] = field(default_factory=deque)
     _files: dict[str, OwnedFd] = field(default_factory=dict)
     _files_lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -67,6 +76,16 @@ class Vring:
     def unsettle(self) -> None:
         """Let go of the memory table in which the queue lay."""
         self._settled = self.place = None
+
+    def complete(self, chain: DescriptorChain) -> None:
+        """The device is done with a request that it kept. From any thread."""
+        self._completed.append(chain)
+        self.completion.set()
+
+    def take_completed(self) -> Iterator[DescriptorChain]:
+        """What was completed and not taken yet."""
+        while self._completed:
+            yield self._completed.popleft()
 
     def replace(self, name: str, fd: OwnedFd | None) -> None:
         """Put another eventfd (`kick`, `call` or `err`) in place, or none; the old one is closed.
@@ -107,6 +126,8 @@ class Vring:
     def close(self) -> None:
         """Close the eventfds, and let go of guest memory."""
         self.queue = self.moved = None
+        self.kept.clear()
+        self._completed.clear()
         self.unsettle()
         for name in ("kick", "call", "err"):
             self.replace(name, None)

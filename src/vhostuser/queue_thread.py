@@ -1,0 +1,113 @@
+"""The queue thread of a back-end: from a kick to the work on a ring, and to sleep until the next one."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from .errors import QueueBroken, VhostUserError
+from .limited_log import LimitedLog
+from .ring_work import RingWork
+from .transport.loop import Poller, Waker
+from .vring import Vring
+
+log = logging.getLogger(__name__)
+CLOSE_TIMEOUT: Final = 1.0
+"""Seconds that the end of a connection waits for the request in progress."""
+
+
+class QueueThread:
+    """One thread and the rings that it works on. It begins with the first `start`.
+
+    `ready` is called in it when a driver has taken the device, before its first request.
+    """
+
+    def __init__(
+        self, name: str, vrings: Sequence[Vring], work: RingWork, ready: Callable[[], None], limited: LimitedLog
+    ) -> None:
+        self._name, self._vrings, self._work, self._ready, self._log = name, vrings, work, ready, limited
+        self._waker = Waker()
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._ready_due = False
+
+    def start(self) -> None:
+        """Let it work on the rings that are active now."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
+        self._waker.set()
+
+    def announce(self) -> None:
+        """Let the thread call `ready` before it does anything else."""
+        self._ready_due = True
+        self._waker.set()
+
+    def wake(self) -> None:
+        """Let the thread look anew at what it waits on."""
+        self._waker.set()
+
+    def close(self) -> None:
+        """End the thread and close the eventfds; a thread with a request in progress does that itself."""
+        self._closing = True
+        self._waker.set()
+        if self._thread is None:
+            self._release()
+            return
+        self._thread.join(CLOSE_TIMEOUT)
+        if self._thread.is_alive():
+            log.warning("a request is still in progress; its thread ends with it")
+
+    def _release(self) -> None:
+        self._waker.close()
+        for vring in self._vrings:
+            vring.close()
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        finally:
+            self._release()
+
+    def _serve(self) -> None:
+        while not self._closing:
+            poller = Poller().watch(self._waker.fileno())
+            kicks: dict[int, Vring] = {}
+            for vring in self._vrings:
+                if vring.active and (fd := vring.kick_fd()) is not None:
+                    kicks[fd] = vring
+                    poller.watch(fd)
+            self._call_ready()
+            for vring in kicks.values():
+                self._work.work(vring)
+            self._wait(poller, kicks)
+
+    def _call_ready(self) -> None:
+        if self._ready_due:
+            self._ready_due = False
+            try:
+                self._ready()
+            except VhostUserError as error:
+                self._log.warning(f"the start of the device failed: {error}")
+            except Exception:
+                self._log.exception("the start of the device failed")
+
+    def _wait(self, poller: Poller, kicks: dict[int, Vring]) -> None:
+        """Serve kicks until something about the rings has changed, or a device has completed what it kept."""
+        while True:
+            for fd in poller.wait(None):
+                if fd == self._waker.fileno():
+                    self._waker.clear()
+                    return
+                vring = kicks[fd]
+                if not vring.active:
+                    return
+                try:
+                    vring.take_kick(fd)
+                except QueueBroken as error:
+                    self._work.break_off(vring, error)
+                    return
+                self._work.work(vring)
