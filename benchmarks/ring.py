@@ -26,7 +26,7 @@ from vhostuser.memory.guest import GuestMemory, GuestRegion
 from vhostuser.virtio.numbers import DESC_NEXT, DESC_WRITE
 from vhostuser.virtio.packed import PackedQueue
 from vhostuser.virtio.split import SplitQueue, ring_sizes
-from vhostuser.virtqueue import DeviceQueue, new_device_queue
+from vhostuser.virtqueue import LaidQueue, new_device_queue
 
 HERE: Final = Path(__file__).resolve().parent
 SIZE, CHAINS, LENGTHS, MEMORY = 1024, 256, (16, 64, 1), 1 << 20
@@ -99,7 +99,7 @@ class Bench:
         halves = (self.memory[: MEMORY // 2], self.memory[MEMORY // 2 :])
         memory = GuestMemory([GuestRegion(at * MEMORY // 2, 0, half, ()) for at, half in enumerate(halves)])
         parts = (SIZE, self.descriptors, self.rings, self.used, memory)
-        self.queue: DeviceQueue = SplitQueue(*parts) if pure else new_device_queue(*parts, 0, base=0)
+        self.queue: LaidQueue = SplitQueue(*parts) if pure else new_device_queue(*parts, 0, base=0)
 
     def _describe(self, index: int) -> None:
         last = index % len(LENGTHS) == len(LENGTHS) - 1

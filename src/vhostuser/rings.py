@@ -54,7 +54,7 @@ class Rings:
         Does not wait for a request in progress, which may be what caused this: its ring moves when it is done.
         """
         bound = [(row, self.vrings[row[0]].place) for row in rings]
-        places = [Place(*row, memory, place.features) for row, place in bound if place is not None]
+        places = [Place(*row, memory, place.features, place.inflight) for row, place in bound if place is not None]
         for place in places:
             place.check()
         for place in places:
@@ -84,29 +84,34 @@ class Rings:
         """Let the thread call `ready` before it does anything else."""
         self._thread.announce()
 
-    def stop(self, index: int) -> int:
-        """Pause the ring and forget where it lies; the next available index."""
-        self.pause(index)
+    def stop(self, index: int, *, record: bool = False) -> int:
+        """Pause the ring and forget where it lies; the next available index.
+
+        With `record` what the device keeps stays in the inflight area, for whoever starts the ring next.
+        """
+        self.pause(index, record=record)
         vring = self.vrings[index]
         queue, vring.queue, vring.moved, vring.broken = vring.queue, None, None, False
         vring.unsettle()
         return queue.base if queue else 0
 
-    def pause(self, index: int) -> None:
+    def pause(self, index: int, *, record: bool = False) -> None:
         """Take no more requests from the ring, and wait for what is in progress or kept by the device."""
         vring = self.vrings[index]
         vring.active = False
-        if not self._drain(vring, time.monotonic() + self._drain_timeout):
+        if not self._drain(vring, time.monotonic() + self._drain_timeout, record=record):
             self._abandon(vring)
             log.warning("ring %d was stopped while a request of it was still in progress", index)
         self._thread.wake()
 
-    def _drain(self, vring: Vring, deadline: float) -> bool:
-        """Whether everything was given back in time."""
+    def _drain(self, vring: Vring, deadline: float, *, record: bool) -> bool:
+        """Whether everything was given back in time, or is recorded."""
         while vring.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
             try:
                 vring.completion.clear()
                 self.work.collect(vring)
+                if record:
+                    vring.kept.clear()
                 if not vring.kept:
                     return True
             finally:

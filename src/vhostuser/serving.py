@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from .counters import Counters
 from .device import Device
@@ -13,12 +13,13 @@ from .driver_watch import DriverWatch
 from .errors import Disconnected, ProtocolError, QueueBroken, RemoteProtocolError, VhostUserError
 from .guest_table import GuestTable
 from .limited_log import LimitedLog
+from .memory.inflight import InflightArea, new_area
 from .port import Port
 from .protocol.dialects import Dialect, diagnose_front_end
 from .protocol.framing import reply_frame
 from .protocol.layout import P, Payload
 from .protocol.numbers import MAX_MEM_SLOTS, VRING_INDEX_MASK, FrontendRequest, ProtocolFeature, VhostFeature, mask
-from .protocol.payloads import U64, Config, Log, MemoryTable, ShmemConfig, SingleRegion, VringAddr, VringState
+from .protocol.payloads import U64, Config, Inflight, Log, MemoryTable, ShmemConfig, SingleRegion, VringAddr, VringState
 from .protocol.rules import FRONTEND
 from .protocol.rules import Channel as Side
 from .protocol.session import Session
@@ -47,15 +48,33 @@ FEATURES: Final = mask(
     )
 )
 PROTOCOL_FEATURES: Final = mask(
-    (F.MQ, F.LOG_SHMFD, F.REPLY_ACK, F.BACKEND_REQ, F.CONFIG, F.BACKEND_SEND_FD, F.RESET_DEVICE, F.STATUS)
+    (
+        F.MQ,
+        F.LOG_SHMFD,
+        F.REPLY_ACK,
+        F.BACKEND_REQ,
+        F.CONFIG,
+        F.BACKEND_SEND_FD,
+        F.INFLIGHT_SHMFD,
+        F.RESET_DEVICE,
+        F.STATUS,
+        F.GET_VRING_BASE_INFLIGHT,
+    )
 )
 """What every device offers."""
 WITHOUT_REGIONS: Final = mask((F.CONFIGURE_MEM_SLOTS, F.GPA_ADDRESSES))
 """What a device offers besides that has no shared memory regions. With them QEMU 11.1 dies of a reset under
 CONFIGURE_MEM_SLOTS (K3, K4), and a front-end of 2026 that speaks rust-vmm-0.16 would take GPA_ADDRESSES for SHMEM."""
 
-NEGATIVE: Final[dict[int, Payload | None]] = {Q.GET_CONFIG: None}
+NEGATIVE: Final[dict[int, Payload | None]] = {Q.GET_CONFIG: None, Q.GET_INFLIGHT_FD: Inflight(0, 0, 0, 0)}
 """The replies that say no, for requests that have a reply of their own and a way to say it there."""
+
+
+class WithFd(NamedTuple):
+    """A reply that carries an fd, which is closed once it is sent."""
+
+    body: Payload
+    fd: OwnedFd
 
 
 class Serving:
@@ -81,6 +100,7 @@ class Serving:
         self._rings = Rings(device, counters, self._watch.ready, limited)
         device.queues = self._rings
         self._guest = GuestTable(self._session, self._rings, exports_memory=bool(regions))
+        self._inflight: InflightArea | None = None
         self._diagnosed = False
         self._log = limited
 
@@ -104,6 +124,7 @@ class Serving:
         self._channel.close()
         self._watch.forget()
         self._guest.close()
+        self._inflight = None
 
     def _handle(self, frame: OwnedFrame) -> None:
         """One message, once round."""
@@ -126,10 +147,10 @@ class Serving:
         finally:
             close_all(frame.fds)
 
-    def _perform(self, message: OwnedMessage) -> Payload | None:
+    def _perform(self, message: OwnedMessage) -> Payload | WithFd | None:
         """Call the method of the request; its answer, if the request has one of its own."""
         name = message.rule.name
-        method: Callable[[OwnedMessage], Payload | None] | None = getattr(self, f"on_{name.lower()}", None)
+        method: Callable[[OwnedMessage], Payload | WithFd | None] | None = getattr(self, f"on_{name.lower()}", None)
         if method is None:
             text = f"{name} is not supported by this back-end"
             raise RemoteProtocolError(text, request=name, field="request", value=message.rule.id, limit="what it offers")
@@ -145,10 +166,15 @@ class Serving:
             self._log.exception(f"{name} failed in {type(self._device).__name__}")
             raise RemoteProtocolError(f"{name} failed: {type(error).__name__}", request=name) from error
 
-    def _reply(self, frame: OwnedFrame, body: Payload | None, owed: Owed) -> None:
+    def _reply(self, frame: OwnedFrame, answer: Payload | WithFd | None, owed: Owed) -> None:
         if owed is Owed.ACK:
             self._counters.acks += 1
-        self._channel.send(reply_frame(frame.request, body), f"the reply to request {frame.request}")
+        what = f"the reply to request {frame.request}"
+        if not isinstance(answer, WithFd):
+            self._channel.send(reply_frame(frame.request, answer), what)
+            return
+        with answer.fd:
+            self._channel.send(reply_frame(frame.request, answer.body, (answer.fd.fileno(),)), what)
 
     def _refuse(self, frame: OwnedFrame, state: State, error: ProtocolError) -> None:
         """Say no in the way that the request has; where it has none, the connection ends."""
@@ -270,6 +296,14 @@ class Serving:
     def on_set_log_fd(self, message: OwnedMessage) -> None:
         """An eventfd to tell the front-end of changes in the log; optional, and no front-end waits for it: closed."""
 
+    def on_get_inflight_fd(self, message: OwnedMessage) -> WithFd:
+        body = _body(message, Inflight)
+        return WithFd(*new_area(body.num_queues, body.queue_size))
+
+    def on_set_inflight_fd(self, message: OwnedMessage) -> None:
+        """Rings that start from now on are tracked there, and go on with what is in progress there."""
+        self._inflight = InflightArea(_body(message, Inflight), message.fds[0].fileno())
+
     def on_set_vring_num(self, message: OwnedMessage) -> None:
         self._diagnose()
         self._bind_active(_body(message, VringState).index, "SET_VRING_NUM")
@@ -287,7 +321,8 @@ class Serving:
         index = _body(message, VringState).index
         ring = self._session.state.rings[index]
         bound = self._rings.vrings[index].queue is not None
-        base = self._rings.stop(index) if bound else ring.base
+        record = self._inflight is not None and self._session.state.has(F.GET_VRING_BASE_INFLIGHT)
+        base = self._rings.stop(index, record=record) if bound else ring.base
         if base is None:
             base = ring_format(self._session.state.acknowledged).first_base
         self._set_base(index, base)
@@ -306,7 +341,8 @@ class Serving:
         self._refresh()
 
     def on_set_vring_call(self, message: OwnedMessage) -> None:
-        self._replace(message, "call")
+        """The new eventfd is set once: a back-end that died may have given back requests and not said so."""
+        self._rings.vrings[self._replace(message, "call")].signal("call")
 
     def on_set_vring_err(self, message: OwnedMessage) -> None:
         self._replace(message, "err")
@@ -332,7 +368,9 @@ class Serving:
         ring = state.rings[index]
         if ring.size and ring.addresses and memory.regions:
             try:
-                self._rings.bind(Place(index, ring.size, ring.addresses, memory, state.acknowledged), ring.base)
+                self._rings.bind(
+                    Place(index, ring.size, ring.addresses, memory, state.acknowledged, self._inflight), ring.base
+                )
             except QueueBroken as error:
                 where = ring.addresses.descriptor
                 raise RemoteProtocolError(
@@ -367,6 +405,8 @@ class Serving:
         """The device is as new."""
         for index in range(len(self._rings.vrings)):
             self._rings.stop(index)
+        if self._inflight:
+            self._inflight.forget()
         self._watch.reset()
 
     def _diagnose(self) -> None:

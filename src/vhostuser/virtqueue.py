@@ -10,16 +10,20 @@ from . import _native
 from .errors import MemoryFault, QueueBroken
 from .memory.fragile import FragileQueue, RingPart
 from .memory.guest import GuestMemory
+from .memory.inflight import PACKED, SPLIT, Fields, InflightArea
 from .protocol.payloads import VringAddr
+from .tracked_packed import TrackedPacked, recover_packed
+from .tracked_split import TrackedSplit, recover_split
 from .virtio.formats import ring_format
-from .virtio.numbers import Feature
-from .virtio.packed import PackedQueue
+from .virtio.numbers import DESCRIPTOR_SIZE, Feature
+from .virtio.packed import PackedQueue, read_base, write_base
 from .virtio.split import SplitQueue
 
 if TYPE_CHECKING:
     from ._native.ring import SplitRing
 
-DeviceQueue: TypeAlias = "SplitQueue | PackedQueue | SplitRing"
+LaidQueue: TypeAlias = "SplitQueue | PackedQueue | SplitRing"
+DeviceQueue: TypeAlias = "LaidQueue | TrackedSplit | TrackedPacked"
 LARGEST_INDEX: Final = 0xFFFF
 Part = TypeVar("Part", memoryview, RingPart)
 
@@ -49,7 +53,7 @@ def new_device_queue(
     features: int,
     *,
     base: int,
-) -> DeviceQueue:
+) -> LaidQueue:
     """A queue over parts of `part_sizes`, none of them fragile, under the features (a mask) that were acknowledged."""
     ring, indirect = ring_format(features), _has(features, Feature.RING_INDIRECT_DESC)
     if ring.is_packed or not _native.accelerated:
@@ -74,6 +78,8 @@ class Place:
     memory: GuestMemory
     features: int
     """What the front-end has acknowledged, a mask."""
+    inflight: InflightArea | None = None
+    """Where the requests in progress are tracked, if they are."""
 
     @property
     def is_packed(self) -> bool:
@@ -97,11 +103,54 @@ class Place:
         if self.is_packed and any(part.fragile for part in parts):
             raise QueueBroken(f"packed ring {self.index} is in memory whose file may shrink: seal it, or use split rings")
 
-    def queue(self, base: int | None) -> DeviceQueue:
-        """The queue laid there; it goes on at `base`, or begins. QueueBroken if memory is gone, or there is no such base."""
+    @property
+    def fields(self) -> Fields | None:
+        """The ring's part of the inflight area."""
+        return self.inflight.part(self.index, PACKED if self.is_packed else SPLIT) if self.inflight else None
+
+    def begin(self, base: int | None) -> DeviceQueue:
+        """The queue laid there; it goes on at `base` with what is in progress, or begins.
+
+        QueueBroken if memory is gone, if there is no such base, or if the inflight area is none of this ring.
+        """
         first = ring_format(self.features).first_base if base is None else base
         if not self.is_packed and first > LARGEST_INDEX:
             raise QueueBroken(f"base {first:#x} is none of split ring {self.index}")
+        if not (fields := self.fields):
+            return self._queue(first)
+        return self._packed(fields, first) if self.is_packed else self._split(fields, first)
+
+    def go_on(self, queue: DeviceQueue) -> DeviceQueue:
+        """The queue, all of whose requests are published, laid there from elsewhere. QueueBroken as `begin`."""
+        laid = self._queue(queue.base)
+        if isinstance(queue, TrackedSplit):
+            queue.lay(laid)
+        elif isinstance(queue, TrackedPacked):
+            queue.lay(laid, self._look)
+        else:
+            return laid
+        return queue
+
+    def _split(self, fields: Fields, base: int) -> TrackedSplit:
+        _, _, used = self._parts(self.memory.ring_part)
+        used.refresh()
+        index = int.from_bytes(used.copy[2:4], "little")
+        recovered = recover_split(fields, self.size, index)
+        queue = self._queue((index + len(recovered.entries)) & LARGEST_INDEX if recovered.entries else base)
+        return TrackedSplit(queue, fields, index, recovered)
+
+    def _packed(self, fields: Fields, base: int) -> TrackedPacked:
+        ring, _, _ = self._parts(self.memory.ring_part)
+        recovered, available, used = recover_packed(fields, self.size, ring, read_base(base, self.size)[1])
+        return TrackedPacked(self._queue(write_base(available, used, self.size)), fields, self._look, recovered)
+
+    def _look(self, slot: int) -> bytes:
+        """The bytes of a packed ring's descriptor."""
+        part = self.memory.ring_part(self.addresses.descriptor + slot * DESCRIPTOR_SIZE, DESCRIPTOR_SIZE)
+        part.refresh()
+        return bytes(part.copy)
+
+    def _queue(self, first: int) -> LaidQueue:
         parts = self._parts(self.memory.ring_part)
         if not any(part.fragile for part in parts):
             views = self._parts(self.memory.at_user)

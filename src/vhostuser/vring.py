@@ -67,11 +67,11 @@ class Vring:
         """Lay the queue where it is now. The lock must be held. QueueBroken if memory is gone there already."""
         if (place := self.moved) and self.queue is not None and self._settled is not place:
             self._settled = place
-            self.put(place, self.queue.base)
+            self.queue, self.place, self.pushed = place.go_on(self.queue), place, 0
 
     def put(self, place: Place, base: int | None) -> None:
-        """Lay the queue at a place. QueueBroken as `Place.queue`."""
-        self.queue, self.place, self.pushed = place.queue(base), place, 0
+        """Lay the queue at a place. QueueBroken as `Place.begin`."""
+        self.queue, self.place, self.pushed = place.begin(base), place, 0
 
     def unsettle(self) -> None:
         """Let go of the memory table in which the queue lay."""

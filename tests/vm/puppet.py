@@ -27,7 +27,7 @@ from vhostuser.protocol.dialects import dialect_named
 from vhostuser.protocol.layout import Payload
 from vhostuser.protocol.numbers import PAGE, BackendRequest, ProtocolFeature
 from vhostuser.protocol.payloads import Mmap
-from vhostuser.serving import Serving
+from vhostuser.serving import Serving, WithFd
 from vhostuser.transport.channel import OwnedMessage
 from vhostuser.virtio.chain import DescriptorChain
 
@@ -201,7 +201,7 @@ def _listening(puppet: Puppet) -> object:
     """`Serving._perform`, which also tells the puppet what it performed, before the front-end gets its answer."""
     original = Serving._perform
 
-    def perform(serving: Serving, message: OwnedMessage) -> Payload | None:
+    def perform(serving: Serving, message: OwnedMessage) -> Payload | WithFd | None:
         answer = original(serving, message)
         name = message.rule.name + ("!" if message.need_reply else "")
         puppet.heard.append((name, puppet.backend._port.running))

@@ -229,6 +229,10 @@ cdef class SplitRing:
             chains.append(chain)
         return chains
 
+    def again(self, head, rows=()):
+        """The chain of a head that was taken before ("Inflight I/O tracking")."""
+        return self.pure.again(head)
+
     def push(self, chain):
         """Give a request back; the driver sees it at the next `publish`."""
         if type(chain) is Chain:

@@ -7,17 +7,12 @@ whole again.
 
 from __future__ import annotations
 
-import fcntl
-import os
 from typing import Final
 
 from ..errors import LocalProtocolError
 from ..protocol.payloads import MemoryRegion
-from ..transport.fds import OwnedFd
-from .mapping import map_file
+from .mapping import map_file, sealed_file
 
-F_ADD_SEALS: Final = 1033
-SEALS: Final = 1 | 2 | 4  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
 SMALLEST: Final = 4
 """No block is smaller than 2 to the power of this: 16 bytes, the alignment of a descriptor table."""
 
@@ -26,10 +21,8 @@ class Arena:
     """`size` bytes of guest memory, at guest address 0 and at the same user address. Raises OSError if they can't be had."""
 
     def __init__(self, size: int) -> None:
-        self.fd = OwnedFd(os.memfd_create("guest-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+        self.fd = sealed_file("guest-memory", size)
         try:
-            os.ftruncate(self.fd.fileno(), size)
-            fcntl.fcntl(self.fd.fileno(), F_ADD_SEALS, SEALS)
             self.view = map_file(self.fd.fileno(), size, 0)
         except BaseException:
             self.fd.close()

@@ -11,6 +11,7 @@ import weakref
 from typing import Final
 
 from ..errors import MemoryFault
+from ..transport.fds import OwnedFd
 
 MAP_FIXED: Final = 0x10
 MAP_NORESERVE: Final = 0x4000
@@ -19,8 +20,10 @@ MREMAP_FIXED: Final = 2
 RESERVED: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
 FAILED: Final = ctypes.c_void_p(-1).value
 HUGETLBFS_MAGIC: Final = 0x958458F6
+F_ADD_SEALS: Final = 1033
 F_GET_SEALS: Final = 1034
 F_SEAL_SHRINK: Final = 2
+SEALS: Final = 1 | F_SEAL_SHRINK | 4  # F_SEAL_SEAL, F_SEAL_GROW
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _size, _address = ctypes.c_size_t, ctypes.c_void_p
@@ -111,6 +114,18 @@ def may_shrink(fd: int) -> bool:
         return not fcntl.fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK
     except OSError:  # no file that has seals
         return True
+
+
+def sealed_file(name: str, size: int) -> OwnedFd:
+    """A new memfd of `size` bytes, which nobody may seal, shrink or grow. Raises OSError."""
+    fd = OwnedFd(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+    try:
+        os.ftruncate(fd.fileno(), size)
+        fcntl.fcntl(fd.fileno(), F_ADD_SEALS, SEALS)
+    except BaseException:
+        fd.close()
+        raise
+    return fd
 
 
 def map_file(fd: int, len: int, offset: int, *, writable: bool = True) -> memoryview:

@@ -26,6 +26,7 @@ from .numbers import (
 from .payloads import (
     U64,
     Config,
+    Inflight,
     Iotlb,
     MemoryRegion,
     MemoryTable,
@@ -146,6 +147,16 @@ def _check_region(step: Step, region: AnyRegion, others: Sequence[AnyRegion]) ->
         if region.guest_addr < other.guest_addr + other.size and other.guest_addr < region.guest_addr + region.size:
             text = f"+ size {region.size:#x} overlaps the region at"
             raise step.refuse("guest_addr", region.guest_addr, other.guest_addr, text)
+
+
+def _inflight(step: Step, body: Inflight) -> State:
+    for field, value, most in (
+        ("num_queues", body.num_queues, len(step.state.rings)),
+        ("queue_size", body.queue_size, MAX_QUEUE_SIZE),
+    ):
+        if not 0 < value <= most:
+            raise step.refuse(field, value, most, "is not between 1 and")
+    return step.state
 
 
 def _set_vring_num(step: Step, body: VringState) -> State:
@@ -276,6 +287,8 @@ _FRONTEND_MOVES: Final[dict[int, Move]] = {
     Q.SET_MEM_TABLE: _set_mem_table,
     Q.ADD_MEM_REG: _add_mem_reg,
     Q.REM_MEM_REG: _rem_mem_reg,
+    Q.GET_INFLIGHT_FD: _inflight,
+    Q.SET_INFLIGHT_FD: _inflight,
     Q.SET_VRING_NUM: _set_vring_num,
     Q.SET_VRING_ADDR: _set_vring_addr,
     Q.SET_VRING_BASE: _set_vring_base,

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
+
+Descriptor: TypeAlias = tuple[int, int, int, int]
+"""A descriptor of a packed ring: address, length, id, flags."""
 
 
 class DescriptorChain:

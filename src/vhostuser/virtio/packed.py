@@ -14,11 +14,12 @@ of the area both could miss each other. For the same reason EVENT_IDX is never o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from struct import Struct
 from typing import Final
 
 from ..errors import QueueBroken
-from .chain import DescriptorChain
+from .chain import Descriptor, DescriptorChain
 from .numbers import DESC_AVAIL, DESC_INDIRECT, DESC_NEXT, DESC_USED, DESC_WRITE, DESCRIPTOR_SIZE, EVENT_ENABLE, EVENT_SIZE
 from .walk import Memory, Walk
 
@@ -63,6 +64,12 @@ def read_base(base: int, size: int) -> tuple[int, int]:
     return available, used
 
 
+def write_base(available: int, used: int, size: int) -> int:
+    """The base that says both positions."""
+    halves = (position % size | (WRAP if position < size else 0) for position in (available, used))
+    return next(halves) | next(halves) << 16
+
+
 class PackedQueue:
     """One packed virtqueue as its device sees it."""
 
@@ -89,7 +96,7 @@ class PackedQueue:
     @property
     def base(self) -> int:
         """Where the next descriptor is taken, and where the driver looks for the next used one, as vhost-user says it."""
-        return self._half(self._available) | self._half(self._shown) << 16
+        return write_base(self._available, self._shown, self.size)
 
     def pop(self) -> DescriptorChain | None:
         """The next request, or None; QueueBroken if the driver left nonsense ("Packed Virtqueues")."""
@@ -110,6 +117,18 @@ class PackedQueue:
                 return self._take(walk, buffer_id, position)
             flags = self._offered(position)
         raise QueueBroken(f"a chain wants descriptor {position % self.size}, which is not available")
+
+    def again(self, head: int, rows: Sequence[Descriptor]) -> DescriptorChain:
+        """The chain of descriptors that were taken before, and may be gone from the ring. QueueBroken as `pop` raises it."""
+        walk, flags = Walk(self.memory, self.size, indirect=self.indirect), 0
+        for at, (addr, length, _, flags) in enumerate(rows):
+            if flags & DESC_INDIRECT:
+                _add_table(walk, addr, length, flags, alone=not at)
+            else:
+                walk.add(addr, length, flags)
+        if not rows or flags & DESC_NEXT or head >= self.size:
+            raise QueueBroken(f"a chain of {len(rows)} descriptors that has no end, or id {head}, which is none")
+        return walk.chain(head, len(rows))
 
     def push(self, chain: DescriptorChain) -> None:
         """Give a request back; the driver sees it at the next `publish`."""
@@ -141,9 +160,6 @@ class PackedQueue:
         entries = (end - self._available) % (2 * self.size)
         self._available = end
         return walk.chain(buffer_id, entries)
-
-    def _half(self, position: int) -> int:
-        return position % self.size | (WRAP if position < self.size else 0)
 
 
 def _add_table(walk: Walk, addr: int, length: int, flags: int, *, alone: bool) -> None:

@@ -7,10 +7,11 @@ well before the index that publishes it. Live indices are read and written throu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from struct import Struct
 
 from ..errors import QueueBroken
-from .chain import DescriptorChain
+from .chain import Descriptor, DescriptorChain
 from .numbers import DESC_INDIRECT, DESC_NEXT, DESCRIPTOR_SIZE
 from .walk import Memory, Walk
 
@@ -58,6 +59,10 @@ class SplitQueue:
         chain = self._walk(head)
         self.base = (self.base + 1) & 0xFFFF
         return chain
+
+    def again(self, head: int, rows: Sequence[Descriptor] = ()) -> DescriptorChain:
+        """The chain of a head that was taken before, as it is in the ring. QueueBroken as `pop` raises it."""
+        return self._walk(head)
 
     def push(self, chain: DescriptorChain) -> None:
         """Give a request back; the driver sees it at the next `publish`."""
