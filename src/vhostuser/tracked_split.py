@@ -78,6 +78,8 @@ def split_entry(head: int) -> int:
 def recover_split(fields: Fields, size: int, used: int) -> Recovered:
     """What is in progress in a split ring of `size` whose used index is `used` now; an area that is new is made ready."""
     if is_new(fields, size):
+        for head in range(fields.entries):
+            fields.put(split_entry(head), 1, 0)
         fields.put(USED_INDEX, 2, used)
         make_valid(fields)
     head = fields.get(LAST_BATCH, 2)
