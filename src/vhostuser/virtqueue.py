@@ -17,9 +17,9 @@ from .virtio.packed import PackedQueue
 from .virtio.split import SplitQueue
 
 if TYPE_CHECKING:
-    from ._native.ring import SplitRing
+    from ._native.walk import DeviceRing
 
-DeviceQueue: TypeAlias = "SplitQueue | PackedQueue | SplitRing"
+DeviceQueue: TypeAlias = "SplitQueue | PackedQueue | DeviceRing"
 LARGEST_INDEX: Final = 0xFFFF
 Part = TypeVar("Part", memoryview, RingPart)
 
@@ -52,12 +52,11 @@ def new_device_queue(
 ) -> DeviceQueue:
     """A queue over parts of `part_sizes`, none of them fragile, under the features (a mask) that were acknowledged."""
     ring, indirect = ring_format(features), _has(features, Feature.RING_INDIRECT_DESC)
-    if ring.is_packed or not _native.accelerated:
+    if not _native.accelerated:
         return ring.device(size, descriptors, available, used, memory, base=base, indirect=indirect)
-    table, event_idx = _native.ring.RegionTable(memory.solid), _has(features, Feature.RING_EVENT_IDX)
-    return _native.ring.SplitRing(
-        size, descriptors, available, used, memory, table, base=base, indirect=indirect, event_idx=event_idx
-    )
+    table, event_idx = _native.walk.RegionTable(memory.solid), _has(features, Feature.RING_EVENT_IDX)
+    compiled = _native.packed.PackedRing if ring.is_packed else _native.ring.SplitRing
+    return compiled(size, descriptors, available, used, memory, table, base=base, indirect=indirect, event_idx=event_idx)
 
 
 def _has(features: int, bit: Feature) -> bool:
