@@ -91,7 +91,7 @@ class Device:
         for area, data in zip(image.areas, self.memory, strict=True):
             view = memoryview(data)
             regions.append(GuestRegion(area.start, 0, view.toreadonly() if area.read_only else view, ()))
-        descriptors, available, used = map(memoryview, self.parts)
+        descriptors, available, used = (memoryview(part) for part in self.parts)
         rest = (GuestMemory(regions), image.features)
         with using(half):
             self.queue: DeviceQueue = new_device_queue(image.size, descriptors, available, used, *rest, base=image.base)
