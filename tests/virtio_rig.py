@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from vhostuser import _native
 from vhostuser.errors import MemoryFault
+from vhostuser.memory.fragile import FragilePackedQueue, RingPart
+from vhostuser.memory.mapping import address_of
 from vhostuser.virtio.formats import PACKED, SPLIT, Format
 from vhostuser.virtqueue import DeviceQueue
 
@@ -181,6 +183,14 @@ class CompiledPackedRig(PackedRig):
         return _native.packed.PackedRing(self.size, *self.parts, self, region_table(self), base=base, indirect=indirect)
 
 
+class FragilePackedRig(PackedRig):
+    """The same over a copy of the ring, as for memory that may shrink."""
+
+    def new_device(self, base: int, *, indirect: bool) -> DeviceQueue:
+        descriptors, driver, device = (RingPart(address_of(part), part.nbytes, part) for part in self.parts)
+        return FragilePackedQueue(self.size, descriptors, driver, device, self, base=base, indirect=indirect)
+
+
 def _flags(position: int, size: int, *, done: bool) -> bytes:
     """AVAIL and USED of a descriptor at `position` that is available, or done with."""
     wrap = position < size
@@ -189,7 +199,7 @@ def _flags(position: int, size: int, *, done: bool) -> bytes:
 
 
 SPLIT_RIGS: dict[str, type[SplitRig]] = {"split": SplitRig} | ({"compiled": CompiledRig} if _native.accelerated else {})
-PACKED_RIGS: dict[str, type[PackedRig]] = {"packed": PackedRig} | (
+PACKED_RIGS: dict[str, type[PackedRig]] = {"packed": PackedRig, "packed fragile": FragilePackedRig} | (
     {"packed compiled": CompiledPackedRig} if _native.accelerated else {}
 )
 RIGS: dict[str, type[Rig]] = {**SPLIT_RIGS, **PACKED_RIGS}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 from . import _native
 from .errors import MemoryFault, QueueBroken
-from .memory.fragile import FragileQueue, RingPart
+from .memory.fragile import FragilePackedQueue, FragileQueue, RingPart
 from .memory.guest import GuestMemory
 from .protocol.payloads import VringAddr
 from .virtio.formats import ring_format
@@ -86,15 +86,13 @@ class Place:
 
     def check(self) -> None:
         """QueueBroken if its parts are not there, not writable where they must be, or where no such ring can be."""
-        descriptors, _, used = parts = self._parts(self.memory.ring_part)
+        descriptors, _, used = self._parts(self.memory.ring_part)
         if used.readonly:
             raise QueueBroken(f"the used ring of ring {self.index} is in read-only memory")
         if self.is_packed and descriptors.readonly:
             raise QueueBroken(f"the descriptor ring of ring {self.index} is in read-only memory")
         if not self.is_packed and self.size & (self.size - 1):
             raise QueueBroken(f"split ring {self.index} has {self.size} entries, which is no power of two")
-        if self.is_packed and any(part.fragile for part in parts):
-            raise QueueBroken(f"packed ring {self.index} is in memory whose file may shrink: seal it, or use split rings")
 
     def queue(self, base: int | None) -> DeviceQueue:
         """The queue laid there; it goes on at `base`, or begins. QueueBroken if memory is gone, or there is no such base."""
@@ -106,11 +104,13 @@ class Place:
             views = self._parts(self.memory.at_user)
             return new_device_queue(self.size, *views, self.memory, self.features, base=first)
         indirect, event_idx = (_has(self.features, bit) for bit in (Feature.RING_INDIRECT_DESC, Feature.RING_EVENT_IDX))
+        if self.is_packed:
+            return FragilePackedQueue(self.size, *parts, self.memory, base=first, indirect=indirect)
         return FragileQueue(self.size, *parts, self.memory, base=first, indirect=indirect, event_idx=event_idx)
 
     def written_views(self) -> list[memoryview]:
-        """What the device writes besides the used part, in solid memory: a packed ring's descriptors."""
-        return [self.memory.at_user(self.addresses.descriptor, self.sizes[0])] if self.is_packed else []
+        """What the device writes besides the used part, as the dirty log can place it: a packed ring's descriptors."""
+        return [self.memory.ring_part(self.addresses.descriptor, self.sizes[0]).copy] if self.is_packed else []
 
     def _parts(self, look_up: Callable[[int, int], Part]) -> tuple[Part, Part, Part]:
         sizes, at = self.sizes, self.addresses

@@ -19,10 +19,10 @@ from tests.virtio_rig import (
     INDIRECT,
     NEXT,
     PACKED_RIGS,
-    RIGS,
     SPLIT_RIGS,
     USED,
     WRITE,
+    FragilePackedRig,
     PackedRig,
     Rig,
     SplitRig,
@@ -32,6 +32,8 @@ from vhostuser.errors import QueueBroken
 KINDS = (0, NEXT, WRITE, NEXT | WRITE, INDIRECT, INDIRECT | NEXT)
 PLACES = ((BUFFERS, 16), (BUFFERS + 16, 32), (0, 16), (0, 0))
 """A table of one, a table of two, no memory, an empty buffer."""
+QUICK = {name: kind for name, kind in PACKED_RIGS.items() if kind is not FragilePackedRig}
+"""Those that make no system calls; the others are the same code over a copy."""
 TABLES = b"".join(
     DESCRIPTOR.pack(*fields) for fields in ((BUFFERS, 1, 0, 0), (BUFFERS, 1, NEXT, 0), (BUFFERS, 4, WRITE, WRITE))
 )
@@ -93,9 +95,9 @@ def packed_rings(size: int, kind: type[PackedRig] = PackedRig) -> Iterator[Packe
     "rings",
     [
         *(partial(split_rings, kind=kind) for kind in SPLIT_RIGS.values()),
-        *(partial(packed_rings, kind=kind) for kind in PACKED_RIGS.values()),
+        *(partial(packed_rings, kind=kind) for kind in QUICK.values()),
     ],
-    ids=RIGS.keys(),
+    ids=[*SPLIT_RIGS, *QUICK],
 )
 def test_all_rings_of_one_or_two_descriptors_end_in_chains_or_a_broken_queue(
     rings: Callable[[int], Iterator[Rig]], size: int

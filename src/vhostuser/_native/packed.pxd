@@ -3,7 +3,6 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from .walk cimport DeviceRing, Taken
 
 cdef class PackedRing(DeviceRing):
-    cdef object pure
     cdef uint8_t *descriptors
     cdef uint8_t *driver_event
     cdef uint8_t *device_event

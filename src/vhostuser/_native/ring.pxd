@@ -4,7 +4,6 @@ from .walk cimport DeviceRing, Taken
 
 cdef class SplitRing(DeviceRing):
     cdef public uint16_t base
-    cdef object pure
     cdef uint8_t *descriptors
     cdef uint8_t *available
     cdef uint8_t *used

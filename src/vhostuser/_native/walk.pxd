@@ -44,6 +44,7 @@ cdef class DeviceRing:
     cdef readonly uint32_t size
     cdef readonly bint indirect, event_idx
     cdef readonly object memory
+    cdef object pure
     cdef RegionTable table
     cdef tuple parts
     cdef Piece *pieces
