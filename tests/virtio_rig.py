@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from struct import Struct
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from vhostuser import _native
 from vhostuser.errors import MemoryFault
+from vhostuser.memory.fragile import FragilePackedQueue, RingPart
+from vhostuser.memory.mapping import address_of
 from vhostuser.virtio.formats import PACKED, SPLIT, Format
 from vhostuser.virtqueue import DeviceQueue
+
+if TYPE_CHECKING:
+    from vhostuser._native.walk import RegionTable
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 AVAIL, USED = 1 << 7, 1 << 15
@@ -126,13 +131,17 @@ class SplitRig(Rig):
             indices[1] = (indices[1] + 1) & 0xFFFF
 
 
+def region_table(rig: Rig) -> RegionTable:
+    """The buffers for a compiled half, in the two pieces of `Rig.slices`."""
+    middle = rig.buffers.nbytes // 2
+    return _native.walk.RegionTable([(BUFFERS, rig.buffers[:middle]), (BUFFERS + middle, rig.buffers[middle:])])
+
+
 class CompiledRig(SplitRig):
     """The same with the compiled device half. `steps` counts what it leaves to the pure one, which is what is unusual."""
 
     def new_device(self, base: int, *, indirect: bool) -> DeviceQueue:
-        middle = self.buffers.nbytes // 2
-        table = _native.ring.RegionTable([(BUFFERS, self.buffers[:middle]), (BUFFERS + middle, self.buffers[middle:])])
-        return _native.ring.SplitRing(self.size, *self.parts, self, table, base=base, indirect=indirect)
+        return _native.ring.SplitRing(self.size, *self.parts, self, region_table(self), base=base, indirect=indirect)
 
 
 class PackedRig(Rig):
@@ -167,6 +176,21 @@ class PackedRig(Rig):
         return self.raw_table(addr, *((start, length, 0, flags) for start, length, flags in entries))
 
 
+class CompiledPackedRig(PackedRig):
+    """The same with the compiled device half; `steps` as in `CompiledRig`."""
+
+    def new_device(self, base: int, *, indirect: bool) -> DeviceQueue:
+        return _native.packed.PackedRing(self.size, *self.parts, self, region_table(self), base=base, indirect=indirect)
+
+
+class FragilePackedRig(PackedRig):
+    """The same over a copy of the ring, as for memory that may shrink."""
+
+    def new_device(self, base: int, *, indirect: bool) -> DeviceQueue:
+        descriptors, driver, device = (RingPart(address_of(part), part.nbytes, part) for part in self.parts)
+        return FragilePackedQueue(self.size, descriptors, driver, device, self, base=base, indirect=indirect)
+
+
 def _flags(position: int, size: int, *, done: bool) -> bytes:
     """AVAIL and USED of a descriptor at `position` that is available, or done with."""
     wrap = position < size
@@ -175,4 +199,7 @@ def _flags(position: int, size: int, *, done: bool) -> bytes:
 
 
 SPLIT_RIGS: dict[str, type[SplitRig]] = {"split": SplitRig} | ({"compiled": CompiledRig} if _native.accelerated else {})
-RIGS: dict[str, type[Rig]] = {**SPLIT_RIGS, "packed": PackedRig}
+PACKED_RIGS: dict[str, type[PackedRig]] = {"packed": PackedRig, "packed fragile": FragilePackedRig} | (
+    {"packed compiled": CompiledPackedRig} if _native.accelerated else {}
+)
+RIGS: dict[str, type[Rig]] = {**SPLIT_RIGS, **PACKED_RIGS}

@@ -341,8 +341,10 @@ class Serving:
         self._refresh()
 
     def on_set_vring_call(self, message: OwnedMessage) -> None:
-        """The new eventfd is set once: a back-end that died may have given back requests and not said so."""
-        self._rings.vrings[self._replace(message, "call")].signal("call")
+        """That of a ring which goes on is set once: whoever ran it before may have given back requests and not said so."""
+        index, state = self._replace(message, "call"), self._session.state
+        if state.rings[index].base not in (None, ring_format(state.acknowledged).first_base) or self._inflight:
+            self._rings.vrings[index].signal("call")
 
     def on_set_vring_err(self, message: OwnedMessage) -> None:
         self._replace(message, "err")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 from . import _native
 from .errors import MemoryFault, QueueBroken
-from .memory.fragile import FragileQueue, RingPart
+from .memory.fragile import FragilePackedQueue, FragileQueue, RingPart
 from .memory.guest import GuestMemory
 from .memory.inflight import PACKED, SPLIT, Fields, InflightArea
 from .protocol.payloads import VringAddr
@@ -20,9 +20,9 @@ from .virtio.packed import PackedQueue, read_base, write_base
 from .virtio.split import SplitQueue
 
 if TYPE_CHECKING:
-    from ._native.ring import SplitRing
+    from ._native.walk import DeviceRing
 
-LaidQueue: TypeAlias = "SplitQueue | PackedQueue | SplitRing"
+LaidQueue: TypeAlias = "SplitQueue | PackedQueue | DeviceRing"
 DeviceQueue: TypeAlias = "LaidQueue | TrackedSplit | TrackedPacked"
 LARGEST_INDEX: Final = 0xFFFF
 Part = TypeVar("Part", memoryview, RingPart)
@@ -56,12 +56,11 @@ def new_device_queue(
 ) -> LaidQueue:
     """A queue over parts of `part_sizes`, none of them fragile, under the features (a mask) that were acknowledged."""
     ring, indirect = ring_format(features), _has(features, Feature.RING_INDIRECT_DESC)
-    if ring.is_packed or not _native.accelerated:
+    if not _native.accelerated:
         return ring.device(size, descriptors, available, used, memory, base=base, indirect=indirect)
-    table, event_idx = _native.ring.RegionTable(memory.solid), _has(features, Feature.RING_EVENT_IDX)
-    return _native.ring.SplitRing(
-        size, descriptors, available, used, memory, table, base=base, indirect=indirect, event_idx=event_idx
-    )
+    table, event_idx = _native.walk.RegionTable(memory.solid), _has(features, Feature.RING_EVENT_IDX)
+    compiled = _native.packed.PackedRing if ring.is_packed else _native.ring.SplitRing
+    return compiled(size, descriptors, available, used, memory, table, base=base, indirect=indirect, event_idx=event_idx)
 
 
 def _has(features: int, bit: Feature) -> bool:
@@ -93,15 +92,13 @@ class Place:
 
     def check(self) -> None:
         """QueueBroken if its parts are not there, not writable where they must be, or where no such ring can be."""
-        descriptors, _, used = parts = self._parts(self.memory.ring_part)
+        descriptors, _, used = self._parts(self.memory.ring_part)
         if used.readonly:
             raise QueueBroken(f"the used ring of ring {self.index} is in read-only memory")
         if self.is_packed and descriptors.readonly:
             raise QueueBroken(f"the descriptor ring of ring {self.index} is in read-only memory")
         if not self.is_packed and self.size & (self.size - 1):
             raise QueueBroken(f"split ring {self.index} has {self.size} entries, which is no power of two")
-        if self.is_packed and any(part.fragile for part in parts):
-            raise QueueBroken(f"packed ring {self.index} is in memory whose file may shrink: seal it, or use split rings")
 
     @property
     def fields(self) -> Fields | None:
@@ -156,11 +153,13 @@ class Place:
             views = self._parts(self.memory.at_user)
             return new_device_queue(self.size, *views, self.memory, self.features, base=first)
         indirect, event_idx = (_has(self.features, bit) for bit in (Feature.RING_INDIRECT_DESC, Feature.RING_EVENT_IDX))
+        if self.is_packed:
+            return FragilePackedQueue(self.size, *parts, self.memory, base=first, indirect=indirect)
         return FragileQueue(self.size, *parts, self.memory, base=first, indirect=indirect, event_idx=event_idx)
 
     def written_views(self) -> list[memoryview]:
-        """What the device writes besides the used part, in solid memory: a packed ring's descriptors."""
-        return [self.memory.at_user(self.addresses.descriptor, self.sizes[0])] if self.is_packed else []
+        """What the device writes besides the used part, as the dirty log can place it: a packed ring's descriptors."""
+        return [self.memory.ring_part(self.addresses.descriptor, self.sizes[0]).copy] if self.is_packed else []
 
     def _parts(self, look_up: Callable[[int, int], Part]) -> tuple[Part, Part, Part]:
         sizes, at = self.sizes, self.addresses

@@ -1,4 +1,4 @@
-"""The compiled device half of a split queue against the pure one: any image of a ring gives the same from both."""
+"""The compiled device halves against the pure ones: any image of a ring gives the same from both."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import NamedTuple
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.halves import HALVES, using
-from tests.virtio_rig import DESCRIPTOR, INDIRECT, NEXT, WRITE
+from tests.virtio_rig import AVAIL, DESCRIPTOR, INDIRECT, NEXT, USED, WRITE
 from vhostuser.errors import QueueBroken
 from vhostuser.memory.guest import GuestMemory, GuestRegion
 from vhostuser.virtio.chain import DescriptorChain
@@ -44,6 +45,11 @@ class Image:
     descriptors: bytes
     available: bytes
     used: bytes
+    packed: bool = False
+
+    @property
+    def features(self) -> int:
+        return self.indirect << Feature.RING_INDIRECT_DESC | self.packed << Feature.RING_PACKED
 
 
 class Seen(NamedTuple):
@@ -71,7 +77,7 @@ class Outcome(NamedTuple):
     broken: str
     published: tuple[bool, bool]
     base: int
-    used: bytes
+    parts: list[bytes]
 
 
 class Device:
@@ -80,15 +86,15 @@ class Device:
     def __init__(self, half: str, image: Image) -> None:
         self.image = image
         self.memory = [bytearray((image.content * area.size)[: area.size]) for area in image.areas]
-        self.used = bytearray(image.used)
+        self.parts = [bytearray(part) for part in (image.descriptors, image.available, image.used)]
         regions = []
         for area, data in zip(image.areas, self.memory, strict=True):
             view = memoryview(data)
             regions.append(GuestRegion(area.start, 0, view.toreadonly() if area.read_only else view, ()))
-        features = image.indirect << Feature.RING_INDIRECT_DESC
-        parts = (memoryview(bytearray(image.descriptors)), memoryview(bytearray(image.available)), memoryview(self.used))
+        descriptors, available, used = (memoryview(part) for part in self.parts)
+        rest = (GuestMemory(regions), image.features)
         with using(half):
-            self.queue: DeviceQueue = new_device_queue(image.size, *parts, GuestMemory(regions), features, base=image.base)
+            self.queue: DeviceQueue = new_device_queue(image.size, descriptors, available, used, *rest, base=image.base)
 
     def drain(self, pop: Callable[[DeviceQueue], list[DescriptorChain]]) -> Outcome:
         """Take all there is, give it back and publish it."""
@@ -105,7 +111,9 @@ class Device:
         published = self.queue.publish(), self.queue.publish()
         for number, data in enumerate(self.memory):
             data[:] = bytes((at + 37 * number) % 256 for at in range(len(data)))  # so that a view tells where it lies
-        return Outcome([Seen.of(chain) for chain in chains], broken, published, self.queue.base, bytes(self.used))
+        return Outcome(
+            [Seen.of(chain) for chain in chains], broken, published, self.queue.base, list(map(bytes, self.parts))
+        )
 
 
 def _one(queue: DeviceQueue) -> list[DescriptorChain]:
@@ -125,24 +133,77 @@ def areas(random: Random) -> tuple[Area, ...]:
     return tuple(made)[random.random() < 0.1 :]
 
 
-def image_of(random: Random) -> Image:
+def buffer(random: Random, regions: tuple[Area, ...], oddity: float) -> tuple[int, int, int]:
+    """What a descriptor may say: address, length and flags."""
+    area = random.choice(regions) if regions else Area(0, 16, False)
+    offset = random.choice([0, 0, 1, area.size - 16])
+    address = area.start + offset
+    length = random.choice([0, 1, 8, 16, 16, 32, area.size - offset, area.size - offset + 8])
+    flags = random.choice([0, 0, NEXT, NEXT, WRITE, WRITE | NEXT, INDIRECT])
+    if random.random() < oddity:
+        address = random.choice([address, area.start + area.size, random.randrange(TOP), TOP - 1])
+        length = random.choice([17, 160, 1 << 31, (1 << 32) - 1])
+        flags = random.choice([flags, INDIRECT | NEXT, INDIRECT | WRITE, 0xFFFF])
+    return address % TOP, length, flags
+
+
+def packed_image_of(random: Random) -> Image:
+    """The same of packed rings, of any size, in either round, with requests in progress."""
+    size = random.choice([1, 2, 3, 7, 11])
+    regions = areas(random)
+    oddity = random.choice([0, 0, 0.02, 0.1, 0.5])
+    long = random.random() < 0.3
+    progress = random.choice([0, 0, random.randint(0, size)])
+    start = random.randrange(2 * size)
+    count = size if random.random() < oddity else random.choice([size - progress, random.randint(0, size - progress)])
+
+    def entry(at: int) -> Entry:
+        address, length, flags = buffer(random, regions, oddity)
+        if long and random.random() > oddity:
+            length, flags = min(length, 16), NEXT | (WRITE if at > size // 2 else 0)
+        position = (start + at) % (2 * size)
+        offered = (AVAIL, USED) if at < count else (AVAIL | USED, 0)
+        mark = offered[position >= size]
+        if at == count - 1 and random.random() > oddity:
+            flags &= ~NEXT
+        if random.random() < oddity / 4:
+            mark = random.choice([0, AVAIL, USED, AVAIL | USED])
+        return address, length, size if random.random() < oddity / 2 else random.randrange(size), flags & 0x7F7F | mark
+
+    def table_entry() -> Entry:
+        address, length, flags = buffer(random, regions, oddity)
+        return (
+            address,
+            min(length, 40),
+            0,
+            flags & WRITE | random.choice([0, 0, NEXT]) if random.random() > oddity else flags,
+        )
+
+    entries = [entry(at) for at in range(size)]
+    halves = [at % size | (at < size) << 15 for at in (start, (start - progress) % (2 * size))]
+    return Image(
+        size,
+        halves[0] | halves[1] << 16,
+        random.random() > oddity,
+        regions,
+        _packed([table_entry() for _ in range(random.randint(1, 4))]),
+        _packed([entries[(slot - start) % size] for slot in range(size)]),
+        bytes(4),
+        random.randbytes(4),
+        packed=True,
+    )
+
+
+def split_image_of(random: Random) -> Image:
     """Rings that are mostly sane, so that a walk gets somewhere before it meets what is not."""
     size = random.choice([1, 2, 8, 8])
     regions = areas(random)
     oddity = random.choice([0, 0, 0.02, 0.1, 0.5])
 
     def entry(at: int) -> Entry:
-        area = random.choice(regions) if regions else Area(0, 16, False)
-        offset = random.choice([0, 0, 1, area.size - 16])
-        address = area.start + offset
-        length = random.choice([0, 1, 8, 16, 16, 32, area.size - offset, area.size - offset + 8])
-        flags = random.choice([0, 0, NEXT, NEXT, WRITE, WRITE | NEXT, INDIRECT])
-        if random.random() < oddity:
-            address = random.choice([address, area.start + area.size, random.randrange(TOP), TOP - 1])
-            length = random.choice([17, 160, 1 << 31, (1 << 32) - 1])
-            flags = random.choice([flags, INDIRECT | NEXT, INDIRECT | WRITE, 0xFFFF])
+        address, length, flags = buffer(random, regions, oddity)
         following = _index(random, size, oddity) if random.random() < oddity else (at + 1) % size
-        return address % TOP, length, flags, following
+        return address, length, flags, following
 
     base = random.choice([0, 1, 65530, 65535])
     count = random.choice([size + 1, 65535]) if random.random() < oddity / 4 else random.randint(0, size)
@@ -167,9 +228,12 @@ def _packed(entries: list[Entry]) -> bytes:
     return b"".join(DESCRIPTOR.pack(*entry) for entry in entries)
 
 
+@pytest.mark.parametrize("image_of", [split_image_of, packed_image_of])
 @given(random=st.randoms(use_true_random=True), noise=st.binary(max_size=32), many=st.integers(1, 9))
 @settings(max_examples=500)
-def test_both_halves_see_the_same_in_any_image(random: Random, noise: bytes, many: int) -> None:
+def test_both_halves_see_the_same_in_any_image(
+    image_of: Callable[[Random], Image], random: Random, noise: bytes, many: int
+) -> None:
     image = image_of(random)
     for each in (image, replace(image, descriptors=(noise + image.descriptors)[: 16 * image.size])):
         results = [Device(half, each).drain(_one) for half in HALVES]
@@ -179,7 +243,8 @@ def test_both_halves_see_the_same_in_any_image(random: Random, noise: bytes, man
             assert compiled.drain(lambda queue: queue.pop_many(many)) == results[0]  # type: ignore[union-attr]  # it has it
 
 
-def test_images_have_all_kinds_of_chains_and_of_faults() -> None:
+@pytest.mark.parametrize("image_of", [split_image_of, packed_image_of])
+def test_images_have_all_kinds_of_chains_and_of_faults(image_of: Callable[[Random], Image]) -> None:
     """What the test above compares is not the same few cases over and over."""
     random, lengths, faults = Random(1), Counter[int](), set()
     for _ in range(2000):

@@ -7,7 +7,7 @@ from collections import deque
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.virtio_rig import AVAIL, BUFFERS, INDIRECT, NEXT, SPLIT_RIGS, USED, WRITE, PackedRig, Rig, SplitRig
+from tests.virtio_rig import AVAIL, BUFFERS, INDIRECT, NEXT, PACKED_RIGS, SPLIT_RIGS, USED, WRITE, PackedRig, Rig, SplitRig
 from vhostuser.errors import QueueBroken
 from vhostuser.virtio.chain import DescriptorChain
 
@@ -17,7 +17,10 @@ kinds = st.sampled_from(list(SPLIT_RIGS.values()))
 splits = kinds.flatmap(
     lambda kind: st.builds(kind, st.sampled_from([1, 2, 4, 8]), start=st.sampled_from([0, 1, 65530, 65535]))
 )
-packeds = st.integers(1, 9).flatmap(lambda size: st.builds(PackedRig, st.just(size), start=st.integers(0, 2 * size - 1)))
+packed_kinds = st.sampled_from(list(PACKED_RIGS.values()))
+packeds = st.tuples(packed_kinds, st.integers(1, 9)).flatmap(
+    lambda row: st.builds(row[0], st.just(row[1]), start=st.integers(0, 2 * row[1] - 1))
+)
 
 
 @given(rig=splits | packeds, steps=steps)
@@ -90,6 +93,7 @@ def test_any_descriptors_give_chains_or_a_broken_split_queue(
 
 
 @given(
+    kind=packed_kinds,
     entries=st.lists(descriptors, min_size=1, max_size=9),
     tables=st.lists(descriptors, max_size=16),
     start=st.integers(0, 17),
@@ -98,6 +102,7 @@ def test_any_descriptors_give_chains_or_a_broken_split_queue(
 )
 @settings(max_examples=300)
 def test_any_descriptors_give_chains_or_a_broken_packed_queue(
+    kind: type[PackedRig],
     entries: list[tuple[int, int, int, int]],
     tables: list[tuple[int, int, int, int]],
     start: int,
@@ -105,7 +110,7 @@ def test_any_descriptors_give_chains_or_a_broken_packed_queue(
     indirect: bool,
 ) -> None:
     size = len(entries)
-    rig = PackedRig(size, buffers=4096, start=start % (2 * size), indirect=indirect)
+    rig = kind(size, buffers=4096, start=start % (2 * size), indirect=indirect)
     rig.raw_table(BUFFERS, *tables)
     for index, (addr, length, flags, buffer_id) in enumerate(entries):
         rig.describe(rig.next + index, addr, length, flags & ~(AVAIL | USED), buffer_id)

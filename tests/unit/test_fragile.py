@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from functools import partial
 from unittest import mock
 
 import pytest
 
+from tests.virtio_rig import AVAIL, DESCRIPTOR, WRITE
 from vhostuser.errors import MemoryFault, QueueBroken
-from vhostuser.memory import guest
-from vhostuser.memory.fragile import Copies, FragileQueue, RingPart, pour_back
+from vhostuser.memory import guest, mapping
+from vhostuser.memory.fragile import Copies, FragilePackedQueue, FragileQueue, RingPart, pour_back
 from vhostuser.memory.guest import GuestMemory, Span, map_region, span
 from vhostuser.memory.mapping import may_shrink
 from vhostuser.protocol.payloads import MemoryRegion
@@ -114,6 +116,84 @@ def test_with_event_idx_an_empty_queue_asks_for_a_kick_and_looks_again(file: int
     assert os.pread(file, 2, 512 + 68) == b"\0\0"
     assert ring.pop() is None
     assert os.pread(file, 2, 512 + 68) == b"\1\0"
+
+
+def packed_queue(memory: GuestMemory) -> FragilePackedQueue:
+    part = memory.ring_part
+    return FragilePackedQueue(4, part(0, 64), part(64, 4), part(68, 4), memory)
+
+
+def packed_ring(file: int) -> None:
+    """A ring of four descriptors, each available, with buffers in page 1 and later."""
+    entries = (DESCRIPTOR.pack((1 + at) * PAGE, 4, at, AVAIL | WRITE) for at in range(4))
+    os.pwrite(file, b"".join(entries) + bytes(4) + b"\xff" * 4, 0)
+
+
+def test_a_packed_queue_shows_used_descriptors_the_first_one_last(file: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed_ring(file)
+    ring, written = packed_queue(of(file)), []
+    chains = [ring.pop() for _ in range(3)]
+    assert os.pread(file, 4, 68) == bytes(4), "it wants every kick"
+    monkeypatch.setattr(RingPart, "write_back", lambda part, start, stop: written.append((start, stop)))
+    for chain in chains:
+        assert chain is not None
+        ring.push(chain)
+    assert written == [(8, 14), (24, 30), (40, 46)], "lengths and ids, while the flags are the driver's"
+    written.clear()
+    assert ring.publish()
+    assert written == [(40, 48), (24, 32), (8, 16)]
+
+
+def test_what_a_packed_queue_pushed_survives_another_look_at_the_ring(file: int) -> None:
+    packed_ring(file)
+    ring = packed_queue(of(file))
+    for written in (1, 2, 3):
+        chain = ring.pop()
+        assert chain is not None
+        chain.written = written
+        ring.push(chain)
+    assert all(os.pread(file, 2, 16 * at + 14) == (AVAIL | WRITE).to_bytes(2, "little") for at in range(4))
+    assert ring.publish()
+    tails = [(at + 1).to_bytes(4, "little") + at.to_bytes(2, "little") + b"\x82\x80" for at in range(3)]
+    assert [os.pread(file, 8, 16 * at + 8) for at in range(3)] == tails
+    assert not ring.publish()
+
+
+def test_a_packed_queue_reads_a_descriptor_behind_the_flags_that_make_it_available(
+    file: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver writes all of it between our look at the rest and our look at the flags, in one copy."""
+    os.pwrite(file, bytes(72), 0)
+    ring, fill, looks = packed_queue(of(file)), mapping.fill, list[int]()
+
+    def slow(buffer: memoryview, address: int) -> None:
+        fill(buffer, address)
+        if not looks:
+            packed_ring(file)
+            buffer[-2:] = AVAIL.to_bytes(2, "little")
+        looks.append(address)
+
+    monkeypatch.setattr(mapping, "fill", slow)
+    chain = ring.pop()
+    assert chain is not None
+    assert chain.writable_size == 4
+
+
+@pytest.mark.parametrize("moment", ["lay", "pop", "push", "publish"])
+def test_m06_memory_that_goes_away_breaks_a_packed_queue_at_any_moment(file: int, moment: str) -> None:
+    packed_ring(file)
+    memory = of(file)
+    ring = packed_queue(memory)
+    chain = ring.pop()
+    assert chain is not None
+    push = partial(ring.push, chain)
+    for step, work in (("lay", lambda: packed_queue(memory)), ("pop", ring.pop), ("push", push), ("publish", ring.publish)):
+        if step == moment:
+            os.ftruncate(file, 0)
+            with pytest.raises(QueueBroken, match="guest memory is gone"):
+                work()
+            return
+        work()
 
 
 @pytest.mark.parametrize("moment", ["lay", "pop", "publish"])

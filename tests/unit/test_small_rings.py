@@ -18,10 +18,11 @@ from tests.virtio_rig import (
     DESCRIPTOR,
     INDIRECT,
     NEXT,
-    RIGS,
+    PACKED_RIGS,
     SPLIT_RIGS,
     USED,
     WRITE,
+    FragilePackedRig,
     PackedRig,
     Rig,
     SplitRig,
@@ -31,6 +32,8 @@ from vhostuser.errors import QueueBroken
 KINDS = (0, NEXT, WRITE, NEXT | WRITE, INDIRECT, INDIRECT | NEXT)
 PLACES = ((BUFFERS, 16), (BUFFERS + 16, 32), (0, 16), (0, 0))
 """A table of one, a table of two, no memory, an empty buffer."""
+QUICK = {name: kind for name, kind in PACKED_RIGS.items() if kind is not FragilePackedRig}
+"""Those that make no system calls; the others are the same code over a copy."""
 TABLES = b"".join(
     DESCRIPTOR.pack(*fields) for fields in ((BUFFERS, 1, 0, 0), (BUFFERS, 1, NEXT, 0), (BUFFERS, 4, WRITE, WRITE))
 )
@@ -73,13 +76,13 @@ def split_rings(size: int, kind: type[SplitRig] = SplitRig) -> Iterator[SplitRig
             yield rig
 
 
-def packed_rings(size: int) -> Iterator[PackedRig]:
+def packed_rings(size: int, kind: type[PackedRig] = PackedRig) -> Iterator[PackedRig]:
     marks = (0, AVAIL, USED, AVAIL | USED)
     alphabet = [
         DESCRIPTOR.pack(*place, buffer_id, kind | mark)
         for place, kind, mark, buffer_id in product(PLACES, KINDS, marks, (0, size))
     ]
-    rig = PackedRig(size, buffers=64)
+    rig = kind(size, buffers=64)
     for at, entries in enumerate(product(alphabet, repeat=size)):
         for start in range(2 * size) if size == 1 else (at % 4, (at + 2) % 4):
             fill(rig, entries)
@@ -89,7 +92,12 @@ def packed_rings(size: int) -> Iterator[PackedRig]:
 
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize(
-    "rings", [*(partial(split_rings, kind=kind) for kind in SPLIT_RIGS.values()), packed_rings], ids=RIGS.keys()
+    "rings",
+    [
+        *(partial(split_rings, kind=kind) for kind in SPLIT_RIGS.values()),
+        *(partial(packed_rings, kind=kind) for kind in QUICK.values()),
+    ],
+    ids=[*SPLIT_RIGS, *QUICK],
 )
 def test_all_rings_of_one_or_two_descriptors_end_in_chains_or_a_broken_queue(
     rings: Callable[[int], Iterator[Rig]], size: int

@@ -34,7 +34,7 @@ def taken(guest: Guest, feature: Feature) -> bool:
     return guest.run("cat /sys/bus/virtio/devices/virtio0/features")[feature] == "1"
 
 
-@pytest.mark.parametrize("device", [",packed=off", ",packed=on", ",packed=off,event_idx=off"])
+@pytest.mark.parametrize("device", [",packed=off", ",packed=on", ",packed=off,event_idx=off", ",packed=on,event_idx=off"])
 def test_a_file_system_outlives_a_reset(tmp_path: Path, device: str) -> None:
     with ExitStack() as opened:
         guest = disk(opened, tmp_path, device=device)
@@ -49,9 +49,10 @@ def test_a_file_system_outlives_a_reset(tmp_path: Path, device: str) -> None:
         assert guest.run("md5sum /mnt/file") == digest
 
 
-def test_stop_and_cont_under_load_lose_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", [",packed=off", ",packed=on"])
+def test_stop_and_cont_under_load_lose_nothing(tmp_path: Path, device: str) -> None:
     with ExitStack() as opened:
-        guest = disk(opened, tmp_path, queues=2, cpus=2)
+        guest = disk(opened, tmp_path, queues=2, cpus=2, device=device)
         guest.run("mke2fs /dev/vda && mount /dev/vda /mnt")
         load = "for i in 1 2 3 4 5 6; do dd if=/dev/urandom of=/mnt/$i bs=64k count=64 conv=fsync && md5sum /mnt/$i; done"
         guest.start(f"{load}; echo over")

@@ -10,8 +10,7 @@ from vhostuser.protocol.numbers import FrontendRequest as Q
 from vhostuser.protocol.payloads import U64
 from vhostuser.testing.raw_frontend import RawFrontend
 from vhostuser.testing.wire import DEADLINE
-from vhostuser.virtio.driver import DriverQueue
-from vhostuser.virtio.split import ring_sizes
+from vhostuser.virtio.formats import SPLIT, Format
 
 SIZE = 16
 
@@ -19,14 +18,14 @@ SIZE = 16
 class ByHand:
     """Ring `index` of the back-end, started at user address `at`; `ring` shows its bytes to this side."""
 
-    def __init__(self, raw: RawFrontend, ring: memoryview, *, at: int = 0, index: int = 0) -> None:
+    def __init__(self, raw: RawFrontend, ring: memoryview, *, at: int = 0, index: int = 0, form: Format = SPLIT) -> None:
         self.raw = raw
-        descriptors, available, used = ring_sizes(SIZE)
+        descriptors, available, used = form.sizes(SIZE)
         behind = descriptors + -(-available // 4) * 4
-        self.driver = DriverQueue(
+        self.driver = form.driver(
             SIZE, ring[:descriptors], ring[descriptors : descriptors + available], ring[behind : behind + used]
         )
-        raw.set_up_queue(index, size=SIZE, at=at)
+        raw.set_up_queue(index, size=SIZE, at=at, ring=form)
         self.call = raw.eventfd()
         raw.accepted(Q.SET_VRING_CALL, U64(index), fds=[self.call])
 

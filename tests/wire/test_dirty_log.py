@@ -14,6 +14,8 @@ from vhostuser.protocol.payloads import U64, Log, MemoryRegion, MemoryTable, Vri
 from vhostuser.testing import ServedRawFrontend, memory_file, raw_frontend, sparse_file, usage
 from vhostuser.testing.raw_frontend import FEATURES, PROTOCOL_FEATURES
 from vhostuser.transport.fds import OwnedFd
+from vhostuser.virtio.formats import PACKED
+from vhostuser.virtio.numbers import Feature
 
 from .by_hand import ByHand
 from .devices import Scripted
@@ -117,6 +119,26 @@ def test_the_used_ring_is_logged_where_its_flag_says_so(logged: Logged) -> None:
     logged.start(used=True)
     logged.ring.exchange([(PAGE, 4)], [])
     assert logged.take() == {USED // PAGE}
+
+
+@pytest.mark.parametrize("seal", [True, False], ids=["sealed", "may shrink"])
+def test_the_descriptors_of_a_packed_ring_are_logged_where_they_lie(seal: bool) -> None:
+    """The device writes into them, whatever the address for logging says."""
+    with (
+        memory_file(PAGES, fill=b"", seal=seal) as file,
+        sparse_file(2 * PAGE, seal=True) as log,
+        raw_frontend(Scattering(regions={})) as raw,
+    ):
+        raw.negotiate(features=FEATURES | 1 << Feature.RING_PACKED, protocol=SLOTS)
+        raw.accepted(Q.SET_MEM_TABLE, MemoryTable([MemoryRegion(0, PAGES * PAGE, 0, 0)]), fds=[file])
+        ring = ByHand(raw, map_file(file.fileno(), 6 * PAGE, 0)[5 * PAGE :], at=5 * PAGE, form=PACKED)
+        raw.reply(Q.SET_LOG_BASE, Log(SIZE, 0), fds=[log])
+        raw.accepted(Q.SET_FEATURES, U64(LOGGED | 1 << Feature.RING_PACKED))
+        raw.accepted(Q.SET_VRING_ADDR, VringAddr(0, 1, 5 * PAGE, 5 * PAGE + 260, 5 * PAGE + 256, 9 * PAGE))
+        ring.exchange([(PAGE, 4)], [(2 * PAGE, 4)])
+        raw.alive()
+        assert os.pread(log.fileno(), 2, 0) == (1 << 2 | 1 << 5 | 1 << 9).to_bytes(2, "little")
+        del ring
 
 
 def test_logging_is_switched_while_the_ring_runs(logged: Logged) -> None:

@@ -35,8 +35,10 @@ def agreed(**options: int) -> Iterator[ServedRawFrontend]:
 
 def say_no(wire: Wire, rule: Rule, body: bytes, fds: Sequence[int]) -> None:
     """Send it with need_reply: the answer is no, in the way that the request has; without one, the connection ends."""
-    if rule.request is Q.GET_CONFIG:
-        assert wire.reply(rule.id, body, fds=fds, flags=NEED_REPLY).payload == b""
+    if rule.request in (Q.GET_CONFIG, Q.GET_INFLIGHT_FD):
+        reply = wire.reply(rule.id, body, fds=fds, flags=NEED_REPLY)
+        assert not any(reply.payload)
+        assert not reply.fds
     elif rule.request in FrontendRequest and rule.channel.value == "front-end" and rule.reply is Reply.OWN:
         wire.request(rule.id, body, fds=fds, flags=NEED_REPLY)
         wire.closes()

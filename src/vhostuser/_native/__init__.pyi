@@ -1,6 +1,8 @@
 from . import caller as caller
+from . import packed as packed
 from . import ring as ring
 from . import server as server
+from . import walk as walk
 from . import window as window
 
 accelerated: bool

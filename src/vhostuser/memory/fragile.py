@@ -14,12 +14,18 @@ from typing import Final
 
 from ..errors import MemoryFault, QueueBroken
 from ..virtio.chain import DescriptorChain
+from ..virtio.numbers import DESCRIPTOR_SIZE, EVENT_SIZE
+from ..virtio.packed import FIRST_BASE, FLAGS, PackedQueue
 from ..virtio.split import USED_HEADER, SplitQueue, ring_sizes
 from ..virtio.walk import Memory
 from . import mapping
 
 MAX_COPIES: Final = 256 << 20
 """Bytes of a memory table's buffers that may be copied at a time: a chain may name the same memory over and over."""
+
+
+TAIL: Final = 8
+"""Where the second half of a descriptor begins, in which a packed ring has the length, the id and the flags."""
 
 
 class Copies:
@@ -42,15 +48,22 @@ class Copies:
             self._left += size
 
 
-class Copy(bytearray):
+class Placed(bytearray):
+    """Bytes of ours that stand for those at `address`."""
+
+    def __init__(self, address: int, size: int) -> None:
+        super().__init__(size)
+        self.address = address
+
+
+class Copy(Placed):
     """A private copy of the bytes at `address`; counted as long as it lives."""
 
     def __init__(self, address: int, size: int, copies: Copies) -> None:
         self._counted = 0
         copies.take(size)
         self._copies, self._counted = copies, size
-        super().__init__(size)
-        self.address = address
+        super().__init__(address, size)
         mapping.fill(self, address)
 
     def __del__(self) -> None:
@@ -86,17 +99,17 @@ class RingPart:
     def __init__(self, address: int, size: int, home: memoryview | FragileView) -> None:
         self.address, self.nbytes, self.readonly = address, size, home.readonly
         self._home = home
-        self.copy = memoryview(bytearray(size))
+        self.copy = memoryview(Placed(address, size))
 
     @property
     def fragile(self) -> bool:
         """Its file may shrink."""
         return isinstance(self._home, FragileView)
 
-    def refresh(self) -> None:
+    def refresh(self, start: int = 0, stop: int | None = None) -> None:
         """Take in what is there now. One copy from the start: the kernel copies whole words, so no index is torn."""
         with _Breaking():
-            mapping.fill(self.copy, self.address)
+            mapping.fill(self.copy[start:stop], self.address + start)
 
     def write_back(self, start: int, stop: int) -> None:
         """Put some bytes of the copy there."""
@@ -154,6 +167,50 @@ class FragileQueue(SplitQueue):
     def _walk(self, head: int) -> DescriptorChain:
         self._table.refresh()
         return super()._walk(head)
+
+
+class FragilePackedQueue(PackedQueue):
+    """A packed virtqueue in such memory. EVENT_IDX asks nothing of it: a device may always want every kick, and notify."""
+
+    def __init__(
+        self,
+        size: int,
+        descriptors: RingPart,
+        driver_event: RingPart,
+        device_event: RingPart,
+        memory: Memory,
+        *,
+        base: int = FIRST_BASE,
+        indirect: bool = True,
+    ) -> None:
+        self._table = descriptors
+        descriptors.refresh()
+        copies = descriptors.copy, driver_event.copy, device_event.copy
+        super().__init__(size, *copies, memory, base=base, indirect=indirect)
+        device_event.write_back(0, EVENT_SIZE)
+
+    def pop(self) -> DescriptorChain | None:
+        """As any queue does. The ring is read once more behind the flags that make a chain available, which come last."""
+        start = self._available % self.size * DESCRIPTOR_SIZE
+        self._table.refresh(start + TAIL, start + DESCRIPTOR_SIZE)
+        if self._offered(self._available) is not None:
+            self._table.refresh()
+        return super().pop()
+
+    def push(self, chain: DescriptorChain) -> None:
+        """Give a request back: all but the flags, which are written by `publish`."""
+        start = self._used % self.size * DESCRIPTOR_SIZE
+        super().push(chain)
+        self._table.write_back(start + TAIL, start + 2 * FLAGS)
+
+    def publish(self) -> bool:
+        """Show the driver all that was pushed, the first descriptor last, each with a whole word that its flags end."""
+        slots = [slot for slot, _ in self._hidden]
+        if not super().publish():
+            return False
+        for slot in reversed(slots):
+            self._table.write_back(slot * DESCRIPTOR_SIZE + TAIL, (slot + 1) * DESCRIPTOR_SIZE)
+        return True
 
 
 class _Breaking:

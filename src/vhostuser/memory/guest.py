@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 
 from ..errors import MemoryFault, RemoteProtocolError
 from ..protocol.payloads import MemoryRegion
-from .fragile import Copies, Copy, FragileView, RingPart
+from .fragile import Copies, FragileView, Placed, RingPart
 from .mapping import address_of, block_size, map_file, may_shrink, start_of
 
 
@@ -165,6 +165,6 @@ class GuestMemory:
     def homes(self, views: Iterable[memoryview]) -> Iterator[tuple[int, int]]:
         """Guest address and bytes of each view, writable, that `slices` gave."""
         for view in views:
-            address = view.obj.address if isinstance(view.obj, Copy) else address_of(view)
+            address = view.obj.address if isinstance(view.obj, Placed) else address_of(view)
             region = self._by_address[bisect_right(self._addresses, address) - 1]
             yield region.guest_addr + address - region.address, view.nbytes

@@ -98,6 +98,10 @@ class PackedQueue:
         """Where the next descriptor is taken, and where the driver looks for the next used one, as vhost-user says it."""
         return write_base(self._available, self._shown, self.size)
 
+    def resume(self, available: int, shown: int) -> None:
+        """Be where another device half of this ring is: take at position `available`, with `shown` the first not shown."""
+        self._available, self._shown = available, shown
+
     def pop(self) -> DescriptorChain | None:
         """The next request, or None; QueueBroken if the driver left nonsense ("Packed Virtqueues")."""
         start = position = self._available

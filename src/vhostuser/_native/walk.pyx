@@ -1,0 +1,231 @@
+"""What both formats of a ring share, compiled: where guest memory lies, and how a chain is made of what was found there.
+
+The twin of `virtio.walk`, without its texts. `DeviceRing` is what a loop without Python works on, whatever the format: it
+takes a chain into `pieces`, keeps it, gives it back and shows all of them to the driver.
+"""
+
+cimport cython
+from cpython.list cimport PyList_New, PyList_SET_ITEM
+from cpython.memoryview cimport PyMemoryView_FromObject, PyMemoryView_GET_BUFFER
+from cpython.ref cimport Py_INCREF
+from libc.stdint cimport uint8_t, uint32_t
+from libc.stdlib cimport calloc, free, malloc
+
+from ..errors import QueueBroken
+from ..virtio.chain import DescriptorChain
+from .live cimport *
+
+cdef extern from *:
+    """
+    /* Set a slot of an object by its descriptor: what `object.name = value` does, without looking the name up. */
+    static inline int vhu_set_slot(PyObject *slot, PyObject *object, PyObject *value)
+    { return Py_TYPE(slot)->tp_descr_set(slot, object, value); }
+    static inline PyObject *vhu_get_slot(PyObject *slot, PyObject *object)
+    { return Py_TYPE(slot)->tp_descr_get(slot, object, (PyObject *)Py_TYPE(object)); }
+    static inline PyObject *vhu_new(PyTypeObject *type) { return PyType_GenericNew(type, NULL, NULL); }
+    """
+    int vhu_set_slot(object slot, object object, object value) except -1
+    object vhu_get_slot(object slot, object object)
+    object vhu_new(type kind)
+
+cdef type Chain = DescriptorChain
+cdef object HEAD = DescriptorChain.head, READABLE = DescriptorChain.readable, WRITABLE = DescriptorChain.writable
+cdef object WRITTEN = DescriptorChain.written, ENTRIES = DescriptorChain.entries
+cdef list OTHERS = [
+    (getattr(DescriptorChain, name), getattr(DescriptorChain(0, (), ()), name))
+    for name in DescriptorChain.__slots__
+    if name not in ("head", "readable", "writable", "entries")
+]  # the slots that begin alike in every chain, and how
+
+
+def fence():
+    """A full memory fence: what was stored before it is seen by whoever loads behind a fence of his own."""
+    vhu_fence()
+
+
+@cython.final
+cdef class RegionTable:
+    """Guest memory as `virtio.split.Memory` has it: (guest address, view) of each region, by rising address."""
+
+    def __cinit__(self, regions):
+        cdef Py_buffer *buffer
+        cdef Region *region
+        self.views = []
+        self.regions = <Region *>calloc(max(1, len(regions)), sizeof(Region))
+        if self.regions == NULL:
+            raise MemoryError("no memory for a table of regions")
+        self.last = self.regions
+        for start, given in regions:
+            view = own(given)
+            self.views.append(view)
+            buffer = PyMemoryView_GET_BUFFER(view)
+            region = &self.regions[self.count]
+            region.start, region.len, region.at = start, buffer.len, <uint8_t *>buffer.buf
+            region.view, region.readonly = <void *>view, buffer.readonly
+            if self.count and (region.start < self.last.start or region.start - self.last.start < self.last.len):
+                raise ValueError("regions must be sorted by guest address, and not overlap")
+            self.last = region
+            self.count += 1
+
+    def __dealloc__(self):
+        free(self.regions)
+
+
+cdef object own(given):
+    """A view of our own of plain bytes, which nobody else can release."""
+    cdef Py_buffer *buffer
+    view = PyMemoryView_FromObject(given)
+    buffer = PyMemoryView_GET_BUFFER(view)
+    if buffer.ndim != 1 or buffer.itemsize != 1 or buffer.strides[0] != 1:
+        raise ValueError("a part of guest memory must be a view of plain bytes")
+    return view
+
+
+cdef uint8_t *start_of(view, Py_ssize_t needed) except NULL:
+    """Where a part of the ring lies, which is long enough."""
+    cdef Py_buffer *buffer = PyMemoryView_GET_BUFFER(view)
+    if buffer.len < needed:
+        raise ValueError(f"a part of the ring has {buffer.len} bytes, {needed} are needed")
+    return <uint8_t *>buffer.buf
+
+
+cdef object view_of(Piece *piece):
+    """A view of a piece of a region: what slicing the region's view gives, without making a slice object first."""
+    cdef Py_buffer *buffer
+    view = PyMemoryView_FromObject(<object>piece.view)
+    buffer = PyMemoryView_GET_BUFFER(view)
+    buffer.buf, buffer.len = piece.at, piece.len
+    buffer.shape[0] = piece.len
+    return view
+
+
+cdef object views_of(Piece *pieces, uint32_t count):
+    cdef uint32_t at
+    views = PyList_New(count)
+    for at in range(count):
+        view = view_of(&pieces[at])
+        Py_INCREF(view)  # for the list, which takes it over
+        PyList_SET_ITEM(views, at, view)
+    return views
+
+
+cdef class DeviceRing:
+    """A virtqueue as its device sees it; `SplitRing` and `PackedRing` fill in what their formats do differently."""
+
+    def __dealloc__(self):
+        free(self.pieces)
+        free(self.copy)
+
+    cdef bint prepare(self, uint32_t size, tuple parts, memory, RegionTable table, bint indirect, bint event_idx) except False:
+        """Room for the largest chain, and views of our own of the ring's parts."""
+        self.size, self.indirect, self.event_idx = size, indirect, event_idx
+        self.memory, self.table, self.fresh = memory, table, True
+        self.parts = tuple([own(part) for part in parts])
+        self.room = size + SPARE
+        self.pieces = <Piece *>malloc(self.room * sizeof(Piece))
+        self.copy = <uint8_t *>malloc(size * ENTRY)
+        if self.pieces == NULL or self.copy == NULL:
+            raise MemoryError("no memory for a ring")
+        return True
+
+    def pop(self):
+        """The next request, or None; QueueBroken if the driver left nonsense."""
+        cdef int waiting = self.waiting()
+        if waiting > 0:
+            return self.next_chain()
+        return self.explain() if waiting else None
+
+    def pop_many(self, uint32_t most):
+        """The next requests, at most that many. QueueBroken only where the first of them is broken."""
+        chains = []
+        if self.waiting() < 0:
+            chain = self.explain()
+            return [] if chain is None else [chain]
+        while self.left > 0 and len(chains) < most:
+            try:
+                chain = self.next_chain()
+            except QueueBroken:
+                if not chains:
+                    raise
+                break
+            if chain is None:
+                break
+            chains.append(chain)
+        return chains
+
+    def again(self, head, rows=()):
+        """The chain of a head that was taken before ("Inflight I/O tracking")."""
+        return self.pure.again(head, rows)
+
+    def push(self, chain):
+        """Give a request back; the driver sees it at the next `publish`."""
+        cdef Taken taken
+        taken.readable = taken.count = 0
+        if type(chain) is Chain:
+            taken.head, taken.entries = vhu_get_slot(HEAD, chain), vhu_get_slot(ENTRIES, chain)
+            self.finish(&taken, vhu_get_slot(WRITTEN, chain))
+        else:
+            taken.head, taken.entries = chain.head, chain.entries
+            self.finish(&taken, chain.written)
+
+    def publish(self):
+        """Show the driver all that was pushed; whether to notify it."""
+        return self.show()
+
+    def enable_kicks(self):
+        """Ask the driver for a kick at the next request; whether one came before it could know, and waits."""
+        self.resting = False
+        return self.ask()
+
+    def disable_kicks(self):
+        """Tell the driver that nobody needs a kick, until `enable_kicks`: a hint ("Available Buffer Notification Suppression")."""
+        self.resting = True
+        self.rest()
+
+    cdef object next_chain(self):
+        """The chain that waits next."""
+        cdef Taken taken
+        if not self.take(&taken):
+            return self.explain()
+        chain = vhu_new(Chain)
+        vhu_set_slot(HEAD, chain, taken.head)
+        vhu_set_slot(READABLE, chain, views_of(self.pieces, taken.readable))
+        vhu_set_slot(WRITABLE, chain, views_of(self.pieces + taken.readable, taken.count - taken.readable))
+        vhu_set_slot(ENTRIES, chain, taken.entries)
+        for slot, value in OTHERS:
+            vhu_set_slot(slot, chain, value)
+        self.keep(&taken)
+        return chain
+
+    cdef int waiting(self) noexcept nogil:
+        """How many chains wait, at least, which is `left`, too; -1 if that can't be.
+
+        With none, and EVENT_IDX, the driver is asked for a kick, and looked at again.
+        """
+        return 0
+
+    cdef bint take(self, Taken *taken) noexcept nogil:
+        """Follow the next chain, which waits, into `pieces`; false, and nothing has changed, if anything is unusual."""
+        return False
+
+    cdef int keep(self, Taken *taken) noexcept nogil:
+        """The chain that was taken is the device's: go on behind it. How many more wait, at least, as far as was seen."""
+        return 0
+
+    cdef void finish(self, Taken *taken, uint32_t written) noexcept nogil:
+        """Give a chain back; the driver sees it at the next `show`."""
+
+    cdef bint show(self) noexcept nogil:
+        """Show the driver all that was given back; whether to notify it."""
+        return False
+
+    cdef bint ask(self) noexcept nogil:
+        """Ask for a kick at the next request, and look once more: whether one came before the driver could know."""
+        return False
+
+    cdef void rest(self) noexcept nogil:
+        """Tell the driver that nobody needs a kick."""
+
+    cdef object explain(self):
+        """The next chain from the pure queue: it raises what is wrong, or takes what is only out of the ordinary."""
+        return None
