@@ -106,53 +106,54 @@ cdef class PackedRing(DeviceRing):
 
     cdef bint take(self, Taken *taken) noexcept nogil:
         cdef bint first = self.position < self.size
-        cdef uint32_t slot = self.position if first else self.position - self.size, len
-        cdef uint32_t room = self.size - self.distance(self.shown, self.position)
+        cdef uint32_t slot = self.position if first else self.position - self.size, size = self.size, len
+        cdef uint32_t room = size - self.distance(self.shown, self.position), entries = 0
         cdef uint16_t mark = AVAIL if first else USED, flags
         cdef uint64_t total = 0
-        cdef const uint8_t *entry
-        cdef Taken found
-        found.entries, found.readable, found.count = 0, 0, 0
-        while found.entries < room:
-            entry = self.descriptors + slot * ENTRY
+        cdef const uint8_t *entry = self.descriptors + slot * ENTRY
+        cdef int readable = 0, count = 0
+        while entries < room:
             flags = vhu_half_at(entry + FLAGS)
             if flags & (AVAIL | USED) != mark:
                 return False
             vhu_acquire()
-            found.entries += 1
+            entries += 1
             if flags & INDIRECT:
-                return found.entries == 1 and self.open(entry, flags, &found) and self.name(entry, &found, taken)
+                return entries == 1 and self.take_table(entry, flags, taken)
             len = vhu_word_at(entry + LENGTH)
             total += len
-            if total > 1ULL << 32 or not lay(self, vhu_long_at(entry), len, flags & WRITE, &found):
+            count = lay(self, vhu_long_at(entry), len, flags & WRITE, readable, count)
+            if total > 1ULL << 32 or count < 0:
                 return False
+            if not flags & WRITE:
+                readable = count
             if not flags & NEXT:
-                return self.name(entry, &found, taken)
-            slot += 1
-            if slot == self.size:
-                slot, mark = 0, mark ^ (AVAIL | USED)
+                taken.head, taken.entries, taken.readable, taken.count = vhu_half_at(entry + BUFFER_ID), entries, readable, count
+                return taken.head < size
+            slot, entry = slot + 1, entry + ENTRY
+            if slot == size:
+                slot, entry, mark = 0, self.descriptors, mark ^ (AVAIL | USED)
         return False
 
-    cdef inline bint name(self, const uint8_t *entry, Taken *found, Taken *taken) noexcept nogil:
-        """The chain is whole; its id is that of its last descriptor, and one of the queue's."""
-        found.head = vhu_half_at(entry + BUFFER_ID)
-        taken[0] = found[0]
-        return found.head < self.size
-
-    cdef bint open(self, const uint8_t *entry, uint16_t flags, Taken *found) noexcept nogil:
+    cdef bint take_table(self, const uint8_t *entry, uint16_t flags, Taken *taken) noexcept nogil:
         """Take the buffers of an indirect table one after another: of the flags in it only WRITE means anything."""
         cdef uint32_t size = vhu_word_at(entry + LENGTH), at = 0, len
         cdef uint64_t total = 0
         cdef uint16_t last = 0
+        cdef int readable = 0, count = 0
         if not enter(self, vhu_long_at(entry), size, flags):
             return False
         while at < size:
             len, last = vhu_word_at(self.copy + at + LENGTH), vhu_half_at(self.copy + at + FLAGS)
             total += len
-            if last & INDIRECT or total > 1ULL << 32 or not lay(self, vhu_long_at(self.copy + at), len, last & WRITE, found):
+            count = lay(self, vhu_long_at(self.copy + at), len, last & WRITE, readable, count)
+            if last & INDIRECT or total > 1ULL << 32 or count < 0:
                 return False
+            if not last & WRITE:
+                readable = count
             at += ENTRY
-        return not last & NEXT
+        taken.head, taken.entries, taken.readable, taken.count = vhu_half_at(entry + BUFFER_ID), 1, readable, count
+        return not last & NEXT and taken.head < self.size
 
     cdef int keep(self, Taken *taken) noexcept nogil:
         self.position = self.behind(self.position, taken.entries)

@@ -64,6 +64,7 @@ cdef class DeviceRing:
     cdef bint prepare(self, uint32_t size, tuple parts, memory, RegionTable table, bint indirect, bint event_idx) except False
 
 cdef uint8_t *start_of(view, Py_ssize_t needed) except NULL
+cdef int lay_pieces(DeviceRing ring, uint64_t addr, uint64_t len, bint writable, int count) noexcept nogil
 
 
 cdef inline Region *find(RegionTable table, uint64_t addr) noexcept nogil:
@@ -83,28 +84,20 @@ cdef inline Region *find(RegionTable table, uint64_t addr) noexcept nogil:
     return table.last
 
 
-cdef inline bint lay(DeviceRing ring, uint64_t addr, uint64_t len, bint writable, Taken *taken) noexcept nogil:
-    """Add a buffer to `pieces`, one a region that it crosses; false where no memory is, or not of its kind."""
-    cdef Region *region
-    cdef Piece *piece
-    cdef uint64_t skip, part
-    if not writable and taken.count > taken.readable:
-        return False
-    while len:
-        region = find(ring.table, addr)
-        if region == NULL or taken.count == ring.room or (writable and region.readonly):
-            return False
-        skip = addr - region.start
-        part = min(len, region.len - skip)
-        piece = &ring.pieces[taken.count]
-        piece.at, piece.len, piece.view = region.at + skip, <uint32_t>part, region.view
-        taken.count += 1
-        len, addr = len - part, addr + part
-        if addr == 0 and len:
-            return False
-    if not writable:
-        taken.readable = taken.count
-    return True
+cdef inline int lay(DeviceRing ring, uint64_t addr, uint64_t len, bint writable, int readable, int count) noexcept nogil:
+    """Add a buffer to the `count` pieces, one a region that it crosses: how many there are now.
+
+    -1 where no memory is, or not of its kind. Most buffers lie in the region of the one before them, and in no other.
+    """
+    cdef Region *region = ring.table.last
+    cdef Piece *piece = &ring.pieces[count]
+    cdef uint64_t skip = addr - region.start
+    if not writable and count > readable:
+        return -1
+    if len == 0 or skip >= region.len or len > region.len - skip or count == <int>ring.room or region.readonly:
+        return lay_pieces(ring, addr, len, writable, count)
+    piece.at, piece.len, piece.view = region.at + skip, <uint32_t>len, region.view
+    return count + 1
 
 
 cdef inline bint enter(DeviceRing ring, uint64_t addr, uint32_t len, uint16_t flags) noexcept nogil:

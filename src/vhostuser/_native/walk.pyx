@@ -8,7 +8,7 @@ cimport cython
 from cpython.list cimport PyList_New, PyList_SET_ITEM
 from cpython.memoryview cimport PyMemoryView_FromObject, PyMemoryView_GET_BUFFER
 from cpython.ref cimport Py_INCREF
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
 from ..errors import QueueBroken
@@ -107,6 +107,25 @@ cdef object views_of(Piece *pieces, uint32_t count):
         Py_INCREF(view)  # for the list, which takes it over
         PyList_SET_ITEM(views, at, view)
     return views
+
+
+cdef int lay_pieces(DeviceRing ring, uint64_t addr, uint64_t len, bint writable, int count) noexcept nogil:
+    """`lay` for any buffer that may follow what was laid."""
+    cdef Region *region
+    cdef Piece *piece
+    cdef uint64_t skip, part
+    while len:
+        region = find(ring.table, addr)
+        if region == NULL or count == <int>ring.room or (writable and region.readonly):
+            return -1
+        skip = addr - region.start
+        part = min(len, region.len - skip)
+        piece = &ring.pieces[count]
+        piece.at, piece.len, piece.view = region.at + skip, <uint32_t>part, region.view
+        count, len, addr = count + 1, len - part, addr + part
+        if addr == 0 and len:
+            return -1
+    return count
 
 
 cdef class DeviceRing:
