@@ -12,7 +12,7 @@ from libc.stdlib cimport free, malloc
 
 from ..virtio.packed import FIRST_BASE, PackedQueue, read_base
 from .live cimport *
-from .walk cimport ENTRY, INDIRECT, NEXT, WRITE, DeviceRing, RegionTable, Taken, enter, lay, start_of
+from .walk cimport ENTRY, INDIRECT, NEXT, WRITE, DeviceRing, Region, RegionTable, Taken, enter, lay, start_of
 
 cdef enum:
     # Where a descriptor has these, and an event suppression area.
@@ -108,10 +108,11 @@ cdef class PackedRing(DeviceRing):
         cdef bint first = self.position < self.size
         cdef uint32_t slot = self.position if first else self.position - self.size, size = self.size, len
         cdef uint32_t room = size - self.distance(self.shown, self.position), entries = 0
-        cdef uint16_t mark = AVAIL if first else USED, flags
+        cdef uint32_t mark = AVAIL if first else USED, flags
         cdef uint64_t total = 0
         cdef const uint8_t *entry = self.descriptors + slot * ENTRY
         cdef int readable = 0, count = 0
+        cdef Region *here = self.table.last
         while entries < room:
             flags = vhu_half_at(entry + FLAGS)
             if flags & (AVAIL | USED) != mark:
@@ -122,7 +123,7 @@ cdef class PackedRing(DeviceRing):
                 return entries == 1 and self.take_table(entry, flags, taken)
             len = vhu_word_at(entry + LENGTH)
             total += len
-            count = lay(self, vhu_long_at(entry), len, flags & WRITE, readable, count)
+            count = lay(self, here, vhu_long_at(entry), len, flags & WRITE, readable, count)
             if total > 1ULL << 32 or count < 0:
                 return False
             if not flags & WRITE:
@@ -141,12 +142,13 @@ cdef class PackedRing(DeviceRing):
         cdef uint64_t total = 0
         cdef uint16_t last = 0
         cdef int readable = 0, count = 0
+        cdef Region *here = self.table.last
         if not enter(self, vhu_long_at(entry), size, flags):
             return False
         while at < size:
             len, last = vhu_word_at(self.copy + at + LENGTH), vhu_half_at(self.copy + at + FLAGS)
             total += len
-            count = lay(self, vhu_long_at(self.copy + at), len, last & WRITE, readable, count)
+            count = lay(self, here, vhu_long_at(self.copy + at), len, last & WRITE, readable, count)
             if last & INDIRECT or total > 1ULL << 32 or count < 0:
                 return False
             if not last & WRITE:
@@ -175,19 +177,21 @@ cdef class PackedRing(DeviceRing):
 
     cdef bint show(self) noexcept nogil:
         """The flags of the first descriptor are written last: the driver, who reads in order, sees none before that one."""
-        cdef uint32_t before = self.shown, at = self.hidden_count, row
+        cdef uint32_t before = self.shown, at = self.hidden_count
         if at == 0:
             return False
-        while at:
+        while at > 1:
             at -= 1
-            row = self.hidden[at]
-            if at == 0:
-                vhu_release()
-            vhu_set_half(self.descriptors + (row >> 16) * ENTRY + FLAGS, <uint16_t>row)
+            self.mark(self.hidden[at])
+        vhu_release()
+        self.mark(self.hidden[0])
         self.hidden_count = 0
         self.shown = self.used
         vhu_fence()
         return self.wants(before)
+
+    cdef inline void mark(self, uint32_t row) noexcept nogil:
+        vhu_set_half(self.descriptors + (row >> 16) * ENTRY + FLAGS, <uint16_t>row)
 
     cdef bint wants(self, uint32_t before) noexcept nogil:
         """Whether the driver wants to hear of what was published since position `before`.

@@ -19,6 +19,7 @@ cdef enum:
 ctypedef struct Region:
     uint64_t start
     uint64_t len
+    uint64_t plain  # bytes that may be written as well as read: all of them, or none
     uint8_t *at
     void *view
     bint readonly
@@ -84,19 +85,21 @@ cdef inline Region *find(RegionTable table, uint64_t addr) noexcept nogil:
     return table.last
 
 
-cdef inline int lay(DeviceRing ring, uint64_t addr, uint64_t len, bint writable, int readable, int count) noexcept nogil:
+cdef inline int lay(
+    DeviceRing ring, Region *here, uint64_t addr, uint64_t len, bint writable, int readable, int count
+) noexcept nogil:
     """Add a buffer to the `count` pieces, one a region that it crosses: how many there are now.
 
-    -1 where no memory is, or not of its kind. Most buffers lie in the region of the one before them, and in no other.
+    -1 where no memory is, or not of its kind. Most buffers lie `here`, where the one before the chain was, and nowhere else:
+    there is room for one of those a descriptor, whatever `lay_pieces` has laid.
     """
-    cdef Region *region = ring.table.last
     cdef Piece *piece = &ring.pieces[count]
-    cdef uint64_t skip = addr - region.start
+    cdef uint64_t skip = addr - here.start
     if not writable and count > readable:
         return -1
-    if len == 0 or skip >= region.len or len > region.len - skip or count == <int>ring.room or region.readonly:
+    if skip >= here.plain or len - 1 >= here.plain - skip:  # or it is empty
         return lay_pieces(ring, addr, len, writable, count)
-    piece.at, piece.len, piece.view = region.at + skip, <uint32_t>len, region.view
+    piece.at, piece.len, piece.view = here.at + skip, <uint32_t>len, here.view
     return count + 1
 
 

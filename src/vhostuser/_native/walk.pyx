@@ -62,6 +62,7 @@ cdef class RegionTable:
             region = &self.regions[self.count]
             region.start, region.len, region.at = start, buffer.len, <uint8_t *>buffer.buf
             region.view, region.readonly = <void *>view, buffer.readonly
+            region.plain = 0 if region.readonly else region.len
             if self.count and (region.start < self.last.start or region.start - self.last.start < self.last.len):
                 raise ValueError("regions must be sorted by guest address, and not overlap")
             self.last = region
@@ -116,7 +117,7 @@ cdef int lay_pieces(DeviceRing ring, uint64_t addr, uint64_t len, bint writable,
     cdef uint64_t skip, part
     while len:
         region = find(ring.table, addr)
-        if region == NULL or count == <int>ring.room or (writable and region.readonly):
+        if region == NULL or count >= <int>ring.room or (writable and region.readonly):
             return -1
         skip = addr - region.start
         part = min(len, region.len - skip)
@@ -141,7 +142,7 @@ cdef class DeviceRing:
         self.memory, self.table, self.fresh = memory, table, True
         self.parts = tuple([own(part) for part in parts])
         self.room = size + SPARE
-        self.pieces = <Piece *>malloc(self.room * sizeof(Piece))
+        self.pieces = <Piece *>malloc((self.room + size) * sizeof(Piece))
         self.copy = <uint8_t *>malloc(size * ENTRY)
         if self.pieces == NULL or self.copy == NULL:
             raise MemoryError("no memory for a ring")
