@@ -1,4 +1,4 @@
-"""Build the rust-vmm pair from Debian sid's crate packages: private apt configuration, nothing installed, no root."""
+"""Build the rust-vmm peers from Debian sid's crate packages: private apt configuration, nothing installed, no root."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE / "rust_pair"
-PACKAGE = "librust-vhost-dev"
+PEERS = ("vhost", "virtio-queue")
+"""The crates that are measured; others come with them."""
+PAIR, RING = "rust-pair", "rust-ring"
+"""The binaries that are built."""
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 REGISTRY = Path("usr/share/cargo/registry")
 
@@ -49,23 +52,23 @@ def cache() -> Path:
     return Path(os.environ.get("VHOSTUSER_CACHE") or HERE.parent / ".cache").absolute()
 
 
-def built() -> Path | None:
-    """The binary, if it is there and not older than its source."""
-    binary = cache() / "rust" / "target" / "release" / "rust-pair"
-    sources = [SOURCE / "Cargo.toml", *SOURCE.glob("src/*.rs")]
+def built(name: str) -> Path | None:
+    """A binary, if it is there and not older than its source."""
+    binary = cache() / "rust" / "target" / "release" / name
+    sources = [SOURCE / "Cargo.toml", *SOURCE.rglob("src/**/*.rs")]
     if binary.exists() and binary.stat().st_mtime >= max(source.stat().st_mtime for source in sources):
         return binary
     return None
 
 
-def build() -> Path:
-    """Fetch the crates once, then build without a network; the binary's path."""
-    done = built()
+def build(name: str = PAIR) -> Path:
+    """Fetch the crates once, then build without a network; the path of that binary."""
+    done = built(name)
     if done:
         return done
     cargo = _program("cargo")
     root = cache() / "rust"
-    if not (root / "root").exists():
+    if not all(list((root / "root" / REGISTRY).glob(f"{crate}-[0-9]*")) for crate in PEERS):
         _unpack(_fetch(root), root / "root")
     config = root / "cargo.toml"
     config.write_text(CARGO_CONFIG.format(registry=root / "root" / REGISTRY))
@@ -73,9 +76,10 @@ def build() -> Path:
     shutil.copytree(SOURCE, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns("target", "Cargo.lock"))
     manifest = ["--manifest-path", str(work / "Cargo.toml"), "--target-dir", str(root / "target")]
     _run([cargo, "--config", str(config), "build", "--quiet", "--offline", "--release", *manifest])
-    binary = root / "target" / "release" / "rust-pair"
-    binary.touch()
-    return binary
+    binaries = {each: root / "target" / "release" / each for each in (PAIR, RING)}
+    for binary in binaries.values():
+        binary.touch()
+    return binaries[name]
 
 
 def _program(name: str) -> str:
@@ -99,7 +103,7 @@ def _fetch(root: Path) -> Path:
     env = _configure(apt)
     _run(["apt-get", "-qq", "update"], env=env)
     _warn_if_expired(apt / "lists")
-    planned = _run(["apt-get", "--simulate", "install", PACKAGE], env=env)
+    planned = _run(["apt-get", "--simulate", "install", *(f"librust-{crate}-dev" for crate in PEERS)], env=env)
     crates = re.findall(r"^Inst (librust-\S+)", planned, re.MULTILINE)
     archives = apt / "cache" / "archives"
     _run(["apt-get", "-qq", "download", *crates], env=env, cwd=archives)
@@ -143,6 +147,7 @@ def _unpack(archives: Path, into: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     for package in sorted(archives.glob("*.deb")):
         _run(["dpkg-deb", "--extract", str(package), str(partial)])
+    shutil.rmtree(into, ignore_errors=True)
     partial.rename(into)
 
 

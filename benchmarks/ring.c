@@ -11,22 +11,13 @@
  *
  * SPDX-License-Identifier: Apache-2.0
  */
-#define _GNU_SOURCE
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/uio.h>
-#include <time.h>
+#include "ring.h"
 
-enum { SIZE = 1024, CHAINS = 256, LINKS = 3, MEMORY = 1 << 20, WARM_UP = 100 };
-enum { NEXT = 1, WRITE = 2, INDIRECT = 4, NO_INTERRUPT = 1 };
+enum { SIZE = 1024, NO_INTERRUPT = 1 };
 
 struct descriptor { uint64_t addr; uint32_t len; uint16_t flags, next; };
 struct available { uint16_t flags, idx, ring[SIZE], used_event; };
 struct used { uint16_t flags, idx; struct { uint32_t id, len; } ring[SIZE]; uint16_t avail_event; };
-struct region { uint64_t start, size; uint8_t *at; };
 
 struct queue {
     struct descriptor *table;
@@ -41,34 +32,6 @@ struct element {
     unsigned int index, out_count, in_count;
     struct iovec *in, *out;
 };
-
-static void *translate(const struct queue *queue, uint64_t addr, uint64_t *len)
-{
-    for (int i = 0; i < 2; i++) {
-        const struct region *region = &queue->regions[i];
-        if (addr - region->start < region->size) {
-            uint64_t left = region->size - (addr - region->start);
-            *len = *len < left ? *len : left;
-            return region->at + (addr - region->start);
-        }
-    }
-    return NULL;
-}
-
-/* Add a buffer to `parts`, one a region that it crosses; the new count, or -1. */
-static int add(const struct queue *queue, struct iovec *parts, int count, uint64_t addr, uint64_t len)
-{
-    while (len) {
-        uint64_t part = len;
-        void *at = translate(queue, addr, &part);
-        if (!at || count == SIZE)
-            return -1;
-        parts[count++] = (struct iovec){ at, part };
-        addr += part;
-        len -= part;
-    }
-    return count;
-}
 
 static struct descriptor read_descriptor(const struct descriptor *table, unsigned int index)
 {
@@ -93,7 +56,7 @@ static int walk(struct queue *queue, unsigned int head, struct iovec *parts, int
             uint64_t len = d.len;
             if (table != queue->table || d.flags & NEXT || d.len % sizeof(d) || d.len == 0)
                 return -1;
-            table = translate(queue, d.addr, &len);
+            table = translate(queue->regions, d.addr, &len);
             if (!table || len != d.len)
                 return -1;
             max = d.len / sizeof(d);
@@ -102,7 +65,7 @@ static int walk(struct queue *queue, unsigned int head, struct iovec *parts, int
         }
         if (!(d.flags & WRITE) && total > readable)
             return -1;
-        total = add(queue, parts, total, d.addr, d.len);
+        total = add(queue->regions, parts, total, SIZE, d.addr, d.len);
         if (total < 0)
             return -1;
         if (!(d.flags & WRITE))
@@ -205,37 +168,18 @@ static bool serve_allocating(struct queue *queue)
 
 /* ---- the driver ---- */
 
-static void *zeroed(size_t size)
-{
-    void *memory = aligned_alloc(4096, (size + 4095) / 4096 * 4096);
-    if (!memory)
-        abort();
-    return memset(memory, 0, size);
-}
-
 static void set_up(struct queue *queue)
 {
-    static const uint32_t lengths[LINKS] = { 16, 64, 1 };
-    uint8_t *memory = zeroed(MEMORY);
-
+    set_up_memory(queue->regions);
     queue->table = zeroed(SIZE * sizeof(*queue->table));
     queue->available = zeroed(sizeof(*queue->available));
     queue->used = zeroed(sizeof(*queue->used));
-    queue->regions[0] = (struct region){ 0, MEMORY / 2, memory };
-    queue->regions[1] = (struct region){ MEMORY / 2, MEMORY / 2, memory + MEMORY / 2 };
     for (unsigned int i = 0; i < CHAINS * LINKS; i++) {
         bool last = i % LINKS == LINKS - 1;
         queue->table[i] = (struct descriptor){ i * 64, lengths[i % LINKS], last ? WRITE : NEXT, last ? 0 : (uint16_t)(i + 1) };
     }
     for (unsigned int i = 0; i < SIZE; i++)
         queue->available->ring[i] = (uint16_t)(i % CHAINS * LINKS);
-}
-
-static uint64_t now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
 }
 
 int main(int argc, char **argv)

@@ -12,6 +12,7 @@ import ring
 from goals import GOALS, Goal, our_pairs
 from interleave import Pair, PairFailed, Result, Spread, foreign_pairs, interleave, run_once
 from peers import time_reset
+from ring_bench import CHAINS, Bench, PackedBench
 from soak import Held, Leak, Report
 
 from vhostuser import accelerated
@@ -95,27 +96,45 @@ def test_a_reset_is_timed() -> None:
 
 
 def test_a_ring_goal_is_met_or_missed_by_the_median_of_its_rounds() -> None:
-    samples = {name: [2.0, 4.0, 9.0] for name in ("C lean", *ring.ROWS)} | {"C allocating": [2.4, 4.4, 11.0]}
+    samples = {name: [2.0, 4.0, 9.0] for name in ring.ROWS} | {"C allocating": [2.4, 4.4, 11.0]}
     lines = ring.report(samples)
     assert "| pure Python | 4.0 | 2.0-9.0 | 1.000 |" in lines
-    assert [line[:38] for line in lines[-3:]] == [
-        "  met   rate  1.00x >= 0.50x  split ri",
-        "  met   rate  1.20x >= 1.20x  split ri",
-        "  MISS  rate  1.00x >= 3.00x  split ri",
+    assert [line[:35] for line in lines[-len(ring.GOALS) :]] == [
+        "  met   rate  1.00x >= 0.50x  ring:",
+        "  met   rate  1.20x >= 1.20x  ring:",
+        "  MISS  rate  1.00x >= 3.00x  ring:",
+        "  met   rate  1.00x >= 0.70x  ring:",
     ]
+
+
+def test_every_ring_goal_names_rows_that_are_run() -> None:
+    assert {name for ours, theirs, _ in ring.GOALS for name in (ours, theirs)} <= set(ring.ROWS)
+    assert {ring.baseline(name) for name in ring.ROWS} <= set(ring.ROWS)
 
 
 @pytest.mark.parametrize("pure", [False, True] if accelerated else [True])
 def test_a_ring_row_takes_and_gives_back_every_chain(pure: bool) -> None:
-    bench = ring.Bench(pure=pure)
-    bench.one_by_one(300)
+    bench = Bench(pure=pure)
+    assert bench.one_by_one(300) > 0
     indices, elements = bench.used[:4].cast("H"), bench.used[4:].cast("I")
-    assert bench.queue.base == indices[1] == 300 * ring.CHAINS % (1 << 16)
+    assert bench.queue.base == indices[1] == 300 * CHAINS % (1 << 16)
     assert elements[:6].tolist() == [0, 1, 3, 1, 6, 1]
     if not pure:
         bench.many(3)
-        assert indices[1] == 303 * ring.CHAINS % (1 << 16)
+        assert indices[1] == 303 * CHAINS % (1 << 16)
     assert ring.measure(bench.one_by_one, 1) > 0
+
+
+@pytest.mark.parametrize("pure", [False, True] if accelerated else [True])
+def test_a_packed_row_takes_and_gives_back_every_chain(pure: bool) -> None:
+    bench = PackedBench(pure=pure)
+    assert bench.one_by_one(3) > 0
+    assert bench.queue.base == 0, "both wrap counters have changed three times"
+    flags = bench.descriptors.cast("H")[7::8].tolist()
+    assert flags[::3] == [0x8082] * CHAINS
+    if not pure:
+        bench.many(1)
+        assert bench.descriptors.cast("H")[7::8].tolist()[::3] == [2] * CHAINS
 
 
 # The soak

@@ -11,8 +11,8 @@ cdef class PackedRing(DeviceRing):
     cdef uint32_t last
     cdef uint32_t position, used, shown
     cdef bint offered(self) noexcept nogil
-    cdef bint name(self, const uint8_t *entry, Taken *found, Taken *taken) noexcept nogil
-    cdef bint open(self, const uint8_t *entry, uint16_t flags, Taken *found) noexcept nogil
+    cdef bint take_table(self, const uint8_t *entry, uint16_t flags, Taken *taken) noexcept nogil
+    cdef void mark(self, uint32_t row) noexcept nogil
     cdef bint wants(self, uint32_t before) noexcept nogil
     cdef uint32_t behind(self, uint32_t position, uint32_t entries) noexcept nogil
     cdef uint32_t distance(self, uint32_t start, uint32_t end) noexcept nogil

@@ -12,7 +12,7 @@ from libc.stdlib cimport free, malloc
 
 from ..virtio.packed import FIRST_BASE, PackedQueue, read_base
 from .live cimport *
-from .walk cimport ENTRY, INDIRECT, NEXT, WRITE, DeviceRing, RegionTable, Taken, enter, lay, start_of
+from .walk cimport ENTRY, INDIRECT, NEXT, WRITE, DeviceRing, Region, RegionTable, Taken, enter, lay, start_of
 
 cdef enum:
     # Where a descriptor has these, and an event suppression area.
@@ -106,53 +106,56 @@ cdef class PackedRing(DeviceRing):
 
     cdef bint take(self, Taken *taken) noexcept nogil:
         cdef bint first = self.position < self.size
-        cdef uint32_t slot = self.position if first else self.position - self.size, len
-        cdef uint32_t room = self.size - self.distance(self.shown, self.position)
-        cdef uint16_t mark = AVAIL if first else USED, flags
+        cdef uint32_t slot = self.position if first else self.position - self.size, size = self.size, len
+        cdef uint32_t room = size - self.distance(self.shown, self.position), entries = 0
+        cdef uint32_t mark = AVAIL if first else USED, flags
         cdef uint64_t total = 0
-        cdef const uint8_t *entry
-        cdef Taken found
-        found.entries, found.readable, found.count = 0, 0, 0
-        while found.entries < room:
-            entry = self.descriptors + slot * ENTRY
+        cdef const uint8_t *entry = self.descriptors + slot * ENTRY
+        cdef int readable = 0, count = 0
+        cdef Region *here = self.table.last
+        while entries < room:
             flags = vhu_half_at(entry + FLAGS)
             if flags & (AVAIL | USED) != mark:
                 return False
             vhu_acquire()
-            found.entries += 1
+            entries += 1
             if flags & INDIRECT:
-                return found.entries == 1 and self.open(entry, flags, &found) and self.name(entry, &found, taken)
+                return entries == 1 and self.take_table(entry, flags, taken)
             len = vhu_word_at(entry + LENGTH)
             total += len
-            if total > 1ULL << 32 or not lay(self, vhu_long_at(entry), len, flags & WRITE, &found):
+            count = lay(self, here, vhu_long_at(entry), len, flags & WRITE, readable, count)
+            if total > 1ULL << 32 or count < 0:
                 return False
+            if not flags & WRITE:
+                readable = count
             if not flags & NEXT:
-                return self.name(entry, &found, taken)
-            slot += 1
-            if slot == self.size:
-                slot, mark = 0, mark ^ (AVAIL | USED)
+                taken.head, taken.entries, taken.readable, taken.count = vhu_half_at(entry + BUFFER_ID), entries, readable, count
+                return taken.head < size
+            slot, entry = slot + 1, entry + ENTRY
+            if slot == size:
+                slot, entry, mark = 0, self.descriptors, mark ^ (AVAIL | USED)
         return False
 
-    cdef inline bint name(self, const uint8_t *entry, Taken *found, Taken *taken) noexcept nogil:
-        """The chain is whole; its id is that of its last descriptor, and one of the queue's."""
-        found.head = vhu_half_at(entry + BUFFER_ID)
-        taken[0] = found[0]
-        return found.head < self.size
-
-    cdef bint open(self, const uint8_t *entry, uint16_t flags, Taken *found) noexcept nogil:
+    cdef bint take_table(self, const uint8_t *entry, uint16_t flags, Taken *taken) noexcept nogil:
         """Take the buffers of an indirect table one after another: of the flags in it only WRITE means anything."""
         cdef uint32_t size = vhu_word_at(entry + LENGTH), at = 0, len
         cdef uint64_t total = 0
         cdef uint16_t last = 0
+        cdef int readable = 0, count = 0
+        cdef Region *here = self.table.last
         if not enter(self, vhu_long_at(entry), size, flags):
             return False
         while at < size:
             len, last = vhu_word_at(self.copy + at + LENGTH), vhu_half_at(self.copy + at + FLAGS)
             total += len
-            if last & INDIRECT or total > 1ULL << 32 or not lay(self, vhu_long_at(self.copy + at), len, last & WRITE, found):
+            count = lay(self, here, vhu_long_at(self.copy + at), len, last & WRITE, readable, count)
+            if last & INDIRECT or total > 1ULL << 32 or count < 0:
                 return False
+            if not last & WRITE:
+                readable = count
             at += ENTRY
-        return not last & NEXT
+        taken.head, taken.entries, taken.readable, taken.count = vhu_half_at(entry + BUFFER_ID), 1, readable, count
+        return not last & NEXT and taken.head < self.size
 
     cdef int keep(self, Taken *taken) noexcept nogil:
         self.position = self.behind(self.position, taken.entries)
@@ -174,19 +177,21 @@ cdef class PackedRing(DeviceRing):
 
     cdef bint show(self) noexcept nogil:
         """The flags of the first descriptor are written last: the driver, who reads in order, sees none before that one."""
-        cdef uint32_t before = self.shown, at = self.hidden_count, row
+        cdef uint32_t before = self.shown, at = self.hidden_count
         if at == 0:
             return False
-        while at:
+        while at > 1:
             at -= 1
-            row = self.hidden[at]
-            if at == 0:
-                vhu_release()
-            vhu_set_half(self.descriptors + (row >> 16) * ENTRY + FLAGS, <uint16_t>row)
+            self.mark(self.hidden[at])
+        vhu_release()
+        self.mark(self.hidden[0])
         self.hidden_count = 0
         self.shown = self.used
         vhu_fence()
         return self.wants(before)
+
+    cdef inline void mark(self, uint32_t row) noexcept nogil:
+        vhu_set_half(self.descriptors + (row >> 16) * ENTRY + FLAGS, <uint16_t>row)
 
     cdef bint wants(self, uint32_t before) noexcept nogil:
         """Whether the driver wants to hear of what was published since position `before`.

@@ -12,7 +12,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from . cimport walk
 from ..virtio.split import SplitQueue
 from .live cimport *
-from .walk cimport ENTRY, INDIRECT, NEXT, WRITE, DeviceRing, Taken, enter, lay, start_of
+from .walk cimport ENTRY, INDIRECT, NEXT, WRITE, DeviceRing, Region, Taken, enter, lay, start_of
 from .walk import RegionTable, fence
 
 cdef enum:
@@ -86,25 +86,28 @@ cdef class SplitRing(DeviceRing):
 
     cdef bint take(self, Taken *taken) noexcept nogil:
         cdef const uint8_t *table = self.descriptors
-        cdef uint32_t count = self.size, index, steps = 0, len
+        cdef uint32_t entries = self.size, index, steps = 0, len
         cdef uint64_t addr, rest, total = 0
-        cdef uint16_t flags
-        cdef Taken found
-        index = found.head = vhu_half_at(self.available + HEADER + 2 * (self.base & self.mask))
-        found.readable, found.count, found.entries = 0, 0, 1
-        while steps < self.size and index < count:
+        cdef uint32_t flags, head
+        cdef int readable = 0, count = 0
+        cdef Region *here = self.table.last
+        index = head = vhu_half_at(self.available + HEADER + 2 * (self.base & self.mask))
+        while steps < self.size and index < entries:
             addr, rest = vhu_long_at(table + index * ENTRY), vhu_long_at(table + index * ENTRY + 8)
-            len, flags = <uint32_t>rest, <uint16_t>(rest >> 32)
+            len, flags = <uint32_t>rest, (rest >> 32) & 0xFFFF
             if flags & INDIRECT:
                 if table == self.copy or not enter(self, addr, len, flags):
                     return False
-                table, count, index = self.copy, len // ENTRY, 0
+                table, entries, index = self.copy, len // ENTRY, 0
                 continue
             steps, total = steps + 1, total + len
-            if total > 1ULL << 32 or not lay(self, addr, len, flags & WRITE, &found):
+            count = lay(self, here, addr, len, flags & WRITE, readable, count)
+            if total > 1ULL << 32 or count < 0:
                 return False
+            if not flags & WRITE:
+                readable = count
             if not flags & NEXT:
-                taken[0] = found
+                taken.head, taken.entries, taken.readable, taken.count = head, 1, readable, count
                 return True
             index = <uint16_t>(rest >> 48)
         return False

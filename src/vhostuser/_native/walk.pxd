@@ -19,6 +19,7 @@ cdef enum:
 ctypedef struct Region:
     uint64_t start
     uint64_t len
+    uint64_t plain  # bytes that may be written as well as read: all of them, or none
     uint8_t *at
     void *view
     bint readonly
@@ -64,6 +65,7 @@ cdef class DeviceRing:
     cdef bint prepare(self, uint32_t size, tuple parts, memory, RegionTable table, bint indirect, bint event_idx) except False
 
 cdef uint8_t *start_of(view, Py_ssize_t needed) except NULL
+cdef int lay_pieces(DeviceRing ring, uint64_t addr, uint64_t len, bint writable, int count) noexcept nogil
 
 
 cdef inline Region *find(RegionTable table, uint64_t addr) noexcept nogil:
@@ -83,28 +85,22 @@ cdef inline Region *find(RegionTable table, uint64_t addr) noexcept nogil:
     return table.last
 
 
-cdef inline bint lay(DeviceRing ring, uint64_t addr, uint64_t len, bint writable, Taken *taken) noexcept nogil:
-    """Add a buffer to `pieces`, one a region that it crosses; false where no memory is, or not of its kind."""
-    cdef Region *region
-    cdef Piece *piece
-    cdef uint64_t skip, part
-    if not writable and taken.count > taken.readable:
-        return False
-    while len:
-        region = find(ring.table, addr)
-        if region == NULL or taken.count == ring.room or (writable and region.readonly):
-            return False
-        skip = addr - region.start
-        part = min(len, region.len - skip)
-        piece = &ring.pieces[taken.count]
-        piece.at, piece.len, piece.view = region.at + skip, <uint32_t>part, region.view
-        taken.count += 1
-        len, addr = len - part, addr + part
-        if addr == 0 and len:
-            return False
-    if not writable:
-        taken.readable = taken.count
-    return True
+cdef inline int lay(
+    DeviceRing ring, Region *here, uint64_t addr, uint64_t len, bint writable, int readable, int count
+) noexcept nogil:
+    """Add a buffer to the `count` pieces, one a region that it crosses: how many there are now.
+
+    -1 where no memory is, or not of its kind. Most buffers lie `here`, where the one before the chain was, and nowhere else:
+    there is room for one of those a descriptor, whatever `lay_pieces` has laid.
+    """
+    cdef Piece *piece = &ring.pieces[count]
+    cdef uint64_t skip = addr - here.start
+    if not writable and count > readable:
+        return -1
+    if skip >= here.plain or len - 1 >= here.plain - skip:  # or it is empty
+        return lay_pieces(ring, addr, len, writable, count)
+    piece.at, piece.len, piece.view = here.at + skip, <uint32_t>len, here.view
+    return count + 1
 
 
 cdef inline bint enter(DeviceRing ring, uint64_t addr, uint32_t len, uint16_t flags) noexcept nogil:

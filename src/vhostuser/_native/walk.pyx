@@ -7,9 +7,11 @@ takes a chain into `pieces`, keeps it, gives it back and shows all of them to th
 cimport cython
 from cpython.list cimport PyList_New, PyList_SET_ITEM
 from cpython.memoryview cimport PyMemoryView_FromObject, PyMemoryView_GET_BUFFER
-from cpython.ref cimport Py_INCREF
-from libc.stdint cimport uint8_t, uint32_t
+from cpython.ref cimport Py_INCREF, PyObject
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
+
+from types import MemberDescriptorType
 
 from ..errors import QueueBroken
 from ..virtio.chain import DescriptorChain
@@ -17,25 +19,45 @@ from .live cimport *
 
 cdef extern from *:
     """
-    /* Set a slot of an object by its descriptor: what `object.name = value` does, without looking the name up. */
-    static inline int vhu_set_slot(PyObject *slot, PyObject *object, PyObject *value)
-    { return Py_TYPE(slot)->tp_descr_set(slot, object, value); }
-    static inline PyObject *vhu_get_slot(PyObject *slot, PyObject *object)
-    { return Py_TYPE(slot)->tp_descr_get(slot, object, (PyObject *)Py_TYPE(object)); }
+    #include <structmember.h>
+
+    /* Where a slot lies in the objects of its class, by its descriptor. */
+    static inline Py_ssize_t vhu_slot(PyObject *slot) { return ((PyMemberDescrObject *)slot)->d_member->offset; }
+    /* Fill an empty slot: what `object.name = value` does, without looking the name up. */
+    static inline void vhu_fill_slot(PyObject *object, Py_ssize_t slot, PyObject *value)
+    { Py_INCREF(value); *(PyObject **)((char *)object + slot) = value; }
+    /* What is in a slot, borrowed, or NULL. */
+    static inline PyObject *vhu_slot_of(PyObject *object, Py_ssize_t slot) { return *(PyObject **)((char *)object + slot); }
     static inline PyObject *vhu_new(PyTypeObject *type) { return PyType_GenericNew(type, NULL, NULL); }
     """
-    int vhu_set_slot(object slot, object object, object value) except -1
-    object vhu_get_slot(object slot, object object)
+    Py_ssize_t vhu_slot(object slot)
+    void vhu_fill_slot(object object, Py_ssize_t slot, object value)
+    PyObject *vhu_slot_of(object object, Py_ssize_t slot)
     object vhu_new(type kind)
 
 cdef type Chain = DescriptorChain
-cdef object HEAD = DescriptorChain.head, READABLE = DescriptorChain.readable, WRITABLE = DescriptorChain.writable
-cdef object WRITTEN = DescriptorChain.written, ENTRIES = DescriptorChain.entries
-cdef list OTHERS = [
-    (getattr(DescriptorChain, name), getattr(DescriptorChain(0, (), ()), name))
-    for name in DescriptorChain.__slots__
-    if name not in ("head", "readable", "writable", "entries")
-]  # the slots that begin alike in every chain, and how
+cdef Py_ssize_t HEAD = slot_of(DescriptorChain.head), READABLE = slot_of(DescriptorChain.readable)
+cdef Py_ssize_t WRITABLE = slot_of(DescriptorChain.writable), ENTRIES = slot_of(DescriptorChain.entries)
+cdef Py_ssize_t WRITTEN = slot_of(DescriptorChain.written)
+cdef enum:
+    MOST = 8
+cdef tuple OTHERS = tuple(
+    [name for name in DescriptorChain.__slots__ if name not in ("head", "readable", "writable", "entries")]
+)  # the slots that begin alike in every chain, and how
+cdef tuple VALUES = tuple([getattr(DescriptorChain(0, (), ()), name) for name in OTHERS])
+cdef Py_ssize_t PLACES[MOST]
+
+
+cdef Py_ssize_t slot_of(slot) except -1:
+    if type(slot) is not MemberDescriptorType:
+        raise TypeError(f"{slot!r} is no slot")
+    return vhu_slot(slot)
+
+
+if len(OTHERS) > MOST:
+    raise ImportError(f"a chain has {len(OTHERS)} more slots than this module knows of")
+for at, name in enumerate(OTHERS):
+    PLACES[at] = slot_of(getattr(DescriptorChain, name))
 
 
 def fence():
@@ -62,6 +84,7 @@ cdef class RegionTable:
             region = &self.regions[self.count]
             region.start, region.len, region.at = start, buffer.len, <uint8_t *>buffer.buf
             region.view, region.readonly = <void *>view, buffer.readonly
+            region.plain = 0 if region.readonly else region.len
             if self.count and (region.start < self.last.start or region.start - self.last.start < self.last.len):
                 raise ValueError("regions must be sorted by guest address, and not overlap")
             self.last = region
@@ -109,6 +132,25 @@ cdef object views_of(Piece *pieces, uint32_t count):
     return views
 
 
+cdef int lay_pieces(DeviceRing ring, uint64_t addr, uint64_t len, bint writable, int count) noexcept nogil:
+    """`lay` for any buffer that may follow what was laid."""
+    cdef Region *region
+    cdef Piece *piece
+    cdef uint64_t skip, part
+    while len:
+        region = find(ring.table, addr)
+        if region == NULL or count >= <int>ring.room or (writable and region.readonly):
+            return -1
+        skip = addr - region.start
+        part = min(len, region.len - skip)
+        piece = &ring.pieces[count]
+        piece.at, piece.len, piece.view = region.at + skip, <uint32_t>part, region.view
+        count, len, addr = count + 1, len - part, addr + part
+        if addr == 0 and len:
+            return -1
+    return count
+
+
 cdef class DeviceRing:
     """A virtqueue as its device sees it; `SplitRing` and `PackedRing` fill in what their formats do differently."""
 
@@ -122,7 +164,7 @@ cdef class DeviceRing:
         self.memory, self.table, self.fresh = memory, table, True
         self.parts = tuple([own(part) for part in parts])
         self.room = size + SPARE
-        self.pieces = <Piece *>malloc(self.room * sizeof(Piece))
+        self.pieces = <Piece *>malloc((self.room + size) * sizeof(Piece))
         self.copy = <uint8_t *>malloc(size * ENTRY)
         if self.pieces == NULL or self.copy == NULL:
             raise MemoryError("no memory for a ring")
@@ -161,9 +203,14 @@ cdef class DeviceRing:
         """Give a request back; the driver sees it at the next `publish`."""
         cdef Taken taken
         taken.readable = taken.count = 0
+        cdef PyObject *head = NULL
+        cdef PyObject *entries = NULL
+        cdef PyObject *written = NULL
         if type(chain) is Chain:
-            taken.head, taken.entries = vhu_get_slot(HEAD, chain), vhu_get_slot(ENTRIES, chain)
-            self.finish(&taken, vhu_get_slot(WRITTEN, chain))
+            head, entries, written = vhu_slot_of(chain, HEAD), vhu_slot_of(chain, ENTRIES), vhu_slot_of(chain, WRITTEN)
+        if head != NULL and entries != NULL and written != NULL:
+            taken.head, taken.entries = <object>head, <object>entries
+            self.finish(&taken, <object>written)
         else:
             taken.head, taken.entries = chain.head, chain.entries
             self.finish(&taken, chain.written)
@@ -185,15 +232,16 @@ cdef class DeviceRing:
     cdef object next_chain(self):
         """The chain that waits next."""
         cdef Taken taken
+        cdef Py_ssize_t at
         if not self.take(&taken):
             return self.explain()
         chain = vhu_new(Chain)
-        vhu_set_slot(HEAD, chain, taken.head)
-        vhu_set_slot(READABLE, chain, views_of(self.pieces, taken.readable))
-        vhu_set_slot(WRITABLE, chain, views_of(self.pieces + taken.readable, taken.count - taken.readable))
-        vhu_set_slot(ENTRIES, chain, taken.entries)
-        for slot, value in OTHERS:
-            vhu_set_slot(slot, chain, value)
+        vhu_fill_slot(chain, HEAD, taken.head)
+        vhu_fill_slot(chain, READABLE, views_of(self.pieces, taken.readable))
+        vhu_fill_slot(chain, WRITABLE, views_of(self.pieces + taken.readable, taken.count - taken.readable))
+        vhu_fill_slot(chain, ENTRIES, taken.entries)
+        for at in range(len(VALUES)):
+            vhu_fill_slot(chain, PLACES[at], VALUES[at])
         self.keep(&taken)
         return chain
 
