@@ -10,52 +10,36 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType, TracebackType
-from typing import Final, Self, TypedDict, Unpack
+from typing import Self, TypedDict, Unpack
 
 from .answering import Answering
 from .counters import Counters
 from .driving import Driving
 from .errors import Disconnected, LocalProtocolError, RemoteProtocolError, RequestFailed
 from .limited_log import LimitedLog
-from .memory.added import AddedBlock, AddedMemory
+from .memory.added import AddedBlock
 from .memory.arena import Arena
 from .memory.table import new_quota
 from .memory.window import PROCESS, Window
-from .protocol.dialects import RELEASED, Dialect, diagnose_back_end
+from .negotiation import negotiate, wanted_features
+from .protocol.dialects import RELEASED, Dialect
 from .protocol.layout import Payload
-from .protocol.numbers import (
-    FrontendRequest,
-    ProtocolFeature,
-    VhostFeature,
-    mask,
-    missing_requirements,
-    protocol_feature_names,
-)
-from .protocol.payloads import U64, Config, MemoryTable, Mmap, ShmemConfig, VringState
+from .protocol.numbers import FrontendRequest, ProtocolFeature, protocol_feature_names
+from .protocol.payloads import U64, Config, Mmap, ShmemConfig
 from .protocol.regions import DEVICE_QUOTA
 from .protocol.session import Session
 from .protocol.state import Ring, Role, State
 from .queue import Queue
+from .queues import Queues
 from .shared_region import SharedRegion
+from .sharing import Sharing
 from .transport.channel import PARTIAL_TIMEOUT, REPLY_TIMEOUT, Channel, OwnedMessage
 from .transport.fds import HasFileno
 from .transport.listen import accept, connect, listen
-from .virtio.numbers import Feature, feature_names
+from .virtio.numbers import feature_names
 
 log = logging.getLogger(__name__)
 F, Q = ProtocolFeature, FrontendRequest
-
-FEATURES: Final = mask((Feature.VERSION_1, Feature.RING_INDIRECT_DESC, VhostFeature.PROTOCOL_FEATURES))
-DEVICE_FEATURES: Final = mask((*range(24), *range(50, 64)))
-"""The bits that belong to device types ("Feature Bits")."""
-PROTOCOL_FEATURES: Final = mask(
-    (
-        *(F.MQ, F.REPLY_ACK, F.BACKEND_REQ, F.CONFIG, F.BACKEND_SEND_FD, F.RESET_DEVICE, F.STATUS, F.SHMEM),
-        F.CONFIGURE_MEM_SLOTS,
-    )
-)
-"""What this front-end makes use of. GPA_ADDRESSES is not among it: its user addresses are guest addresses anyway, and a
-back-end of rust-vmm's vhost 0.16 would take the bit for SHMEM."""
 
 
 class FrontendOptions(TypedDict, total=False):
@@ -106,16 +90,12 @@ class Frontend:
         self._driving = Driving(self._channel, self._session, self._answering)
         self._quota = new_quota("device", max_maps, PROCESS)
         self._populate = populate
-        self._features = FEATURES | packed << Feature.RING_PACKED
-        self._device_features = features
-        self._reset_left: frozenset[int] | None = None
         self._windows: dict[int, Window] = {}
-        self._memory: Arena | None = None
-        self._added = AddedMemory()
-        self._queues: dict[int, Queue] = {}
+        self._sharing = Sharing(self)
+        self._queues = Queues(self, self._session)
         self._log = LimitedLog(log)
         try:
-            self._negotiate()
+            self._negotiate(wanted_features(packed=packed, device=features))
         except BaseException:
             self.close()
             raise
@@ -177,106 +157,45 @@ class Frontend:
 
     def share_memory(self, size: int) -> None:
         """Share `size` bytes of fresh memory, whole pages, with the back-end ("SET_MEM_TABLE"). Once, before any queue."""
-        if self._memory is not None:
-            raise LocalProtocolError("memory is shared already", request="SET_MEM_TABLE")
-        memory = Arena(size)
-        try:
-            self.request(Q.SET_MEM_TABLE, MemoryTable([memory.region]), [memory.fd.fileno()])
-        except BaseException:
-            memory.close()
-            raise
-        self._memory = memory
+        self._sharing.share(size)
 
     def add_memory(self, size: int) -> AddedBlock:
         """Share `size` bytes more, whole pages, also while queues run ("ADD_MEM_REG"). Needs `share_memory`.
 
         RequestFailed if the back-end says no, LocalProtocolError if it has no memory slots or none is left.
         """
-        if self._memory is None:
-            raise LocalProtocolError("add_memory needs share_memory first", request="ADD_MEM_REG")
-        block = self._added.make(size, self._memory.region.size)
-        try:
-            self.request(Q.ADD_MEM_REG, block.region, [block.fd.fileno()])
-        except BaseException:
-            block.close()
-            raise
-        self._added.keep(block)
-        return block
+        return self._sharing.add(size)
 
     def remove_memory(self, block: AddedBlock) -> None:
         """Take memory that was added away again; no request may use it any more ("REM_MEM_REG")."""
-        self.request(Q.REM_MEM_REG, block.region)
-        self._added.forget(block)
+        self._sharing.remove(block)
 
     def start_queue(self, index: int, *, size: int = 256) -> Queue:
         """Set up queue `index` with `size` descriptors, start and enable it. Needs `share_memory`."""
-        if self._memory is None:
-            raise LocalProtocolError("start_queue needs share_memory first", request="SET_VRING_ADDR")
-        self._finish_reset()
-        queue = Queue(index, size, self._memory, self, self._session.state.acknowledged)
-        try:
-            self._start(queue)
-        except BaseException:
-            queue.close()
-            raise
-        if old := self._queues.get(index):
-            old.close()
-        self._queues[index] = queue
-        return queue
+        return self._queues.start(index, size, self._sharing.needed("start_queue", "SET_VRING_ADDR"))
 
     def stop_queue(self, index: int) -> int:
         """Stop a queue; the index of the next request that the back-end would have taken ("GET_VRING_BASE")."""
-        if self._enables:
-            self.request(Q.SET_VRING_ENABLE, VringState(index, 0))
-        body = self.request(Q.GET_VRING_BASE, VringState(index, 0))
-        if queue := self._queues.pop(index, None):
-            queue.close()
-        return body.num if isinstance(body, VringState) else 0
+        return self._queues.stop(index)
 
     def reset(self) -> None:
         """Reset the device: its queues are gone, and every mapping ("RESET_DEVICE", or status 0, or stopped rings)."""
         if self._session.state.has(F.RESET_DEVICE):
             self.request(Q.RESET_DEVICE)
-            self._reset_left = (self._reset_left or frozenset()).union(self._queues)
+            self._queues.were_reset()
         elif self._session.state.has(F.STATUS):
             self.request(Q.SET_STATUS, U64(0))
         else:
-            for index in list(self._queues):
-                self.stop_queue(index)
+            self._queues.stop_all()
         self._answering.serve_waiting()
         for window in self._windows.values():
             window.reset()
-        for queue in self._queues.values():
-            queue.close()
-        self._queues.clear()
-
-    def _finish_reset(self) -> None:
-        """Do what RESET_DEVICE may have left undone, or done too much, before a queue is started.
-
-        The rust-vmm crates forget which features were acknowledged, and enable no ring then. And they only disable the
-        rings: a start would be of a ring that runs already, and its new kick would not be heard.
-        """
-        if self._reset_left is not None:
-            self.request(Q.SET_FEATURES, U64(self._session.state.acknowledged))
-            for index in sorted(self._reset_left):
-                self.request(Q.GET_VRING_BASE, VringState(index, 0))
-            self._reset_left = None
-
-    def _start(self, queue: Queue) -> None:
-        index = queue.index
-        self.request(Q.SET_VRING_NUM, VringState(index, queue.size))
-        self.request(Q.SET_VRING_BASE, VringState(index, queue.base))
-        self.request(Q.SET_VRING_ADDR, queue.addresses)
-        self.request(Q.SET_VRING_CALL, U64(index), [queue.call.fileno()])
-        self.request(Q.SET_VRING_ERR, U64(index), [queue.err.fileno()])
-        self.request(Q.SET_VRING_KICK, U64(index), [queue.kick.fileno()])
-        if self._enables:
-            self.request(Q.SET_VRING_ENABLE, VringState(index, 1))
+        self._queues.close()
 
     @property
-    def _enables(self) -> bool:
-        """Rings have to be enabled."""
-        return bool(self._session.state.acknowledged >> VhostFeature.PROTOCOL_FEATURES & 1)
+    def _memory(self) -> Arena | None:
+        """Where the queues lie."""
+        return self._sharing.arena
 
     # Requests and waiting
 
@@ -321,32 +240,12 @@ class Frontend:
         finally:
             self._lock.release()
 
-    def _negotiate(self) -> None:
-        if shared := self._device_features & ~DEVICE_FEATURES:
-            text = f"SET_FEATURES features {self._device_features:#x} has bits that are not of a device type: {shared:#x}"
-            raise LocalProtocolError(
-                text, request="SET_FEATURES", field="features", value=self._device_features, limit=DEVICE_FEATURES
-            )
-        self.request(Q.GET_FEATURES)
-        state = self._session.state
-        if state.offered >> VhostFeature.PROTOCOL_FEATURES & 1:
-            self._negotiate_protocol()
-        self.request(Q.SET_OWNER)
-        self.request(Q.SET_FEATURES, U64(self._session.state.offered & (self._features | self._device_features)))
+    def _negotiate(self, features: int) -> None:
+        self.diagnosis = negotiate(self, self._session, features)
         if self._session.state.has(F.BACKEND_REQ):
             self._open_requests()
         if self._session.state.has(F.SHMEM):
             self._reserve_windows()
-
-    def _negotiate_protocol(self) -> None:
-        reply = self.request(Q.GET_PROTOCOL_FEATURES)
-        dialect, offered = self._session.dialect, self._session.state.protocol_offered
-        self.diagnosis = diagnose_back_end(dialect, reply.value) if isinstance(reply, U64) else None
-        self.request(Q.SET_PROTOCOL_FEATURES, U64(dialect.to_wire(_acceptable(offered & PROTOCOL_FEATURES))))
-        if self._session.state.has(F.MQ):
-            self.request(Q.GET_QUEUE_NUM)
-        if self._session.state.has(F.CONFIGURE_MEM_SLOTS):
-            self.request(Q.GET_MAX_MEM_SLOTS)
 
     def _open_requests(self) -> None:
         ours, theirs = socket.socketpair()
@@ -409,11 +308,8 @@ class Frontend:
         self._answering.close()
         for window in self._windows.values():
             window.close()
-        for queue in self._queues.values():
-            queue.close()
-        if self._memory:
-            self._memory.close()
-        self._added.close()
+        self._queues.close()
+        self._sharing.close()
 
     def __enter__(self) -> Self:
         return self
@@ -427,12 +323,3 @@ def _mmap_of(message: OwnedMessage) -> Mmap:
     if not isinstance(message.body, Mmap):
         raise RemoteProtocolError(f"{message.rule.name} carries no mapping", request=message.rule.name)
     return message.body
-
-
-def _acceptable(value: int) -> int:
-    """`value` without the features whose requirements it lacks, and without SHMEM where acknowledgements are lacking."""
-    if not value >> F.REPLY_ACK & 1:
-        value &= ~(1 << F.SHMEM)
-    while missing := missing_requirements(value):
-        value &= ~mask(feature for feature, _ in missing)
-    return value

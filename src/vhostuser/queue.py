@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
+from .asking import Waiting
 from .errors import DeadlineExpired, LocalProtocolError
 from .memory.arena import Arena
 from .protocol.payloads import VringAddr
@@ -17,13 +18,6 @@ from .virtio.formats import DriverHalf, ring_format
 
 TIMEOUT: Final = 10.0
 """Seconds that a device may take for an answer, unless the caller says otherwise."""
-
-
-class Waiter(Protocol):
-    """Who serves the back-end while a queue waits."""
-
-    def wait_for(self, fd: OwnedFd, deadline: float) -> bool:
-        """Answer the back-end's requests until `fd` is readable (true) or the deadline has passed."""
 
 
 class Completion(NamedTuple):
@@ -56,7 +50,7 @@ class Queue:
     `features` are those that the front-end has acknowledged.
     """
 
-    def __init__(self, index: int, size: int, memory: Arena, waiter: Waiter, features: int) -> None:
+    def __init__(self, index: int, size: int, memory: Arena, waiter: Waiting, features: int) -> None:
         self.index, self.size = index, size
         self._memory, self._waiter = memory, waiter
         ring = ring_format(features)

@@ -34,7 +34,10 @@ SIDES = {
         *("device", "shared_memory", "port", "virtqueue", "vring", "rings", "driver_watch"),
         *("serving", "guest_table", "backend"),
     },
-    "front-end": {"answering", "driving", "queue", "shared_region", "frontend"},
+    "front-end": {
+        *("asking", "answering", "driving", "negotiation", "queue", "queues", "shared_region", "sharing"),
+        "frontend",
+    },
     "package": {"__init__", "__main__"},
 }
 """The rooms that are no folders."""

@@ -1,0 +1,24 @@
+"""What the parts of a front-end ask of the whole: send a request, wait for an fd."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from .protocol.layout import Payload
+from .protocol.numbers import FrontendRequest
+from .transport.fds import OwnedFd
+
+
+class Waiting(Protocol):
+    """Who serves the back-end while something is awaited."""
+
+    def wait_for(self, fd: OwnedFd, deadline: float) -> bool:
+        """Answer the back-end's requests until `fd` is readable (true) or the deadline has passed."""
+
+
+class Asking(Waiting, Protocol):
+    """Who sends requests to the back-end, besides."""
+
+    def request(self, request: FrontendRequest, body: Payload | None = None, fds: Sequence[int] = ()) -> Payload | None:
+        """Send a request and return the reply's payload, None for an acknowledgement."""
