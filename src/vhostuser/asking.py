@@ -7,14 +7,14 @@ from typing import Protocol
 
 from .protocol.layout import Payload
 from .protocol.numbers import FrontendRequest
-from .transport.fds import OwnedFd
+from .transport.fds import HasFileno
 
 
 class Waiting(Protocol):
     """Who serves the back-end while something is awaited."""
 
-    def wait_for(self, fd: OwnedFd, deadline: float) -> bool:
-        """Answer the back-end's requests until `fd` is readable (true) or the deadline has passed."""
+    def wait_for_any(self, fds: Sequence[HasFileno], deadline: float | None = None) -> int | None:
+        """Answer the back-end's requests until one of `fds` is readable: the first that is, None at the deadline."""
 
 
 class Asking(Waiting, Protocol):

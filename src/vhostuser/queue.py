@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final, NamedTuple
 
 from .asking import Waiting
-from .errors import DeadlineExpired, LocalProtocolError
+from .errors import DeadlineExpired, LocalProtocolError, QueueBroken
 from .memory.arena import Arena
 from .protocol.payloads import VringAddr
 from .transport.fds import OwnedFd, close_all
@@ -80,7 +80,8 @@ class Queue:
         """Send one request and wait for its answer: the bytes that the device wrote, at most `reply_size`.
 
         The back-end's own requests are answered meanwhile. DeadlineExpired after `timeout` seconds, QueueBroken if the
-        device breaks the ring, MemoryError if the shared memory is too small, LocalProtocolError once the queue is stopped.
+        device breaks the ring or says that it is broken, MemoryError if the shared memory is too small, LocalProtocolError
+        once the queue is stopped.
         """
         ticket = self.submit([request] if request else [], [reply_size] if reply_size else [])
         return self.finish(ticket, timeout=timeout).data
@@ -174,9 +175,13 @@ class Queue:
         while not holds():
             if self._collect():
                 continue
-            if not self._waiter.wait_for(self.call, deadline):
+            ready = self._waiter.wait_for_any((self.err, self.call), deadline)
+            if ready is None:
                 raise DeadlineExpired(f"queue {self.index}: no answer within {timeout:g} s")
-            drain(self.call.fileno())
+            if ready == self.call.fileno():
+                drain(ready)
+            elif not self._collect():  # what was done before the end still counts
+                raise QueueBroken(f"queue {self.index}: the back-end declares it broken: stop it, and start it again")
 
     def _collect(self) -> bool:
         """Take all that the device is done with; whether there was anything."""
