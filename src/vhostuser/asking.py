@@ -7,7 +7,7 @@ from typing import Protocol
 
 from .protocol.layout import Payload
 from .protocol.numbers import FrontendRequest
-from .transport.fds import HasFileno
+from .transport.fds import HasFileno, OwnedFd
 
 
 class Waiting(Protocol):
@@ -22,3 +22,8 @@ class Asking(Waiting, Protocol):
 
     def request(self, request: FrontendRequest, body: Payload | None = None, fds: Sequence[int] = ()) -> Payload | None:
         """Send a request and return the reply's payload, None for an acknowledgement."""
+
+    def request_with_fds(
+        self, request: FrontendRequest, body: Payload | None = None, fds: Sequence[int] = ()
+    ) -> tuple[Payload | None, tuple[OwnedFd, ...]]:
+        """The same, and the fds that came with the reply, which are the caller's."""

@@ -16,7 +16,7 @@ from .protocol.rules import Channel as Side
 from .protocol.session import Session
 from .protocol.state import Owed, reply_owed
 from .transport.channel import Channel
-from .transport.fds import close_all
+from .transport.fds import OwnedFd, close_all
 
 
 class Driving:
@@ -28,7 +28,15 @@ class Driving:
         """Why the connection is over, if it is."""
 
     def request(self, request: FrontendRequest, body: Payload | None = None, fds: Sequence[int] = ()) -> Payload | None:
-        """Send a request and return the reply's payload, None for an acknowledgement.
+        """Send a request and return the reply's payload, None for an acknowledgement. Errors as in `request_with_fds`."""
+        answer, received = self.request_with_fds(request, body, fds)
+        close_all(received)
+        return answer
+
+    def request_with_fds(
+        self, request: FrontendRequest, body: Payload | None = None, fds: Sequence[int] = ()
+    ) -> tuple[Payload | None, tuple[OwnedFd, ...]]:
+        """Send a request and return the reply's payload and fds, which are the caller's; None for an acknowledgement.
 
         LocalProtocolError if it is not allowed now (nothing is sent), RequestFailed if the back-end says no.
         """
@@ -40,7 +48,7 @@ class Driving:
         owed = reply_owed(rule, before, need_reply=ask)
         try:
             self._channel.send(frame, rule.name)
-            answer = self._reply(rule, owed) if owed is not Owed.NOTHING else None
+            answer, received = self._reply(rule, owed) if owed is not Owed.NOTHING else (None, ())
         except (Disconnected, DeadlineExpired, ProtocolError) as error:
             self.lose(error)
             raise
@@ -48,11 +56,11 @@ class Driving:
             self._session.state = before
             raise
         if owed is Owed.OWN:
-            return answer
+            return answer, received
         if isinstance(answer, U64) and answer.value:
             self._session.state = before
             raise RequestFailed(rule.name, answer.value)
-        return None
+        return None, ()
 
     def wait(self, others: Sequence[int], deadline: float | None) -> int | None:
         """Answer requests until one of `others` is readable, and return it; None once the deadline has passed."""
@@ -72,15 +80,16 @@ class Driving:
         """The connection is over, because of `error`."""
         self.lost = self.lost or error
 
-    def _reply(self, rule: Rule, owed: Owed) -> Payload | None:
+    def _reply(self, rule: Rule, owed: Owed) -> tuple[Payload | None, tuple[OwnedFd, ...]]:
         limit = self._channel.reply_timeout
         if self._answering.serve_until((self._channel.fileno(),), time.monotonic() + limit) is None:
             raise DeadlineExpired(f"{rule.name} was not answered within {limit:g} s")
         frame = self._channel.receive()
         try:
-            return self._session.admit_reply(rule, frame, owed)
-        finally:
+            return self._session.admit_reply(rule, frame, owed), frame.fds
+        except BaseException:
             close_all(frame.fds)
+            raise
 
     def _unasked(self) -> None:
         """Something came on the main channel that nobody asked for: its end, or a wrong message."""

@@ -9,19 +9,17 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Self, TypedDict, Unpack
 
 from .answering import Answering
 from .counters import Counters
 from .driving import Driving
-from .errors import Disconnected, LocalProtocolError, RemoteProtocolError, RequestFailed
+from .errors import DeadlineExpired, Disconnected, LocalProtocolError, RemoteProtocolError, RequestFailed
 from .limited_log import LimitedLog
 from .memory.added import AddedBlock
 from .memory.arena import Arena
-from .memory.table import new_quota
-from .memory.window import PROCESS, Window
-from .negotiation import negotiate, wanted_features
+from .negotiation import negotiate, negotiate_again, wanted_features, wanted_protocol_features
 from .protocol.dialects import RELEASED, Dialect
 from .protocol.layout import Payload
 from .protocol.numbers import FrontendRequest, ProtocolFeature, protocol_feature_names
@@ -33,10 +31,12 @@ from .queue import Queue
 from .queues import Queues
 from .shared_region import SharedRegion
 from .sharing import Sharing
+from .tracking import Tracking
 from .transport.channel import PARTIAL_TIMEOUT, REPLY_TIMEOUT, Channel, OwnedMessage
-from .transport.fds import HasFileno
+from .transport.fds import HasFileno, OwnedFd
 from .transport.listen import accept, connect, listen
 from .virtio.numbers import feature_names
+from .windows import Windows
 
 log = logging.getLogger(__name__)
 F, Q = ProtocolFeature, FrontendRequest
@@ -52,6 +52,7 @@ class FrontendOptions(TypedDict, total=False):
     populate: bool
     packed: bool
     features: int
+    inflight: bool
 
 
 class Frontend:
@@ -64,7 +65,8 @@ class Frontend:
     `dialect` is the numbering of the shared memory messages, `max_maps` the most live mappings, `partial_timeout` the
     seconds for the rest of a message that has begun; `populate` reads the pages of a mapping in when it is made; `packed`
     takes packed rings where the back-end offers them. `features` are bits of the device type, as a mask, that are
-    acknowledged if they are offered.
+    acknowledged if they are offered. `inflight` takes the features of inflight tracking where they are offered;
+    `track_inflight` is needed before any queue then.
     """
 
     def __init__(
@@ -78,24 +80,26 @@ class Frontend:
         populate: bool = False,
         packed: bool = False,
         features: int = 0,
+        inflight: bool = False,
     ) -> None:
         self.diagnosis: str | None = None
         """Why the back-end's shared memory is not to be had, if it looks like another dialect's."""
-        self.shm: Mapping[int, SharedRegion] = MappingProxyType({})
-        """The shared memory regions by shmid."""
         self._session = Session(Role.FRONTEND, State(rings=(Ring(),)), dialect=dialect)
         self._lock = threading.RLock()
-        self._channel = Channel(sock, partial_timeout=partial_timeout, reply_timeout=reply_timeout)
+        self._timeouts = {"partial_timeout": partial_timeout, "reply_timeout": reply_timeout}
         self._answering = Answering(self._session, self)
-        self._driving = Driving(self._channel, self._session, self._answering)
-        self._quota = new_quota("device", max_maps, PROCESS)
-        self._populate = populate
-        self._windows: dict[int, Window] = {}
+        self._closed, self._ends = False, 0
+        self._begin(Channel(sock, **self._timeouts))
+        self._windows = Windows(max_maps, populate=populate)
         self._sharing = Sharing(self)
-        self._queues = Queues(self, self._session)
+        self._tracking = Tracking(self, self._session)
+        self._queues = Queues(self, self._session, self._tracking)
         self._log = LimitedLog(log)
         try:
-            self._negotiate(wanted_features(packed=packed, device=features))
+            wanted = wanted_features(packed=packed, device=features), wanted_protocol_features(inflight=inflight)
+            self.diagnosis = negotiate(self, self._session, *wanted)
+            self._open_requests()
+            self._reserve_windows()
         except BaseException:
             self.close()
             raise
@@ -139,6 +143,11 @@ class Frontend:
         """How many queues the back-end has."""
         return len(self._session.state.rings)
 
+    @property
+    def shm(self) -> Mapping[int, SharedRegion]:
+        """The shared memory regions by shmid."""
+        return self._windows.regions
+
     def config(self, offset: int, size: int) -> bytes:
         """`size` bytes of the device's configuration space. RequestFailed if they are not there ("GET_CONFIG")."""
         body = self.request(Q.GET_CONFIG, Config(offset, size, 0, bytes(size)))
@@ -150,7 +159,7 @@ class Frontend:
     def counters(self) -> Counters:
         """What this side has counted so far."""
         total = self._answering.counters
-        total.closed += self._driving.lost is not None
+        total.closed += self._ends + (self._driving.lost is not None)
         return total
 
     # Memory and queues
@@ -171,11 +180,18 @@ class Frontend:
         self._sharing.remove(block)
 
     def start_queue(self, index: int, *, size: int = 256) -> Queue:
-        """Set up queue `index` with `size` descriptors, start and enable it. Needs `share_memory`."""
+        """Set up queue `index` with `size` descriptors, start and enable it. Needs `share_memory`.
+
+        If it was stopped with requests in progress, it is the same queue, and goes on.
+        """
         return self._queues.start(index, size, self._sharing.needed("start_queue", "SET_VRING_ADDR"))
 
     def stop_queue(self, index: int) -> int:
-        """Stop a queue; the index of the next request that the back-end would have taken ("GET_VRING_BASE")."""
+        """Stop a queue; the index of the next request that the back-end would have taken ("GET_VRING_BASE").
+
+        Back-ends finish what they have begun. Where GET_VRING_BASE_INFLIGHT was negotiated they may leave it in progress:
+        such a queue is not closed, and goes on when it is started again.
+        """
         return self._queues.stop(index)
 
     def reset(self) -> None:
@@ -188,9 +204,80 @@ class Frontend:
         else:
             self._queues.stop_all()
         self._answering.serve_waiting()
-        for window in self._windows.values():
-            window.reset()
+        self._windows.reset()
         self._queues.close()
+        self._tracking.renew()
+
+    def track_inflight(self, queue_size: int = 256) -> None:
+        """Let the back-end keep books of the requests that it has, for queues of at most `queue_size` descriptors.
+
+        They are kept here, and let `reconnect` go on without a request that is lost or done twice. Needs `inflight=True`, a
+        back-end that offers it, and to come before any queue. RequestFailed if the back-end has no room for it.
+        """
+        self._tracking.begin(queue_size)
+
+    # Another back-end
+
+    def reconnect(self, to: str | os.PathLike[str] | socket.socket, *, wait: float = 0.0, resubmit: bool = False) -> None:
+        """Go on with the back-end that came after one which is gone: at the path `to`, or on that socket.
+
+        Memory, queues and features stay as they are, regions are empty. `wait` are the seconds to wait for the end of the
+        old one and for the new one to listen. The old one must be dead, not only disconnected: both would write to the same
+        queues. If this raises, nothing is lost, and it may be tried again.
+
+        With `track_inflight` every request in flight is done once: `Queue.finish` and `Queue.completions` give it as if
+        nothing had happened. Without, nobody knows which of them the old one has done. LocalProtocolError then, unless none
+        is in flight; or `resubmit` gives all of them to the new one, so that each is done *at least* once: right for reads,
+        and for writes that nobody overtakes.
+
+        AddressError and Disconnected if there is no back-end, RemoteProtocolError if it lacks what was agreed with the old
+        one, QueueBroken if that has left nonsense in a queue.
+        """
+        deadline = time.monotonic() + wait
+        self._enter()
+        try:
+            self._await_end(deadline)
+            self._queues.settle(resubmit=resubmit)
+            sock = to if isinstance(to, socket.socket) else connect(to, wait=max(0.0, deadline - time.monotonic()))
+            self._go_on(Channel(sock, **self._timeouts))
+        finally:
+            self._leave()
+
+    def _await_end(self, deadline: float) -> None:
+        """The connection is over at the deadline, though not by `close`; else LocalProtocolError."""
+        with contextlib.suppress(Disconnected, DeadlineExpired, RemoteProtocolError):
+            self.wait_for_any([], deadline)
+        if self._closed or not self._driving.lost:
+            text = "this front-end was closed" if self._closed else "the back-end is still there"
+            raise LocalProtocolError(f"reconnect: {text}")
+
+    def _go_on(self, channel: Channel) -> None:
+        """Bring a new back-end to where the old one was."""
+        before = self._session.state
+        self._answering.close()
+        self._channel.close()
+        self._ends += 1
+        self._session.state = State(rings=(Ring(),))
+        self._begin(channel)
+        try:
+            if self._closed:
+                raise Disconnected("closed")
+            negotiate_again(self, self._session, before)
+            self._open_requests()
+            self._reserve_windows()
+            self._tracking.resume()
+            self._sharing.resume()
+            self._queues.resume()
+        except BaseException as error:
+            self._driving.lose(error if isinstance(error, Exception) else Disconnected("interrupted"))
+            self._answering.close()
+            self._channel.shutdown()
+            self._session.state = before
+            raise
+
+    def _begin(self, channel: Channel) -> None:
+        self._channel = channel
+        self._driving = Driving(channel, self._session, self._answering)
 
     @property
     def _memory(self) -> Arena | None:
@@ -207,6 +294,16 @@ class Frontend:
         self._enter()
         try:
             return self._driving.request(request, body, fds)
+        finally:
+            self._leave()
+
+    def request_with_fds(
+        self, request: FrontendRequest, body: Payload | None = None, fds: Sequence[int] = ()
+    ) -> tuple[Payload | None, tuple[OwnedFd, ...]]:
+        """As `request`; besides, the fds that came with the reply. They are the caller's to close."""
+        self._enter()
+        try:
+            return self._driving.request_with_fds(request, body, fds)
         finally:
             self._leave()
 
@@ -236,46 +333,39 @@ class Frontend:
         """What a back-end had mapped goes with the main channel."""
         try:
             if self._driving.lost:
-                for window in self._windows.values():
-                    window.reset()
+                self._windows.reset()
         finally:
             self._lock.release()
 
-    def _negotiate(self, features: int) -> None:
-        self.diagnosis = negotiate(self, self._session, features)
-        if self._session.state.has(F.BACKEND_REQ):
-            self._open_requests()
-        if self._session.state.has(F.SHMEM):
-            self._reserve_windows()
-
     def _open_requests(self) -> None:
+        if not self._session.state.has(F.BACKEND_REQ):
+            return
         ours, theirs = socket.socketpair()
         with theirs:
-            timeouts = {"partial_timeout": self._channel.partial_timeout, "reply_timeout": self._channel.reply_timeout}
-            self._answering.open(Channel(ours, **timeouts))
+            self._answering.open(Channel(ours, **self._timeouts))
             self.request(Q.SET_BACKEND_REQ_FD, None, [theirs.fileno()])
 
     def _reserve_windows(self) -> None:
+        if not self._session.state.has(F.SHMEM):
+            return
         config = self.request(Q.GET_SHMEM_CONFIG)
         sizes = config.sizes if isinstance(config, ShmemConfig) else {}
-        for shmid, size in sizes.items():
-            self._windows[shmid] = Window(shmid, size, self._quota, populate=self._populate)
+        self._windows.reserve(sizes)
         own = type(self).on_shmem_map, type(self).on_shmem_unmap
         if own == (Frontend.on_shmem_map, Frontend.on_shmem_unmap):
-            self._answering.use({shmid: window.core for shmid, window in self._windows.items()})
-        self.shm = MappingProxyType({shmid: SharedRegion(window) for shmid, window in self._windows.items()})
+            self._answering.use(self._windows.cores)
 
     # Requests of the back-end
 
     def on_shmem_map(self, message: OwnedMessage) -> None:
         """SHMEM_MAP: show a file in a window."""
         body = _mmap_of(message)
-        self._window(body, "SHMEM_MAP").map(body, message.fds[0].fileno())
+        self._windows.window(body.shmid, "SHMEM_MAP").map(body, message.fds[0].fileno())
 
     def on_shmem_unmap(self, message: OwnedMessage) -> None:
         """SHMEM_UNMAP: take a mapping away."""
         body = _mmap_of(message)
-        self._window(body, "SHMEM_UNMAP").unmap(body)
+        self._windows.window(body.shmid, "SHMEM_UNMAP").unmap(body)
 
     def on_config_change_msg(self, message: OwnedMessage) -> None:
         """CONFIG_CHANGE_MSG: nothing is kept of the configuration space, so there is nothing to do."""
@@ -284,14 +374,6 @@ class Frontend:
         """A request of the back-end was refused. For subclasses; logs the reason."""
         self._log.warning(f"refused: {reason}")
 
-    def _window(self, body: Mmap, name: str) -> Window:
-        window = self._windows.get(body.shmid)
-        if window is None:
-            known = ", ".join(map(str, self._windows)) or "none"
-            text = f"{name} shmid {body.shmid} is not one of the regions, which are {known}"
-            raise RemoteProtocolError(text, request=name, field="shmid", value=body.shmid, limit=known)
-        return window
-
     # The end
 
     def close(self) -> None:
@@ -299,6 +381,7 @@ class Frontend:
 
         May be called while another thread waits in this front-end: its call ends with Disconnected first.
         """
+        self._closed = True
         self._driving.lose(Disconnected("closed"))
         self._channel.shutdown()
         with self._lock:
@@ -307,9 +390,9 @@ class Frontend:
     def _close(self) -> None:
         self._channel.close()
         self._answering.close()
-        for window in self._windows.values():
-            window.close()
+        self._windows.close()
         self._queues.close()
+        self._tracking.close()
         self._sharing.close()
 
     def __enter__(self) -> Self:

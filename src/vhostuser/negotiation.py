@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from .asking import Asking
-from .errors import LocalProtocolError
+from .errors import LocalProtocolError, RemoteProtocolError
 from .protocol.dialects import diagnose_back_end
-from .protocol.numbers import FrontendRequest, ProtocolFeature, VhostFeature, mask, missing_requirements
+from .protocol.numbers import (
+    FrontendRequest,
+    ProtocolFeature,
+    VhostFeature,
+    mask,
+    missing_requirements,
+    protocol_feature_names,
+)
 from .protocol.payloads import U64
 from .protocol.session import Session
-from .virtio.numbers import Feature
+from .protocol.state import State
+from .virtio.numbers import Feature, feature_names
 
 F, Q = ProtocolFeature, FrontendRequest
 
@@ -25,6 +34,8 @@ PROTOCOL_FEATURES: Final = mask(
 )
 """What a front-end makes use of. GPA_ADDRESSES is not among it: its user addresses are guest addresses anyway, and a
 back-end of rust-vmm's vhost 0.16 would take the bit for SHMEM."""
+INFLIGHT: Final = mask((F.INFLIGHT_SHMFD, F.GET_VRING_BASE_INFLIGHT))
+"""Who acknowledges the first has to set an area before a queue starts: libvhost-user ends a connection that did not."""
 
 
 def wanted_features(*, packed: bool, device: int) -> int:
@@ -35,23 +46,46 @@ def wanted_features(*, packed: bool, device: int) -> int:
     return FEATURES | packed << Feature.RING_PACKED | device
 
 
-def negotiate(asking: Asking, session: Session, features: int) -> str | None:
-    """Acknowledge what is offered of `features`; why the back-end's shared memory is not to be had, if so."""
+def wanted_protocol_features(*, inflight: bool) -> int:
+    """The same of protocol features; `inflight`: those of "Inflight I/O tracking" as well."""
+    return PROTOCOL_FEATURES | (INFLIGHT if inflight else 0)
+
+
+def negotiate(asking: Asking, session: Session, features: int, protocol_features: int) -> str | None:
+    """Acknowledge what is offered of both; why the back-end's shared memory is not to be had, if so."""
     asking.request(Q.GET_FEATURES)
     diagnosis = None
     if session.state.offered >> VhostFeature.PROTOCOL_FEATURES & 1:
-        diagnosis = _negotiate_protocol(asking, session)
+        reply = asking.request(Q.GET_PROTOCOL_FEATURES)
+        diagnosis = diagnose_back_end(session.dialect, reply.value) if isinstance(reply, U64) else None
+        _acknowledge_protocol(asking, session, _acceptable(session.state.protocol_offered & protocol_features))
     asking.request(Q.SET_OWNER)
     asking.request(Q.SET_FEATURES, U64(session.state.offered & features))
     return diagnosis
 
 
-def _negotiate_protocol(asking: Asking, session: Session) -> str | None:
-    reply = asking.request(Q.GET_PROTOCOL_FEATURES)
-    offered = session.state.protocol_offered
-    asking.request(Q.SET_PROTOCOL_FEATURES, U64(session.dialect.to_wire(_acceptable(offered & PROTOCOL_FEATURES))))
+def negotiate_again(asking: Asking, session: Session, before: State) -> None:
+    """Acknowledge what was acknowledged before, no more and no less. RemoteProtocolError if it is not offered any more."""
+    asking.request(Q.GET_FEATURES)
+    _check_offered("GET_FEATURES", session.state.offered, before.acknowledged, feature_names)
+    if before.acknowledged >> VhostFeature.PROTOCOL_FEATURES & 1:
+        asking.request(Q.GET_PROTOCOL_FEATURES)
+        offered, needed = session.state.protocol_offered, before.protocol_acknowledged
+        _check_offered("GET_PROTOCOL_FEATURES", offered, needed, protocol_feature_names)
+        _acknowledge_protocol(asking, session, needed)
+    asking.request(Q.SET_OWNER)
+    asking.request(Q.SET_FEATURES, U64(before.acknowledged))
+
+
+def _check_offered(request: str, offered: int, needed: int, names: Callable[[int], frozenset[str]]) -> None:
+    if missing := needed & ~offered:
+        text = f"{request} features {offered:#x} lack {', '.join(sorted(names(missing)))}, in use since the last connection"
+        raise RemoteProtocolError(text, request=request, field="features", value=offered, limit=needed)
+
+
+def _acknowledge_protocol(asking: Asking, session: Session, features: int) -> None:
+    asking.request(Q.SET_PROTOCOL_FEATURES, U64(session.dialect.to_wire(features)))
     _learn_counts(asking, session)
-    return diagnose_back_end(session.dialect, reply.value) if isinstance(reply, U64) else None
 
 
 def _learn_counts(asking: Asking, session: Session) -> None:

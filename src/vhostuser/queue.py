@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final, NamedTuple
 
 from .asking import Waiting
-from .errors import DeadlineExpired, LocalProtocolError, QueueBroken
+from .errors import DeadlineExpired, Disconnected, LocalProtocolError, QueueBroken
 from .memory.arena import Arena
 from .protocol.payloads import VringAddr
 from .transport.fds import OwnedFd, close_all
@@ -41,6 +41,7 @@ class _Flight(NamedTuple):
 
     ticket: int
     blocks: list[int]
+    readable: list[Buffer]
     writable: list[Buffer]
 
 
@@ -53,9 +54,8 @@ class Queue:
     def __init__(self, index: int, size: int, memory: Arena, waiter: Waiting, features: int) -> None:
         self.index, self.size = index, size
         self._memory, self._waiter = memory, waiter
-        ring = ring_format(features)
-        self.base = ring.first_base
-        sizes = ring.sizes(size)
+        self._format = ring_format(features)
+        sizes = self._format.sizes(size)
         self._blocks: list[int] = []
         try:
             descriptors, available, used = (self._take(self._blocks, size) for size in sizes)
@@ -63,8 +63,8 @@ class Queue:
             self._give_back(self._blocks)
             raise
         self.addresses = VringAddr(index, 0, descriptors, used, available, 0)
-        parts = [memory.view[start : start + size] for start, size in zip(self._blocks, sizes, strict=True)]
-        self._ring: DriverHalf | None = ring.driver(size, *parts)
+        self._parts = [memory.view[start : start + size] for start, size in zip(self._blocks, sizes, strict=True)]
+        self._ring: DriverHalf | None = self._format.driver(size, *self._parts)
         self._flights: dict[int, _Flight] = {}
         self._done: dict[int, Completion] = {}
         self._owed: set[int] = set()
@@ -84,7 +84,10 @@ class Queue:
         once the queue is stopped.
         """
         ticket = self.submit([request] if request else [], [reply_size] if reply_size else [])
-        return self.finish(ticket, timeout=timeout).data
+        try:
+            return self.finish(ticket, timeout=timeout).data
+        finally:
+            self.give_up(ticket)
 
     # Many requests in flight
 
@@ -104,7 +107,7 @@ class Queue:
             self._give_back(taken)
             raise
         self._tickets += 1
-        self._flights[head] = _Flight(self._tickets, taken, wanted)
+        self._flights[head] = _Flight(self._tickets, taken, given, wanted)
         self._owed.add(self._tickets)
         self._notified = False
         return self._tickets
@@ -137,20 +140,57 @@ class Queue:
     def finish(self, ticket: int, *, timeout: float = TIMEOUT) -> Completion:
         """Wait for one request, whatever else is in flight. It is given up if that fails: DeadlineExpired and so on.
 
-        The buffers of a request that was given up stay the device's until it gives them back, or the queue is stopped.
+        But after Disconnected it is in flight still: wait again after `Frontend.reconnect`, or give it up. The buffers of a
+        request that was given up stay the device's until it gives them back, or the queue is stopped.
         """
         if ticket not in self._owed:
             raise LocalProtocolError(f"queue {self.index} has no request {ticket} in flight", field="ticket", value=ticket)
         try:
             self._wait(lambda: ticket in self._done, timeout)
-            return self._done[ticket]
-        finally:
+        except Disconnected:
+            raise
+        except BaseException:
             self.give_up(ticket)
+            raise
+        self._owed.remove(ticket)
+        return self._done.pop(ticket)
 
     def give_up(self, ticket: int) -> None:
         """Want the answer of a request no more, if it still is in flight."""
         self._owed.discard(ticket)
         self._done.pop(ticket, None)
+
+    # Another back-end
+
+    @property
+    def base(self) -> int:
+        """Where a back-end begins with this queue, or goes on with it ("SET_VRING_BASE")."""
+        return self._running().base
+
+    @property
+    def waiting(self) -> int:
+        """Requests that the device has and whose answer is wanted."""
+        return sum(flight.ticket in self._owed for flight in self._flights.values())
+
+    def settle(self) -> None:
+        """The back-end is gone: take what it had done, and forget that it called."""
+        self._collect()
+        for fd in (self.kick, self.call, self.err):
+            drain(fd.fileno())
+
+    def renew(self) -> None:
+        """Begin the ring anew, with the requests whose answer is wanted, in their order."""
+        flights = list(self._flights.values())
+        self._running()
+        for part in self._parts:
+            part[:] = bytes(part.nbytes)
+        self._ring = ring = self._format.driver(self.size, *self._parts)
+        self._flights = {}
+        for flight in flights:
+            if flight.ticket in self._owed:
+                self._flights[ring.add(flight.readable, flight.writable)] = flight
+            else:
+                self._give_back(flight.blocks)
 
     def close(self) -> None:
         """The queue is stopped: let go of its ring, its buffers and its eventfds."""

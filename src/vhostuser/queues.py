@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+
 from .asking import Asking
+from .errors import LocalProtocolError
 from .memory.arena import Arena
-from .protocol.numbers import FrontendRequest, VhostFeature
+from .protocol.numbers import FrontendRequest, ProtocolFeature, VhostFeature
 from .protocol.payloads import U64, VringState
 from .protocol.session import Session
 from .queue import Queue
+from .tracking import Tracking
 
 Q = FrontendRequest
 
@@ -15,20 +20,28 @@ Q = FrontendRequest
 class Queues:
     """Those that one front-end has started, by index."""
 
-    def __init__(self, asking: Asking, session: Session) -> None:
-        self._asking, self._session = asking, session
+    def __init__(self, asking: Asking, session: Session, tracking: Tracking) -> None:
+        self._asking, self._session, self._tracking = asking, session, tracking
         self._started: dict[int, Queue] = {}
+        self._suspended: dict[int, tuple[Queue, int]] = {}
+        """Stopped with requests in progress, and where they go on."""
         self._reset_left: frozenset[int] | None = None
+
+    def __iter__(self) -> Iterator[Queue]:
+        return iter([*self._started.values(), *(queue for queue, _ in self._suspended.values())])
 
     def __getitem__(self, index: int) -> Queue:
         return self._started[index]
 
     def start(self, index: int, size: int, arena: Arena) -> Queue:
-        """Set up queue `index` in the arena, start and enable it."""
+        """Set up queue `index` in the arena, start and enable it; the one that was suspended, if it was."""
+        self._tracking.check(index, size)
         self._finish_reset()
+        if index in self._suspended:
+            return self._go_on(index, size)
         queue = Queue(index, size, arena, self._asking, self._session.state.acknowledged)
         try:
-            self._set_up(queue)
+            self._set_up(queue, queue.base)
         except BaseException:
             queue.close()
             raise
@@ -38,13 +51,14 @@ class Queues:
         return queue
 
     def stop(self, index: int) -> int:
-        """Stop a queue; the base that the back-end says ("GET_VRING_BASE")."""
+        """Stop a queue, or suspend it; the base that the back-end says ("GET_VRING_BASE")."""
         if self._enables:
             self._asking.request(Q.SET_VRING_ENABLE, VringState(index, 0))
         body = self._asking.request(Q.GET_VRING_BASE, VringState(index, 0))
+        base = body.num if isinstance(body, VringState) else 0
         if queue := self._started.pop(index, None):
-            queue.close()
-        return body.num if isinstance(body, VringState) else 0
+            self._put_away(queue, base)
+        return base
 
     def stop_all(self) -> None:
         """Stop every queue."""
@@ -55,11 +69,53 @@ class Queues:
         """RESET_DEVICE was sent: something is left to do before the next start."""
         self._reset_left = (self._reset_left or frozenset()).union(self._started)
 
+    def settle(self, *, resubmit: bool) -> None:
+        """The back-end is gone: take what it had done, and see to what it had not.
+
+        LocalProtocolError if nobody knows what that is, and `resubmit` does not say to do it again.
+        """
+        for queue in self:
+            queue.settle()
+        if self._tracking.active:
+            return
+        if not resubmit and (left := sum(queue.waiting for queue in self)):
+            text = f"reconnect: {left} requests are in flight and not tracked; resubmit=True does them at least once"
+            raise LocalProtocolError(text, field="in_flight", value=left, limit=0)
+        for queue in self:
+            queue.renew()
+
+    def resume(self) -> None:
+        """Set up all of them with another back-end, and tell it once to look."""
+        self._reset_left = None
+        self._suspended = {index: (queue, queue.base) for index, (queue, _) in self._suspended.items()}
+        for queue in self._started.values():
+            self._set_up(queue, queue.base)
+            os.eventfd_write(queue.kick.fileno(), 1)
+
     def close(self) -> None:
         """Let go of all of them."""
-        for queue in self._started.values():
+        for queue in self:
             queue.close()
         self._started.clear()
+        self._suspended.clear()
+
+    def _put_away(self, queue: Queue, base: int) -> None:
+        """Let go of a queue that was stopped, unless requests of it are in progress ("GET_VRING_BASE_INFLIGHT")."""
+        if self._tracking.active and self._session.state.has(ProtocolFeature.GET_VRING_BASE_INFLIGHT):
+            queue.settle()
+            if queue.waiting:
+                self._suspended[queue.index] = queue, base
+                return
+        queue.close()
+
+    def _go_on(self, index: int, size: int) -> Queue:
+        queue, base = self._suspended[index]
+        if size != queue.size:
+            text = f"queue {index} size {size} is not {queue.size}, with which it was stopped: {queue.waiting} in progress"
+            raise LocalProtocolError(text, request="SET_VRING_NUM", field="size", value=size, limit=queue.size)
+        self._set_up(queue, base)
+        self._started[index] = self._suspended.pop(index)[0]
+        return queue
 
     def _finish_reset(self) -> None:
         """Do what RESET_DEVICE may have left undone, or done too much, before a queue is started.
@@ -73,10 +129,10 @@ class Queues:
                 self._asking.request(Q.GET_VRING_BASE, VringState(index, 0))
             self._reset_left = None
 
-    def _set_up(self, queue: Queue) -> None:
+    def _set_up(self, queue: Queue, base: int) -> None:
         index, request = queue.index, self._asking.request
         request(Q.SET_VRING_NUM, VringState(index, queue.size))
-        request(Q.SET_VRING_BASE, VringState(index, queue.base))
+        request(Q.SET_VRING_BASE, VringState(index, base))
         request(Q.SET_VRING_ADDR, queue.addresses)
         request(Q.SET_VRING_CALL, U64(index), [queue.call.fileno()])
         request(Q.SET_VRING_ERR, U64(index), [queue.err.fileno()])

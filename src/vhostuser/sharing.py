@@ -43,7 +43,7 @@ class Sharing:
         """Share a block more ("ADD_MEM_REG")."""
         block = self._added.make(size, self.needed("add_memory", "ADD_MEM_REG").region.size)
         try:
-            self._asking.request(Q.ADD_MEM_REG, block.region, [block.fd.fileno()])
+            self._tell_of(block)
         except BaseException:
             block.close()
             raise
@@ -55,6 +55,13 @@ class Sharing:
         self._asking.request(Q.REM_MEM_REG, block.region)
         self._added.forget(block)
 
+    def resume(self) -> None:
+        """Tell another back-end of all of it."""
+        if self.arena:
+            self._tell(self.arena)
+        for block in self._added.blocks:
+            self._tell_of(block)
+
     def close(self) -> None:
         """Let go of all of it."""
         if self.arena:
@@ -63,3 +70,6 @@ class Sharing:
 
     def _tell(self, arena: Arena) -> None:
         self._asking.request(Q.SET_MEM_TABLE, MemoryTable([arena.region]), [arena.fd.fileno()])
+
+    def _tell_of(self, block: AddedBlock) -> None:
+        self._asking.request(Q.ADD_MEM_REG, block.region, [block.fd.fileno()])

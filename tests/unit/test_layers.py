@@ -35,8 +35,8 @@ SIDES = {
         *("serving", "guest_table", "backend"),
     },
     "front-end": {
-        *("asking", "answering", "driving", "negotiation", "queue", "queues", "shared_region", "sharing"),
-        "frontend",
+        *("asking", "answering", "driving", "negotiation", "queue", "queues", "shared_region", "sharing", "tracking"),
+        *("windows", "frontend"),
     },
     "package": {"__init__", "__main__"},
 }

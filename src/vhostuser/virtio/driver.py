@@ -28,6 +28,11 @@ class DriverQueue:
         self._next = 0
         self._seen = 0
 
+    @property
+    def base(self) -> int:
+        """Where a device that takes over goes on, as vhost-user says it: at the used index, as far as was collected."""
+        return self._seen
+
     def add(self, readable: Sequence[Buffer], writable: Sequence[Buffer]) -> int:
         """Offer a chain of buffers to the device; its head. BufferError if there are not enough free descriptors."""
         buffers = [(*buffer, 0) for buffer in readable] + [(*buffer, DESC_WRITE) for buffer in writable]

@@ -8,7 +8,7 @@ from struct import Struct
 from ..errors import QueueBroken
 from .driver import Buffer
 from .numbers import DESC_AVAIL, DESC_NEXT, DESC_USED, DESC_WRITE, DESCRIPTOR_SIZE
-from .packed import BUFFER_ID, FLAGS, LENGTH, available_flags, used_flags
+from .packed import BUFFER_ID, FLAGS, LENGTH, WRAP, available_flags, used_flags
 
 _BODY = Struct("<QIH")
 
@@ -28,6 +28,12 @@ class PackedDriverQueue:
         self._free = size
         self._next = 0
         self._seen = 0
+
+    @property
+    def base(self) -> int:
+        """Where a device that takes over goes on, as vhost-user says it: the used position, in both halves."""
+        used = self._seen % self.size | (WRAP if self._seen < self.size else 0)
+        return used | used << 16
 
     def add(self, readable: Sequence[Buffer], writable: Sequence[Buffer]) -> int:
         """Offer a chain of buffers to the device; its id. BufferError if there are not enough free descriptors."""
