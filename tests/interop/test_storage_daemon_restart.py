@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -89,6 +89,34 @@ def test_p01_after_a_kill_every_request_completes_once_and_the_data_is_right(fil
             content = file.read_bytes()
             assert all(content[sector * SECTOR :][:SECTOR] == data.get(sector, bytes(SECTOR)) for sector in range(SECTORS))
             assert drivers[1].read(places[0], 1) == data[places[0]]
+
+
+@pytest.mark.parametrize("depth", [1, 64])
+def test_a_driver_that_reconnects_writes_on_through_three_kills(file: Path, depth: int) -> None:
+    path, rand = file.with_name("s"), random.Random(depth)
+    pieces = [(sector, rand.randbytes(4 * SECTOR)) for sector in range(0, SECTORS, 4)]
+    rand.shuffle(pieces)
+    with ExitStack() as stack:
+        processes = [stack.enter_context(storage_daemon(file, path))]
+
+        def next_daemon() -> None:
+            processes[-1].wait(DEADLINE)
+            path.unlink()
+            processes.append(stack.enter_context(storage_daemon(file, path)))
+            frontend.reconnect(path, wait=DEADLINE, resubmit=True)
+
+        def given() -> Iterator[tuple[int, bytes]]:
+            for number, piece in enumerate(pieces):
+                if number % 256 == 200 and len(processes) < 4:
+                    processes[-1].kill()
+                yield piece
+
+        frontend = stack.enter_context(connected(path))
+        driver = BlockDriver(frontend, size=256, timeout=DEADLINE, on_disconnect=next_daemon)
+        assert driver.write_many(given(), depth=depth) == len(pieces)
+        driver.flush()
+        assert len(processes) == 4
+        assert file.read_bytes() == b"".join(data for _, data in sorted(pieces))
 
 
 def test_an_idle_driver_goes_on_with_every_daemon_that_comes(file: Path) -> None:
