@@ -179,12 +179,15 @@ class Frontend:
         """Take memory that was added away again; no request may use it any more ("REM_MEM_REG")."""
         self._sharing.remove(block)
 
-    def start_queue(self, index: int, *, size: int = 256) -> Queue:
+    def start_queue(self, index: int, *, size: int = 256, indirect: bool = False) -> Queue:
         """Set up queue `index` with `size` descriptors, start and enable it. Needs `share_memory`.
 
-        If it was stopped with requests in progress, it is the same queue, and goes on.
+        With `indirect` it holds `size` requests, however many buffers each has ("Indirect Descriptors"); LocalProtocolError
+        if the back-end does not offer RING_INDIRECT_DESC. If it was stopped with requests in progress, it is the same queue,
+        and goes on.
         """
-        return self._queues.start(index, size, self._sharing.needed("start_queue", "SET_VRING_ADDR"))
+        arena = self._sharing.needed("start_queue", "SET_VRING_ADDR")
+        return self._queues.start(index, size, arena, indirect=indirect)
 
     def stop_queue(self, index: int) -> int:
         """Stop a queue; the index of the next request that the back-end would have taken ("GET_VRING_BASE").

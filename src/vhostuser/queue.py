@@ -13,7 +13,7 @@ from .memory.arena import Arena
 from .protocol.payloads import VringAddr
 from .transport.fds import OwnedFd, close_all
 from .transport.loop import drain
-from .virtio.driver import Buffer
+from .virtio.buffers import Buffer, Table, table_size
 from .virtio.formats import DriverHalf, ring_format
 
 TIMEOUT: Final = 10.0
@@ -43,16 +43,20 @@ class _Flight(NamedTuple):
     blocks: list[int]
     readable: list[Buffer]
     writable: list[Buffer]
+    table: Table | None
 
 
 class Queue:
     """One started virtqueue: its ring and its buffers lie in the memory that the front-end shares.
 
-    `features` are those that the front-end has acknowledged.
+    `features` are those that the front-end has acknowledged. `indirect`: a request of more than one buffer takes one
+    descriptor, which refers to a table of them.
     """
 
-    def __init__(self, index: int, size: int, memory: Arena, waiter: Waiting, features: int) -> None:
-        self.index, self.size = index, size
+    def __init__(
+        self, index: int, size: int, memory: Arena, waiter: Waiting, features: int, *, indirect: bool = False
+    ) -> None:
+        self.index, self.size, self.indirect = index, size, indirect
         self._memory, self._waiter = memory, waiter
         self._format = ring_format(features)
         sizes = self._format.sizes(size)
@@ -94,20 +98,22 @@ class Queue:
     def submit(self, readable: Sequence[bytes] = (), writable: Sequence[int] = ()) -> int:
         """Offer one request: buffers for the device to read, and sizes of those to write. Returns its ticket.
 
-        BufferError if there are not enough free descriptors, MemoryError if there is not enough shared memory; nothing is
-        offered then. The device is told by `notify`, or by whatever waits for an answer: once for a whole batch.
+        BufferError if there are not enough free descriptors, or more buffers than the queue has entries, MemoryError if
+        there is not enough shared memory; nothing is offered then. The device is told by `notify`, or by whatever waits for
+        an answer: once for a whole batch.
         """
         ring = self._running()
         taken: list[int] = []
         try:
             given = [self._place(taken, data) for data in readable]
             wanted = [(self._take(taken, size), size) for size in writable]
-            head = ring.add(given, wanted)
+            table = self._table(taken, len(given) + len(wanted))
+            head = ring.add(given, wanted, table)
         except BaseException:
             self._give_back(taken)
             raise
         self._tickets += 1
-        self._flights[head] = _Flight(self._tickets, taken, given, wanted)
+        self._flights[head] = _Flight(self._tickets, taken, given, wanted, table)
         self._owed.add(self._tickets)
         self._notified = False
         return self._tickets
@@ -188,7 +194,7 @@ class Queue:
         self._flights = {}
         for flight in flights:
             if flight.ticket in self._owed:
-                self._flights[ring.add(flight.readable, flight.writable)] = flight
+                self._flights[ring.add(flight.readable, flight.writable, flight.table)] = flight
             else:
                 self._give_back(flight.blocks)
 
@@ -242,6 +248,13 @@ class Queue:
         start = self._take(taken, len(data))
         self._memory.view[start : start + len(data)] = data
         return start, len(data)
+
+    def _table(self, taken: list[int], count: int) -> Table | None:
+        """Room for a table of so many buffers, where one is of use."""
+        if not self.indirect or count < 2:
+            return None
+        start, size = self._take(taken, table_size(count)), table_size(count)
+        return Table(start, self._memory.view[start : start + size])
 
     def _take(self, taken: list[int], size: int) -> int:
         taken.append(self._memory.take(size))

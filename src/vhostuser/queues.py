@@ -13,6 +13,7 @@ from .protocol.payloads import U64, VringState
 from .protocol.session import Session
 from .queue import Queue
 from .tracking import Tracking
+from .virtio.numbers import Feature
 
 Q = FrontendRequest
 
@@ -33,13 +34,17 @@ class Queues:
     def __getitem__(self, index: int) -> Queue:
         return self._started[index]
 
-    def start(self, index: int, size: int, arena: Arena) -> Queue:
+    def start(self, index: int, size: int, arena: Arena, *, indirect: bool) -> Queue:
         """Set up queue `index` in the arena, start and enable it; the one that was suspended, if it was."""
         self._tracking.check(index, size)
+        features = self._session.state.acknowledged
+        if indirect and not features >> Feature.RING_INDIRECT_DESC & 1:
+            text = "start_queue indirect needs RING_INDIRECT_DESC, which was not offered"
+            raise LocalProtocolError(text, request="SET_VRING_NUM", field="indirect", value="True")
         self._finish_reset()
         if index in self._suspended:
             return self._go_on(index, size)
-        queue = Queue(index, size, arena, self._asking, self._session.state.acknowledged)
+        queue = Queue(index, size, arena, self._asking, features, indirect=indirect)
         try:
             self._set_up(queue, queue.base)
         except BaseException:

@@ -91,8 +91,9 @@ def test_p01_after_a_kill_every_request_completes_once_and_the_data_is_right(fil
             assert drivers[1].read(places[0], 1) == data[places[0]]
 
 
+@pytest.mark.parametrize("indirect", [False, True])
 @pytest.mark.parametrize("depth", [1, 64])
-def test_a_driver_that_reconnects_writes_on_through_three_kills(file: Path, depth: int) -> None:
+def test_a_driver_that_reconnects_writes_on_through_three_kills(file: Path, depth: int, indirect: bool) -> None:
     path, rand = file.with_name("s"), random.Random(depth)
     pieces = [(sector, rand.randbytes(4 * SECTOR)) for sector in range(0, SECTORS, 4)]
     rand.shuffle(pieces)
@@ -112,11 +113,29 @@ def test_a_driver_that_reconnects_writes_on_through_three_kills(file: Path, dept
                 yield piece
 
         frontend = stack.enter_context(connected(path))
-        driver = BlockDriver(frontend, size=256, timeout=DEADLINE, on_disconnect=next_daemon)
+        driver = BlockDriver(frontend, size=256, timeout=DEADLINE, indirect=indirect, on_disconnect=next_daemon)
         assert driver.write_many(given(), depth=depth) == len(pieces)
         driver.flush()
         assert len(processes) == 4
         assert file.read_bytes() == b"".join(data for _, data in sorted(pieces))
+
+
+def test_in_indirect_tables_a_queue_of_128_has_128_requests_in_the_daemon(file: Path) -> None:
+    path, size = file.with_name("s"), 128
+    with slow_daemon(file, path), connected(path) as frontend:
+        driver = BlockDriver(frontend, size=size, timeout=DEADLINE, indirect=True)
+        data = [bytes([number + 1]) * SECTOR for number in range(size)]
+        for sector in range(size):
+            write(driver, sector, data[sector])
+        with pytest.raises(BufferError, match="1 descriptors wanted, 0 of 128 are free"):
+            driver.queue.submit([b"x"], [1])
+        done: list[Completion] = []
+        while len(done) < QUICK:
+            done += driver.queue.completions(DEADLINE)
+        assert {each.data for each in done} == {b"\0"}
+        assert driver.queue.waiting == size - len(done)
+        content = file.read_bytes()
+        assert sum(content[sector * SECTOR :][:SECTOR] == data[sector] for sector in range(size)) >= len(done)
 
 
 def test_an_idle_driver_goes_on_with_every_daemon_that_comes(file: Path) -> None:

@@ -38,6 +38,8 @@ class BlockDriver:
     raise RequestFailed with the status if the device says no, and whatever `Queue.exchange` raises; a device may take
     `timeout` seconds for an answer. Several drivers, one a queue, may share a front-end; its thread is theirs.
 
+    With `indirect`, as in `start_queue`, `size` requests are in flight at most; else a third of that.
+
     After `Frontend.reconnect` a driver goes on as it is. `on_disconnect` is called when the back-end goes while an answer is
     awaited: it is to reconnect, and the request, one or many, goes on as if nothing had happened; or to raise, which ends
     it. Without it the request ends with Disconnected.
@@ -50,6 +52,7 @@ class BlockDriver:
         size: int = 128,
         *,
         timeout: float = TIMEOUT,
+        indirect: bool = False,
         on_disconnect: Callable[[], object] | None = None,
     ) -> None:
         self.timeout, self._on_disconnect = timeout, on_disconnect
@@ -57,7 +60,7 @@ class BlockDriver:
         """The features of block devices in use."""
         self.config = _read_config(frontend)
         """The configuration space, as it was when the driver began."""
-        self.queue = frontend.start_queue(queue, size=size)
+        self.queue = frontend.start_queue(queue, size=size, indirect=indirect)
 
     @property
     def capacity(self) -> int:
@@ -118,7 +121,8 @@ class BlockDriver:
         return sum(1 for _ in self._many((_write(sector, data) for sector, data in pieces), depth))
 
     def _many(self, asks: Iterator[_Ask], depth: int) -> Iterator[tuple[_Ask, bytes]]:
-        room = min(depth, self.queue.size // DESCRIPTORS)
+        each = 1 if self.queue.indirect else DESCRIPTORS
+        room = min(depth, self.queue.size // each) if self.queue.size >= DESCRIPTORS else 0
         if room < 1:
             text = f"depth {depth} with {self.queue.size} descriptors leaves room for no request of {DESCRIPTORS}"
             raise LocalProtocolError(text, field="depth", value=depth, limit=1)
