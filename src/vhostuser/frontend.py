@@ -183,8 +183,8 @@ class Frontend:
         """Set up queue `index` with `size` descriptors, start and enable it. Needs `share_memory`.
 
         With `indirect` it holds `size` requests, however many buffers each has ("Indirect Descriptors"); LocalProtocolError
-        if the back-end does not offer RING_INDIRECT_DESC. If it was stopped with requests in progress, it is the same queue,
-        and goes on.
+        if the back-end does not offer RING_INDIRECT_DESC. One that was suspended is the same queue, and goes
+        on.
         """
         arena = self._sharing.needed("start_queue", "SET_VRING_ADDR")
         return self._queues.start(index, size, arena, indirect=indirect)
@@ -192,8 +192,8 @@ class Frontend:
     def stop_queue(self, index: int) -> int:
         """Stop a queue; the index of the next request that the back-end would have taken ("GET_VRING_BASE").
 
-        Back-ends finish what they have begun. Where GET_VRING_BASE_INFLIGHT was negotiated they may leave it in progress:
-        such a queue is not closed, and goes on when it is started again.
+        Back-ends finish what they have begun, but may leave it in progress where GET_VRING_BASE_INFLIGHT was negotiated. So
+        after `track_inflight` the queue is only suspended, and goes on when it is started again; a `reset` ends it.
         """
         return self._queues.stop(index)
 

@@ -179,8 +179,12 @@ class Queue:
         return sum(flight.ticket in self._owed for flight in self._flights.values())
 
     def settle(self) -> None:
-        """The back-end is gone: take what it had done, and forget that it called."""
+        """The back-end is gone: take what it had done."""
         self._collect()
+        self.calm()
+
+    def calm(self) -> None:
+        """Forget all that either side has told the other by eventfds."""
         for fd in (self.kick, self.call, self.err):
             drain(fd.fileno())
 
@@ -206,6 +210,7 @@ class Queue:
         self._give_back(self._blocks)
         for flight in self._flights.values():
             self._give_back(flight.blocks)
+        self._flights, self._parts = {}, []
         for fd in (self.kick, self.call, self.err):
             fd.close()
 

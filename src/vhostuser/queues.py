@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from .asking import Asking
 from .errors import LocalProtocolError
 from .memory.arena import Arena
-from .protocol.numbers import FrontendRequest, ProtocolFeature, VhostFeature
+from .protocol.numbers import FrontendRequest, VhostFeature
 from .protocol.payloads import U64, VringState
 from .protocol.session import Session
 from .queue import Queue
@@ -25,7 +25,7 @@ class Queues:
         self._asking, self._session, self._tracking = asking, session, tracking
         self._started: dict[int, Queue] = {}
         self._suspended: dict[int, tuple[Queue, int]] = {}
-        """Stopped with requests in progress, and where they go on."""
+        """Those that were stopped and are tracked, and where they go on."""
         self._reset_left: frozenset[int] | None = None
 
     def __iter__(self) -> Iterator[Queue]:
@@ -43,7 +43,7 @@ class Queues:
             raise LocalProtocolError(text, request="SET_VRING_NUM", field="indirect", value="True")
         self._finish_reset()
         if index in self._suspended:
-            return self._go_on(index, size)
+            return self._go_on(index, size, indirect=indirect)
         queue = Queue(index, size, arena, self._asking, features, indirect=indirect)
         try:
             self._set_up(queue, queue.base)
@@ -95,7 +95,7 @@ class Queues:
         self._suspended = {index: (queue, queue.base) for index, (queue, _) in self._suspended.items()}
         for queue in self._started.values():
             self._set_up(queue, queue.base)
-            os.eventfd_write(queue.kick.fileno(), 1)
+            _kick(queue)
 
     def close(self) -> None:
         """Let go of all of them."""
@@ -105,20 +105,25 @@ class Queues:
         self._suspended.clear()
 
     def _put_away(self, queue: Queue, base: int) -> None:
-        """Let go of a queue that was stopped, unless requests of it are in progress ("GET_VRING_BASE_INFLIGHT")."""
-        if self._tracking.active and self._session.state.has(ProtocolFeature.GET_VRING_BASE_INFLIGHT):
-            queue.settle()
-            if queue.waiting:
-                self._suspended[queue.index] = queue, base
-                return
-        queue.close()
+        """Let go of a queue that was stopped; suspend it where requests are tracked.
 
-    def _go_on(self, index: int, size: int) -> Queue:
+        The area speaks of this very ring, and may have some in progress ("GET_VRING_BASE_INFLIGHT"): a new ring needs a
+        new area, which only a reset gives.
+        """
+        if self._tracking.active:
+            self._suspended[queue.index] = queue, base
+        else:
+            queue.close()
+
+    def _go_on(self, index: int, size: int, *, indirect: bool) -> Queue:
         queue, base = self._suspended[index]
         if size != queue.size:
-            text = f"queue {index} size {size} is not {queue.size}, with which it was stopped: {queue.waiting} in progress"
+            text = f"queue {index} size {size} is not {queue.size}, with which it was suspended; another needs a reset"
             raise LocalProtocolError(text, request="SET_VRING_NUM", field="size", value=size, limit=queue.size)
+        queue.calm()
         self._set_up(queue, base)
+        _kick(queue)
+        queue.indirect = indirect
         self._started[index] = self._suspended.pop(index)[0]
         return queue
 
@@ -149,3 +154,8 @@ class Queues:
     def _enables(self) -> bool:
         """Rings have to be enabled."""
         return bool(self._session.state.acknowledged >> VhostFeature.PROTOCOL_FEATURES & 1)
+
+
+def _kick(queue: Queue) -> None:
+    """Tell the back-end to look at what waits there, once."""
+    os.eventfd_write(queue.kick.fileno(), 1)

@@ -511,13 +511,18 @@ def test_a_queue_that_is_stopped_with_requests_in_progress_goes_on(packed: bool)
         answer(half, [chains[1]])
         raw.answers[Q.GET_VRING_BASE] = VringState(0, half.base)
         assert frontend.stop_queue(0) == half.base
-        with pytest.raises(LocalProtocolError, match="size 4 is not 8, with which it was stopped: 2 in progress"):
+        with pytest.raises(LocalProtocolError, match="size 4 is not 8, with which it was suspended; another needs a reset"):
             frontend.start_queue(0, size=4)
         assert frontend.start_queue(0, size=SIZE) is queue
+        assert os.eventfd_read(queue.kick.fileno()) == 1
         assert [VringState.unpack(each).num for each in raw.all(Q.SET_VRING_BASE)][-1] == half.base
         answer(half, [chains[2], chains[0]])
         assert {ticket: queue.finish(ticket, timeout=DEADLINE).data for ticket in wanted} == wanted
         frontend.stop_queue(0)
+        assert frontend.start_queue(0, size=SIZE) is queue
+        frontend.reset()
+        with pytest.raises(LocalProtocolError, match="queue 0 is stopped"):
+            queue.submit([b"x"])
         assert frontend.start_queue(0, size=4) is not queue
 
 
