@@ -53,6 +53,7 @@ class FrontendOptions(TypedDict, total=False):
     packed: bool
     features: int
     inflight: bool
+    inband: bool
 
 
 class Frontend:
@@ -66,7 +67,8 @@ class Frontend:
     seconds for the rest of a message that has begun; `populate` reads the pages of a mapping in when it is made; `packed`
     takes packed rings where the back-end offers them. `features` are bits of the device type, as a mask, that are
     acknowledged if they are offered. `inflight` takes the features of inflight tracking where they are offered;
-    `track_inflight` is needed before any queue then.
+    `track_inflight` is needed before any queue then. `inband` takes INBAND_NOTIFICATIONS: kicks and calls are messages, each
+    of which is answered, for back-ends that can't do with eventfds ("In-band notifications").
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Frontend:
         packed: bool = False,
         features: int = 0,
         inflight: bool = False,
+        inband: bool = False,
     ) -> None:
         self.diagnosis: str | None = None
         """Why the back-end's shared memory is not to be had, if it looks like another dialect's."""
@@ -96,8 +99,8 @@ class Frontend:
         self._queues = Queues(self, self._session, self._tracking)
         self._log = LimitedLog(log)
         try:
-            wanted = wanted_features(packed=packed, device=features), wanted_protocol_features(inflight=inflight)
-            self.diagnosis = negotiate(self, self._session, *wanted)
+            wanted = wanted_protocol_features(inflight=inflight, inband=inband)
+            self.diagnosis = negotiate(self, self._session, wanted_features(packed=packed, device=features), wanted)
             self._open_requests()
             self._reserve_windows()
         except BaseException:
@@ -369,6 +372,14 @@ class Frontend:
         """SHMEM_UNMAP: take a mapping away."""
         body = _mmap_of(message)
         self._windows.window(body.shmid, "SHMEM_UNMAP").unmap(body)
+
+    def on_vring_call(self, message: OwnedMessage) -> None:
+        """VRING_CALL: a queue has answers."""
+        self._queues.hear("call", message.body)
+
+    def on_vring_err(self, message: OwnedMessage) -> None:
+        """VRING_ERR: a queue is broken."""
+        self._queues.hear("err", message.body)
 
     def on_config_change_msg(self, message: OwnedMessage) -> None:
         """CONFIG_CHANGE_MSG: nothing is kept of the configuration space, so there is nothing to do."""

@@ -46,9 +46,9 @@ def wanted_features(*, packed: bool, device: int) -> int:
     return FEATURES | packed << Feature.RING_PACKED | device
 
 
-def wanted_protocol_features(*, inflight: bool) -> int:
-    """The same of protocol features; `inflight`: those of "Inflight I/O tracking" as well."""
-    return PROTOCOL_FEATURES | (INFLIGHT if inflight else 0)
+def wanted_protocol_features(*, inflight: bool, inband: bool) -> int:
+    """The same of protocol features, with those of "Inflight I/O tracking" and "In-band notifications" on demand."""
+    return PROTOCOL_FEATURES | (INFLIGHT if inflight else 0) | inband << F.INBAND_NOTIFICATIONS
 
 
 def negotiate(asking: Asking, session: Session, features: int, protocol_features: int) -> str | None:

@@ -57,6 +57,8 @@ class Queue:
         self, index: int, size: int, memory: Arena, waiter: Waiting, features: int, *, indirect: bool = False
     ) -> None:
         self.index, self.size, self.indirect = index, size, indirect
+        self.in_band: Callable[[], object] | None = None
+        """How the device is told, if not by an eventfd."""
         self._memory, self._waiter = memory, waiter
         self._format = ring_format(features)
         sizes = self._format.sizes(size)
@@ -119,10 +121,17 @@ class Queue:
         return self._tickets
 
     def notify(self) -> None:
-        """Tell the device of what was submitted since the last time."""
+        """Tell the device of what was submitted since the last time. In-band, what `Frontend.request` raises."""
         self._running()
         if not self._notified:
             self._notified = True
+            self.wake()
+
+    def wake(self) -> None:
+        """Tell the device to look, be there anything or not."""
+        if self.in_band:
+            self.in_band()
+        else:
             os.eventfd_write(self.kick.fileno(), 1)
 
     @property

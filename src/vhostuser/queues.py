@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Literal
 
 from .asking import Asking
 from .errors import LocalProtocolError
 from .memory.arena import Arena
-from .protocol.numbers import FrontendRequest, VhostFeature
+from .protocol.numbers import FrontendRequest, ProtocolFeature, VhostFeature
 from .protocol.payloads import U64, VringState
 from .protocol.session import Session
 from .queue import Queue
@@ -95,7 +96,12 @@ class Queues:
         self._suspended = {index: (queue, queue.base) for index, (queue, _) in self._suspended.items()}
         for queue in self._started.values():
             self._set_up(queue, queue.base)
-            _kick(queue)
+            self._wake(queue)
+
+    def hear(self, name: Literal["call", "err"], body: object) -> None:
+        """Take a message in place of an eventfd; one that comes too late is as good as none."""
+        if isinstance(body, VringState) and (queue := self._started.get(body.index)):
+            os.eventfd_write((queue.call if name == "call" else queue.err).fileno(), 1)
 
     def close(self) -> None:
         """Let go of all of them."""
@@ -122,7 +128,7 @@ class Queues:
             raise LocalProtocolError(text, request="SET_VRING_NUM", field="size", value=size, limit=queue.size)
         queue.calm()
         self._set_up(queue, base)
-        _kick(queue)
+        self._wake(queue)
         queue.indirect = indirect
         self._started[index] = self._suspended.pop(index)[0]
         return queue
@@ -140,22 +146,32 @@ class Queues:
             self._reset_left = None
 
     def _set_up(self, queue: Queue, base: int) -> None:
+        """Start and enable a queue; in-band, its first kick is what starts it, and there are no eventfds to give."""
         index, request = queue.index, self._asking.request
         request(Q.SET_VRING_NUM, VringState(index, queue.size))
         request(Q.SET_VRING_BASE, VringState(index, base))
         request(Q.SET_VRING_ADDR, queue.addresses)
-        request(Q.SET_VRING_CALL, U64(index), [queue.call.fileno()])
-        request(Q.SET_VRING_ERR, U64(index), [queue.err.fileno()])
-        request(Q.SET_VRING_KICK, U64(index), [queue.kick.fileno()])
+        if not self._in_band:
+            request(Q.SET_VRING_CALL, U64(index), [queue.call.fileno()])
+            request(Q.SET_VRING_ERR, U64(index), [queue.err.fileno()])
+            request(Q.SET_VRING_KICK, U64(index), [queue.kick.fileno()])
         if self._enables:
             request(Q.SET_VRING_ENABLE, VringState(index, 1))
+        if self._in_band:
+            queue.in_band = lambda: request(Q.VRING_KICK, VringState(index, 0))
+            queue.wake()
+
+    def _wake(self, queue: Queue) -> None:
+        """Let the back-end look at what waits in a queue that was set up, unless that did it."""
+        if not self._in_band:
+            queue.wake()
+
+    @property
+    def _in_band(self) -> bool:
+        """Kicks, calls and errors are messages."""
+        return self._session.state.has(ProtocolFeature.INBAND_NOTIFICATIONS)
 
     @property
     def _enables(self) -> bool:
         """Rings have to be enabled."""
         return bool(self._session.state.acknowledged >> VhostFeature.PROTOCOL_FEATURES & 1)
-
-
-def _kick(queue: Queue) -> None:
-    """Tell the back-end to look at what waits there, once."""
-    os.eventfd_write(queue.kick.fileno(), 1)
