@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import socket
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -32,7 +31,7 @@ from .queues import Queues
 from .shared_region import SharedRegion
 from .sharing import Sharing
 from .tracking import Tracking
-from .transport.channel import PARTIAL_TIMEOUT, REPLY_TIMEOUT, Channel, OwnedMessage
+from .transport.channel import PARTIAL_TIMEOUT, REPLY_TIMEOUT, OwnedMessage
 from .transport.fds import HasFileno, OwnedFd
 from .transport.listen import accept, connect, listen
 from .virtio.numbers import feature_names
@@ -88,12 +87,11 @@ class Frontend:
         self.diagnosis: str | None = None
         """Why the back-end's shared memory is not to be had, if it looks like another dialect's."""
         self._session = Session(Role.FRONTEND, State(rings=(Ring(),)), dialect=dialect)
-        self._lock = threading.RLock()
-        self._timeouts = {"partial_timeout": partial_timeout, "reply_timeout": reply_timeout}
-        self._answering = Answering(self._session, self)
         self._closed, self._ends = False, 0
-        self._begin(Channel(sock, **self._timeouts))
         self._windows = Windows(max_maps, populate=populate)
+        self._answering = Answering(self._session, self)
+        timeouts = {"partial_timeout": partial_timeout, "reply_timeout": reply_timeout}
+        self._driving = Driving(sock, self._session, self._answering, self._windows, **timeouts)
         self._sharing = Sharing(self)
         self._tracking = Tracking(self, self._session)
         self._queues = Queues(self, self._session, self._tracking)
@@ -240,14 +238,11 @@ class Frontend:
         one, QueueBroken if that has left nonsense in a queue.
         """
         deadline = time.monotonic() + wait
-        self._enter()
-        try:
+        with self._driving.turn():
             self._await_end(deadline)
             self._queues.settle(resubmit=resubmit)
             sock = to if isinstance(to, socket.socket) else connect(to, wait=max(0.0, deadline - time.monotonic()))
-            self._go_on(Channel(sock, **self._timeouts))
-        finally:
-            self._leave()
+            self._go_on(sock)
 
     def _await_end(self, deadline: float) -> None:
         """The connection is over at the deadline, though not by `close`; else LocalProtocolError."""
@@ -257,15 +252,14 @@ class Frontend:
             text = "this front-end was closed" if self._closed else "the back-end is still there"
             raise LocalProtocolError(f"reconnect: {text}")
 
-    def _go_on(self, channel: Channel) -> None:
+    def _go_on(self, sock: socket.socket) -> None:
         """Bring a new back-end to where the old one was."""
         before = self._session.state
         self._answering.close()
-        self._channel.close()
         self._ends += 1
         self._session.state = State(rings=(Ring(),))
-        self._begin(channel)
         try:
+            self._driving.begin(sock)
             if self._closed:
                 raise Disconnected("closed")
             negotiate_again(self, self._session, before)
@@ -277,13 +271,9 @@ class Frontend:
         except BaseException as error:
             self._driving.lose(error if isinstance(error, Exception) else Disconnected("interrupted"))
             self._answering.close()
-            self._channel.shutdown()
+            self._driving.channel.shutdown()
             self._session.state = before
             raise
-
-    def _begin(self, channel: Channel) -> None:
-        self._channel = channel
-        self._driving = Driving(channel, self._session, self._answering)
 
     @property
     def _memory(self) -> Arena | None:
@@ -297,21 +287,13 @@ class Frontend:
 
         LocalProtocolError if it is not allowed now (nothing is sent), RequestFailed if the back-end says no.
         """
-        self._enter()
-        try:
-            return self._driving.request(request, body, fds)
-        finally:
-            self._leave()
+        return self._driving.request(request, body, fds)
 
     def request_with_fds(
         self, request: FrontendRequest, body: Payload | None = None, fds: Sequence[int] = ()
     ) -> tuple[Payload | None, tuple[OwnedFd, ...]]:
         """As `request`; besides, the fds that came with the reply. They are the caller's to close."""
-        self._enter()
-        try:
-            return self._driving.request_with_fds(request, body, fds)
-        finally:
-            self._leave()
+        return self._driving.request_with_fds(request, body, fds)
 
     def serve(self, timeout: float | None = None) -> None:
         """Answer the back-end's requests for `timeout` seconds, or until it goes (Disconnected)."""
@@ -323,32 +305,14 @@ class Frontend:
 
     def wait_for_any(self, fds: Sequence[HasFileno], deadline: float | None = None) -> int | None:
         """Answer the back-end's requests until one of `fds` is readable: the first that is; None at `deadline`."""
-        self._enter()
-        try:
-            return self._driving.wait([fd.fileno() for fd in fds], deadline)
-        finally:
-            self._leave()
-
-    def _enter(self) -> None:
-        """One thread at a time waits in a front-end: two would take each other's replies."""
-        if not self._lock.acquire(blocking=False):
-            self._driving.check()
-            raise LocalProtocolError("another thread waits in this front-end; only close() may be called meanwhile")
-
-    def _leave(self) -> None:
-        """What a back-end had mapped goes with the main channel."""
-        try:
-            if self._driving.lost:
-                self._windows.reset()
-        finally:
-            self._lock.release()
+        return self._driving.wait([fd.fileno() for fd in fds], deadline)
 
     def _open_requests(self) -> None:
         if not self._session.state.has(F.BACKEND_REQ):
             return
         ours, theirs = socket.socketpair()
         with theirs:
-            self._answering.open(Channel(ours, **self._timeouts))
+            self._answering.open(self._driving.new_channel(ours))
             self.request(Q.SET_BACKEND_REQ_FD, None, [theirs.fileno()])
 
     def _reserve_windows(self) -> None:
@@ -397,12 +361,12 @@ class Frontend:
         """
         self._closed = True
         self._driving.lose(Disconnected("closed"))
-        self._channel.shutdown()
-        with self._lock:
+        self._driving.channel.shutdown()
+        with self._driving.lock:
             self._close()
 
     def _close(self) -> None:
-        self._channel.close()
+        self._driving.channel.close()
         self._answering.close()
         self._windows.close()
         self._queues.close()

@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
@@ -476,6 +477,33 @@ def dying(raw: RawBackend, at: Q) -> Iterator[None]:
 
     raw.raw_answers[at] = die
     yield
+
+
+def test_close_from_another_thread_ends_a_reconnect() -> None:
+    ended: list[Exception] = []
+    with begun(packed=False) as (first, frontend, _), Tracked() as raw:
+        asked = threading.Event()
+        end(first)
+
+        def keep_silent(frame: Frame[OwnedFd]) -> bytes:
+            asked.set()
+            return b""
+
+        def reconnect() -> None:
+            try:
+                raw.take_over(frontend)
+            except Disconnected as error:
+                ended.append(error.with_traceback(None))
+
+        raw.raw_answers[Q.GET_FEATURES] = keep_silent
+        thread = threading.Thread(target=reconnect, daemon=True)
+        thread.start()
+        assert asked.wait(DEADLINE)
+        frontend.close()
+        thread.join(DEADLINE)
+        assert len(ended) == 1
+        with pytest.raises(LocalProtocolError, match="was closed"):
+            frontend.reconnect("/nonexistent/socket")
 
 
 def test_nobody_at_the_path_leaves_all_as_it_was() -> None:
