@@ -164,7 +164,7 @@ def frontend(args: argparse.Namespace) -> None:
         answering = front._answering
         answering.close()
         answering.open(Channel(socket.socket(fileno=args.fd)))
-        answering.use({shmid: window.core for shmid, window in front._windows.items()})
+        answering.use(front._windows.cores)
         while answering.is_open:
             front.serve(0.02)
     os.waitpid(child, 0)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from .answering import Answering
-from .errors import DeadlineExpired, Disconnected, ProtocolError, RemoteProtocolError, RequestFailed
+from .errors import DeadlineExpired, Disconnected, LocalProtocolError, ProtocolError, RemoteProtocolError, RequestFailed
 from .protocol.framing import request_frame
 from .protocol.layout import Payload
 from .protocol.numbers import FrontendRequest
@@ -16,22 +19,74 @@ from .protocol.rules import Channel as Side
 from .protocol.session import Session
 from .protocol.state import Owed, reply_owed
 from .transport.channel import Channel
-from .transport.fds import close_all
+from .transport.fds import OwnedFd, close_all
+from .windows import Windows
 
 
 class Driving:
-    """The main channel of a connection, seen from the front-end. Once it is lost it stays so."""
+    """The main channel of a front-end, which is lost once, until another one begins. One thread at a time waits in it."""
 
-    def __init__(self, channel: Channel, session: Session, answering: Answering) -> None:
-        self._channel, self._session, self._answering = channel, session, answering
+    def __init__(
+        self,
+        sock: socket.socket,
+        session: Session,
+        answering: Answering,
+        windows: Windows,
+        *,
+        partial_timeout: float,
+        reply_timeout: float,
+    ) -> None:
+        self._session, self._answering, self._windows = session, answering, windows
+        self._timeouts = {"partial_timeout": partial_timeout, "reply_timeout": reply_timeout}
+        self.lock = threading.RLock()
+        """Whoever waits has it."""
         self.lost: Exception | None = None
         """Why the connection is over, if it is."""
+        self.channel = self.new_channel(sock)
+
+    def new_channel(self, sock: socket.socket) -> Channel:
+        """A channel with the timeouts of this one."""
+        return Channel(sock, **self._timeouts)
+
+    def begin(self, sock: socket.socket) -> None:
+        """Go on with another connection."""
+        self.channel.close()
+        self.channel, self.lost = self.new_channel(sock), None
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """In the block nobody else waits: two would take each other's replies. What was mapped goes with the connection."""
+        if not self.lock.acquire(blocking=False):
+            self.check()
+            raise LocalProtocolError("another thread waits in this front-end; only close() may be called meanwhile")
+        try:
+            yield
+        finally:
+            try:
+                if self.lost:
+                    self._windows.reset()
+            finally:
+                self.lock.release()
 
     def request(self, request: FrontendRequest, body: Payload | None = None, fds: Sequence[int] = ()) -> Payload | None:
-        """Send a request and return the reply's payload, None for an acknowledgement.
+        """Send a request and return the reply's payload, None for an acknowledgement. Errors as in `request_with_fds`."""
+        answer, received = self.request_with_fds(request, body, fds)
+        close_all(received)
+        return answer
+
+    def request_with_fds(
+        self, request: FrontendRequest, body: Payload | None = None, fds: Sequence[int] = ()
+    ) -> tuple[Payload | None, tuple[OwnedFd, ...]]:
+        """Send a request and return the reply's payload and fds, which are the caller's; None for an acknowledgement.
 
         LocalProtocolError if it is not allowed now (nothing is sent), RequestFailed if the back-end says no.
         """
+        with self.turn():
+            return self._request(request, body, fds)
+
+    def _request(
+        self, request: FrontendRequest, body: Payload | None, fds: Sequence[int]
+    ) -> tuple[Payload | None, tuple[OwnedFd, ...]]:
         self.check()
         rule, before = FRONTEND[request], self._session.state
         ask = reply_owed(rule, before, need_reply=True) is Owed.ACK
@@ -39,8 +94,8 @@ class Driving:
         self._session.admit(Side.FRONTEND, frame)
         owed = reply_owed(rule, before, need_reply=ask)
         try:
-            self._channel.send(frame, rule.name)
-            answer = self._reply(rule, owed) if owed is not Owed.NOTHING else None
+            self.channel.send(frame, rule.name)
+            answer, received = self._reply(rule, owed) if owed is not Owed.NOTHING else (None, ())
         except (Disconnected, DeadlineExpired, ProtocolError) as error:
             self.lose(error)
             raise
@@ -48,20 +103,21 @@ class Driving:
             self._session.state = before
             raise
         if owed is Owed.OWN:
-            return answer
+            return answer, received
         if isinstance(answer, U64) and answer.value:
             self._session.state = before
             raise RequestFailed(rule.name, answer.value)
-        return None
+        return None, ()
 
     def wait(self, others: Sequence[int], deadline: float | None) -> int | None:
         """Answer requests until one of `others` is readable, and return it; None once the deadline has passed."""
-        self.check()
-        main = self._channel.fileno()
-        ready = self._answering.serve_until((*others, main), deadline)
-        if ready == main:
-            self._unasked()
-        return ready
+        with self.turn():
+            self.check()
+            main = self.channel.fileno()
+            ready = self._answering.serve_until((*others, main), deadline)
+            if ready == main:
+                self._unasked()
+            return ready
 
     def check(self) -> None:
         """Raise Disconnected if the connection is over."""
@@ -72,20 +128,21 @@ class Driving:
         """The connection is over, because of `error`."""
         self.lost = self.lost or error
 
-    def _reply(self, rule: Rule, owed: Owed) -> Payload | None:
-        limit = self._channel.reply_timeout
-        if self._answering.serve_until((self._channel.fileno(),), time.monotonic() + limit) is None:
+    def _reply(self, rule: Rule, owed: Owed) -> tuple[Payload | None, tuple[OwnedFd, ...]]:
+        limit = self.channel.reply_timeout
+        if self._answering.serve_until((self.channel.fileno(),), time.monotonic() + limit) is None:
             raise DeadlineExpired(f"{rule.name} was not answered within {limit:g} s")
-        frame = self._channel.receive()
+        frame = self.channel.receive()
         try:
-            return self._session.admit_reply(rule, frame, owed)
-        finally:
+            return self._session.admit_reply(rule, frame, owed), frame.fds
+        except BaseException:
             close_all(frame.fds)
+            raise
 
     def _unasked(self) -> None:
         """Something came on the main channel that nobody asked for: its end, or a wrong message."""
         try:
-            frame = self._channel.receive()
+            frame = self.channel.receive()
             close_all(frame.fds)
             text = f"a message came that nobody asked for: request {frame.request}, flags {frame.flags:#x}"
             raise RemoteProtocolError(text, request=str(frame.request), fatal=True)

@@ -62,4 +62,4 @@ class MemoryFault(VhostUserError):
 
 
 class QueueBroken(VhostUserError):
-    """The driver left a virtqueue in a state that VIRTIO forbids; the queue stops until it is set up again."""
+    """One side left a virtqueue in a state that VIRTIO forbids, or says so; the queue stops until it is set up again."""

@@ -6,56 +6,39 @@ import contextlib
 import logging
 import os
 import socket
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType, TracebackType
-from typing import Final, Self, TypedDict, Unpack
+from types import TracebackType
+from typing import Self, TypedDict, Unpack
 
 from .answering import Answering
 from .counters import Counters
 from .driving import Driving
-from .errors import Disconnected, LocalProtocolError, RemoteProtocolError, RequestFailed
+from .errors import DeadlineExpired, Disconnected, LocalProtocolError, RemoteProtocolError, RequestFailed
 from .limited_log import LimitedLog
-from .memory.added import AddedBlock, AddedMemory
+from .memory.added import AddedBlock
 from .memory.arena import Arena
-from .memory.table import new_quota
-from .memory.window import PROCESS, Window
-from .protocol.dialects import RELEASED, Dialect, diagnose_back_end
+from .negotiation import negotiate, negotiate_again, wanted_features, wanted_protocol_features
+from .protocol.dialects import RELEASED, Dialect
 from .protocol.layout import Payload
-from .protocol.numbers import (
-    FrontendRequest,
-    ProtocolFeature,
-    VhostFeature,
-    mask,
-    missing_requirements,
-    protocol_feature_names,
-)
-from .protocol.payloads import U64, Config, MemoryTable, Mmap, ShmemConfig, VringState
+from .protocol.numbers import FrontendRequest, ProtocolFeature, protocol_feature_names
+from .protocol.payloads import U64, Config, Mmap, ShmemConfig
 from .protocol.regions import DEVICE_QUOTA
 from .protocol.session import Session
 from .protocol.state import Ring, Role, State
 from .queue import Queue
+from .queues import Queues
 from .shared_region import SharedRegion
-from .transport.channel import PARTIAL_TIMEOUT, REPLY_TIMEOUT, Channel, OwnedMessage
-from .transport.fds import HasFileno
+from .sharing import Sharing
+from .tracking import Tracking
+from .transport.channel import PARTIAL_TIMEOUT, REPLY_TIMEOUT, OwnedMessage
+from .transport.fds import HasFileno, OwnedFd
 from .transport.listen import accept, connect, listen
-from .virtio.numbers import Feature, feature_names
+from .virtio.numbers import feature_names
+from .windows import Windows
 
 log = logging.getLogger(__name__)
 F, Q = ProtocolFeature, FrontendRequest
-
-FEATURES: Final = mask((Feature.VERSION_1, Feature.RING_INDIRECT_DESC, VhostFeature.PROTOCOL_FEATURES))
-DEVICE_FEATURES: Final = mask((*range(24), *range(50, 64)))
-"""The bits that belong to device types ("Feature Bits")."""
-PROTOCOL_FEATURES: Final = mask(
-    (
-        *(F.MQ, F.REPLY_ACK, F.BACKEND_REQ, F.CONFIG, F.BACKEND_SEND_FD, F.RESET_DEVICE, F.STATUS, F.SHMEM),
-        F.CONFIGURE_MEM_SLOTS,
-    )
-)
-"""What this front-end makes use of. GPA_ADDRESSES is not among it: its user addresses are guest addresses anyway, and a
-back-end of rust-vmm's vhost 0.16 would take the bit for SHMEM."""
 
 
 class FrontendOptions(TypedDict, total=False):
@@ -68,6 +51,8 @@ class FrontendOptions(TypedDict, total=False):
     populate: bool
     packed: bool
     features: int
+    inflight: bool
+    inband: bool
 
 
 class Frontend:
@@ -80,7 +65,9 @@ class Frontend:
     `dialect` is the numbering of the shared memory messages, `max_maps` the most live mappings, `partial_timeout` the
     seconds for the rest of a message that has begun; `populate` reads the pages of a mapping in when it is made; `packed`
     takes packed rings where the back-end offers them. `features` are bits of the device type, as a mask, that are
-    acknowledged if they are offered.
+    acknowledged if they are offered. `inflight` takes the features of inflight tracking where they are offered;
+    `track_inflight` is needed before any queue then. `inband` takes INBAND_NOTIFICATIONS: kicks and calls are messages, each
+    of which is answered, for back-ends that can't do with eventfds ("In-band notifications").
     """
 
     def __init__(
@@ -94,28 +81,26 @@ class Frontend:
         populate: bool = False,
         packed: bool = False,
         features: int = 0,
+        inflight: bool = False,
+        inband: bool = False,
     ) -> None:
         self.diagnosis: str | None = None
         """Why the back-end's shared memory is not to be had, if it looks like another dialect's."""
-        self.shm: Mapping[int, SharedRegion] = MappingProxyType({})
-        """The shared memory regions by shmid."""
         self._session = Session(Role.FRONTEND, State(rings=(Ring(),)), dialect=dialect)
-        self._lock = threading.RLock()
-        self._channel = Channel(sock, partial_timeout=partial_timeout, reply_timeout=reply_timeout)
+        self._closed, self._ends = False, 0
+        self._windows = Windows(max_maps, populate=populate)
         self._answering = Answering(self._session, self)
-        self._driving = Driving(self._channel, self._session, self._answering)
-        self._quota = new_quota("device", max_maps, PROCESS)
-        self._populate = populate
-        self._features = FEATURES | packed << Feature.RING_PACKED
-        self._device_features = features
-        self._reset_left: frozenset[int] | None = None
-        self._windows: dict[int, Window] = {}
-        self._memory: Arena | None = None
-        self._added = AddedMemory()
-        self._queues: dict[int, Queue] = {}
+        timeouts = {"partial_timeout": partial_timeout, "reply_timeout": reply_timeout}
+        self._driving = Driving(sock, self._session, self._answering, self._windows, **timeouts)
+        self._sharing = Sharing(self)
+        self._tracking = Tracking(self, self._session)
+        self._queues = Queues(self, self._session, self._tracking)
         self._log = LimitedLog(log)
         try:
-            self._negotiate()
+            wanted = wanted_protocol_features(inflight=inflight, inband=inband)
+            self.diagnosis = negotiate(self, self._session, wanted_features(packed=packed, device=features), wanted)
+            self._open_requests()
+            self._reserve_windows()
         except BaseException:
             self.close()
             raise
@@ -159,6 +144,11 @@ class Frontend:
         """How many queues the back-end has."""
         return len(self._session.state.rings)
 
+    @property
+    def shm(self) -> Mapping[int, SharedRegion]:
+        """The shared memory regions by shmid."""
+        return self._windows.regions
+
     def config(self, offset: int, size: int) -> bytes:
         """`size` bytes of the device's configuration space. RequestFailed if they are not there ("GET_CONFIG")."""
         body = self.request(Q.GET_CONFIG, Config(offset, size, 0, bytes(size)))
@@ -170,113 +160,125 @@ class Frontend:
     def counters(self) -> Counters:
         """What this side has counted so far."""
         total = self._answering.counters
-        total.closed += self._driving.lost is not None
+        total.closed += self._ends + (self._driving.lost is not None)
         return total
 
     # Memory and queues
 
     def share_memory(self, size: int) -> None:
         """Share `size` bytes of fresh memory, whole pages, with the back-end ("SET_MEM_TABLE"). Once, before any queue."""
-        if self._memory is not None:
-            raise LocalProtocolError("memory is shared already", request="SET_MEM_TABLE")
-        memory = Arena(size)
-        try:
-            self.request(Q.SET_MEM_TABLE, MemoryTable([memory.region]), [memory.fd.fileno()])
-        except BaseException:
-            memory.close()
-            raise
-        self._memory = memory
+        self._sharing.share(size)
 
     def add_memory(self, size: int) -> AddedBlock:
         """Share `size` bytes more, whole pages, also while queues run ("ADD_MEM_REG"). Needs `share_memory`.
 
         RequestFailed if the back-end says no, LocalProtocolError if it has no memory slots or none is left.
         """
-        if self._memory is None:
-            raise LocalProtocolError("add_memory needs share_memory first", request="ADD_MEM_REG")
-        block = self._added.make(size, self._memory.region.size)
-        try:
-            self.request(Q.ADD_MEM_REG, block.region, [block.fd.fileno()])
-        except BaseException:
-            block.close()
-            raise
-        self._added.keep(block)
-        return block
+        return self._sharing.add(size)
 
     def remove_memory(self, block: AddedBlock) -> None:
         """Take memory that was added away again; no request may use it any more ("REM_MEM_REG")."""
-        self.request(Q.REM_MEM_REG, block.region)
-        self._added.forget(block)
+        self._sharing.remove(block)
 
-    def start_queue(self, index: int, *, size: int = 256) -> Queue:
-        """Set up queue `index` with `size` descriptors, start and enable it. Needs `share_memory`."""
-        if self._memory is None:
-            raise LocalProtocolError("start_queue needs share_memory first", request="SET_VRING_ADDR")
-        self._finish_reset()
-        queue = Queue(index, size, self._memory, self, self._session.state.acknowledged)
-        try:
-            self._start(queue)
-        except BaseException:
-            queue.close()
-            raise
-        if old := self._queues.get(index):
-            old.close()
-        self._queues[index] = queue
-        return queue
+    def start_queue(self, index: int, *, size: int = 256, indirect: bool = False) -> Queue:
+        """Set up queue `index` with `size` descriptors, start and enable it. Needs `share_memory`.
+
+        With `indirect` it holds `size` requests, however many buffers each has ("Indirect Descriptors"); LocalProtocolError
+        if the back-end does not offer RING_INDIRECT_DESC. One that was suspended is the same queue, and goes
+        on.
+        """
+        arena = self._sharing.needed("start_queue", "SET_VRING_ADDR")
+        return self._queues.start(index, size, arena, indirect=indirect)
 
     def stop_queue(self, index: int) -> int:
-        """Stop a queue; the index of the next request that the back-end would have taken ("GET_VRING_BASE")."""
-        if self._enables:
-            self.request(Q.SET_VRING_ENABLE, VringState(index, 0))
-        body = self.request(Q.GET_VRING_BASE, VringState(index, 0))
-        if queue := self._queues.pop(index, None):
-            queue.close()
-        return body.num if isinstance(body, VringState) else 0
+        """Stop a queue; the index of the next request that the back-end would have taken ("GET_VRING_BASE").
+
+        Back-ends finish what they have begun, but may leave it in progress where GET_VRING_BASE_INFLIGHT was negotiated. So
+        after `track_inflight` the queue is only suspended, and goes on when it is started again; a `reset` ends it.
+        """
+        return self._queues.stop(index)
 
     def reset(self) -> None:
         """Reset the device: its queues are gone, and every mapping ("RESET_DEVICE", or status 0, or stopped rings)."""
         if self._session.state.has(F.RESET_DEVICE):
             self.request(Q.RESET_DEVICE)
-            self._reset_left = (self._reset_left or frozenset()).union(self._queues)
+            self._queues.were_reset()
         elif self._session.state.has(F.STATUS):
             self.request(Q.SET_STATUS, U64(0))
         else:
-            for index in list(self._queues):
-                self.stop_queue(index)
+            self._queues.stop_all()
         self._answering.serve_waiting()
-        for window in self._windows.values():
-            window.reset()
-        for queue in self._queues.values():
-            queue.close()
-        self._queues.clear()
+        self._windows.reset()
+        self._queues.close()
+        self._tracking.renew()
 
-    def _finish_reset(self) -> None:
-        """Do what RESET_DEVICE may have left undone, or done too much, before a queue is started.
+    def track_inflight(self, queue_size: int = 256) -> None:
+        """Let the back-end keep books of the requests that it has, for queues of at most `queue_size` descriptors.
 
-        The rust-vmm crates forget which features were acknowledged, and enable no ring then. And they only disable the
-        rings: a start would be of a ring that runs already, and its new kick would not be heard.
+        They are kept here, and let `reconnect` go on without a request that is lost or done twice. Needs `inflight=True`, a
+        back-end that offers it, and to come before any queue. RequestFailed if the back-end has no room for it.
         """
-        if self._reset_left is not None:
-            self.request(Q.SET_FEATURES, U64(self._session.state.acknowledged))
-            for index in sorted(self._reset_left):
-                self.request(Q.GET_VRING_BASE, VringState(index, 0))
-            self._reset_left = None
+        self._tracking.begin(queue_size)
 
-    def _start(self, queue: Queue) -> None:
-        index = queue.index
-        self.request(Q.SET_VRING_NUM, VringState(index, queue.size))
-        self.request(Q.SET_VRING_BASE, VringState(index, queue.base))
-        self.request(Q.SET_VRING_ADDR, queue.addresses)
-        self.request(Q.SET_VRING_CALL, U64(index), [queue.call.fileno()])
-        self.request(Q.SET_VRING_ERR, U64(index), [queue.err.fileno()])
-        self.request(Q.SET_VRING_KICK, U64(index), [queue.kick.fileno()])
-        if self._enables:
-            self.request(Q.SET_VRING_ENABLE, VringState(index, 1))
+    # Another back-end
+
+    def reconnect(self, to: str | os.PathLike[str] | socket.socket, *, wait: float = 0.0, resubmit: bool = False) -> None:
+        """Go on with the back-end that came after one which is gone: at the path `to`, or on that socket.
+
+        Memory, queues and features stay as they are, regions are empty. `wait` are the seconds to wait for the end of the
+        old one and for the new one to listen. The old one must be dead, not only disconnected: both would write to the same
+        queues. If this raises, nothing is lost, and it may be tried again.
+
+        With `track_inflight` every request in flight is done once: `Queue.finish` and `Queue.completions` give it as if
+        nothing had happened. Without, nobody knows which of them the old one has done. LocalProtocolError then, unless none
+        is in flight; or `resubmit` gives all of them to the new one, so that each is done *at least* once: right for reads,
+        and for writes that nobody overtakes.
+
+        AddressError and Disconnected if there is no back-end, RemoteProtocolError if it lacks what was agreed with the old
+        one, QueueBroken if that has left nonsense in a queue.
+        """
+        deadline = time.monotonic() + wait
+        with self._driving.turn():
+            self._await_end(deadline)
+            self._queues.settle(resubmit=resubmit)
+            sock = to if isinstance(to, socket.socket) else connect(to, wait=max(0.0, deadline - time.monotonic()))
+            self._go_on(sock)
+
+    def _await_end(self, deadline: float) -> None:
+        """The connection is over at the deadline, though not by `close`; else LocalProtocolError."""
+        with contextlib.suppress(Disconnected, DeadlineExpired, RemoteProtocolError):
+            self.wait_for_any([], deadline)
+        if self._closed or not self._driving.lost:
+            text = "this front-end was closed" if self._closed else "the back-end is still there"
+            raise LocalProtocolError(f"reconnect: {text}")
+
+    def _go_on(self, sock: socket.socket) -> None:
+        """Bring a new back-end to where the old one was."""
+        before = self._session.state
+        self._answering.close()
+        self._ends += 1
+        self._session.state = State(rings=(Ring(),))
+        try:
+            self._driving.begin(sock)
+            if self._closed:
+                raise Disconnected("closed")
+            negotiate_again(self, self._session, before)
+            self._open_requests()
+            self._reserve_windows()
+            self._tracking.resume()
+            self._sharing.resume()
+            self._queues.resume()
+        except BaseException as error:
+            self._driving.lose(error if isinstance(error, Exception) else Disconnected("interrupted"))
+            self._answering.close()
+            self._driving.channel.shutdown()
+            self._session.state = before
+            raise
 
     @property
-    def _enables(self) -> bool:
-        """Rings have to be enabled."""
-        return bool(self._session.state.acknowledged >> VhostFeature.PROTOCOL_FEATURES & 1)
+    def _memory(self) -> Arena | None:
+        """Where the queues lie."""
+        return self._sharing.arena
 
     # Requests and waiting
 
@@ -285,97 +287,63 @@ class Frontend:
 
         LocalProtocolError if it is not allowed now (nothing is sent), RequestFailed if the back-end says no.
         """
-        self._enter()
-        try:
-            return self._driving.request(request, body, fds)
-        finally:
-            self._leave()
+        return self._driving.request(request, body, fds)
+
+    def request_with_fds(
+        self, request: FrontendRequest, body: Payload | None = None, fds: Sequence[int] = ()
+    ) -> tuple[Payload | None, tuple[OwnedFd, ...]]:
+        """As `request`; besides, the fds that came with the reply. They are the caller's to close."""
+        return self._driving.request_with_fds(request, body, fds)
 
     def serve(self, timeout: float | None = None) -> None:
         """Answer the back-end's requests for `timeout` seconds, or until it goes (Disconnected)."""
-        self._wait([], None if timeout is None else time.monotonic() + timeout)
+        self.wait_for_any([], None if timeout is None else time.monotonic() + timeout)
 
     def wait_for(self, fd: HasFileno, deadline: float | None = None) -> bool:
         """Answer the back-end's requests until `fd` is readable (true) or `deadline` (time.monotonic) has passed."""
-        return self._wait([fd.fileno()], deadline)
+        return self.wait_for_any([fd], deadline) is not None
 
-    def _wait(self, others: Sequence[int], deadline: float | None) -> bool:
-        self._enter()
-        try:
-            return self._driving.wait(others, deadline) is not None
-        finally:
-            self._leave()
-
-    def _enter(self) -> None:
-        """One thread at a time waits in a front-end: two would take each other's replies."""
-        if not self._lock.acquire(blocking=False):
-            self._driving.check()
-            raise LocalProtocolError("another thread waits in this front-end; only close() may be called meanwhile")
-
-    def _leave(self) -> None:
-        """What a back-end had mapped goes with the main channel."""
-        try:
-            if self._driving.lost:
-                for window in self._windows.values():
-                    window.reset()
-        finally:
-            self._lock.release()
-
-    def _negotiate(self) -> None:
-        if shared := self._device_features & ~DEVICE_FEATURES:
-            text = f"SET_FEATURES features {self._device_features:#x} has bits that are not of a device type: {shared:#x}"
-            raise LocalProtocolError(
-                text, request="SET_FEATURES", field="features", value=self._device_features, limit=DEVICE_FEATURES
-            )
-        self.request(Q.GET_FEATURES)
-        state = self._session.state
-        if state.offered >> VhostFeature.PROTOCOL_FEATURES & 1:
-            self._negotiate_protocol()
-        self.request(Q.SET_OWNER)
-        self.request(Q.SET_FEATURES, U64(self._session.state.offered & (self._features | self._device_features)))
-        if self._session.state.has(F.BACKEND_REQ):
-            self._open_requests()
-        if self._session.state.has(F.SHMEM):
-            self._reserve_windows()
-
-    def _negotiate_protocol(self) -> None:
-        reply = self.request(Q.GET_PROTOCOL_FEATURES)
-        dialect, offered = self._session.dialect, self._session.state.protocol_offered
-        self.diagnosis = diagnose_back_end(dialect, reply.value) if isinstance(reply, U64) else None
-        self.request(Q.SET_PROTOCOL_FEATURES, U64(dialect.to_wire(_acceptable(offered & PROTOCOL_FEATURES))))
-        if self._session.state.has(F.MQ):
-            self.request(Q.GET_QUEUE_NUM)
-        if self._session.state.has(F.CONFIGURE_MEM_SLOTS):
-            self.request(Q.GET_MAX_MEM_SLOTS)
+    def wait_for_any(self, fds: Sequence[HasFileno], deadline: float | None = None) -> int | None:
+        """Answer the back-end's requests until one of `fds` is readable: the first that is; None at `deadline`."""
+        return self._driving.wait([fd.fileno() for fd in fds], deadline)
 
     def _open_requests(self) -> None:
+        if not self._session.state.has(F.BACKEND_REQ):
+            return
         ours, theirs = socket.socketpair()
         with theirs:
-            timeouts = {"partial_timeout": self._channel.partial_timeout, "reply_timeout": self._channel.reply_timeout}
-            self._answering.open(Channel(ours, **timeouts))
+            self._answering.open(self._driving.new_channel(ours))
             self.request(Q.SET_BACKEND_REQ_FD, None, [theirs.fileno()])
 
     def _reserve_windows(self) -> None:
+        if not self._session.state.has(F.SHMEM):
+            return
         config = self.request(Q.GET_SHMEM_CONFIG)
         sizes = config.sizes if isinstance(config, ShmemConfig) else {}
-        for shmid, size in sizes.items():
-            self._windows[shmid] = Window(shmid, size, self._quota, populate=self._populate)
+        self._windows.reserve(sizes)
         own = type(self).on_shmem_map, type(self).on_shmem_unmap
         if own == (Frontend.on_shmem_map, Frontend.on_shmem_unmap):
-            self._answering.use({shmid: window.core for shmid, window in self._windows.items()})
-        self.shm = MappingProxyType({shmid: SharedRegion(window) for shmid, window in self._windows.items()})
+            self._answering.use(self._windows.cores)
 
     # Requests of the back-end
 
     def on_shmem_map(self, message: OwnedMessage) -> None:
         """SHMEM_MAP: show a file in a window."""
         body = _mmap_of(message)
-        self._window(body, "SHMEM_MAP").map(body, message.fds[0].fileno())
+        self._windows.window(body.shmid, "SHMEM_MAP").map(body, message.fds[0].fileno())
 
     def on_shmem_unmap(self, message: OwnedMessage) -> None:
         """SHMEM_UNMAP: take a mapping away."""
         body = _mmap_of(message)
-        self._window(body, "SHMEM_UNMAP").unmap(body)
+        self._windows.window(body.shmid, "SHMEM_UNMAP").unmap(body)
+
+    def on_vring_call(self, message: OwnedMessage) -> None:
+        """VRING_CALL: a queue has answers."""
+        self._queues.hear("call", message.body)
+
+    def on_vring_err(self, message: OwnedMessage) -> None:
+        """VRING_ERR: a queue is broken."""
+        self._queues.hear("err", message.body)
 
     def on_config_change_msg(self, message: OwnedMessage) -> None:
         """CONFIG_CHANGE_MSG: nothing is kept of the configuration space, so there is nothing to do."""
@@ -384,14 +352,6 @@ class Frontend:
         """A request of the back-end was refused. For subclasses; logs the reason."""
         self._log.warning(f"refused: {reason}")
 
-    def _window(self, body: Mmap, name: str) -> Window:
-        window = self._windows.get(body.shmid)
-        if window is None:
-            known = ", ".join(map(str, self._windows)) or "none"
-            text = f"{name} shmid {body.shmid} is not one of the regions, which are {known}"
-            raise RemoteProtocolError(text, request=name, field="shmid", value=body.shmid, limit=known)
-        return window
-
     # The end
 
     def close(self) -> None:
@@ -399,21 +359,19 @@ class Frontend:
 
         May be called while another thread waits in this front-end: its call ends with Disconnected first.
         """
+        self._closed = True
         self._driving.lose(Disconnected("closed"))
-        self._channel.shutdown()
-        with self._lock:
+        self._driving.channel.shutdown()
+        with self._driving.lock:
             self._close()
 
     def _close(self) -> None:
-        self._channel.close()
+        self._driving.channel.close()
         self._answering.close()
-        for window in self._windows.values():
-            window.close()
-        for queue in self._queues.values():
-            queue.close()
-        if self._memory:
-            self._memory.close()
-        self._added.close()
+        self._windows.close()
+        self._queues.close()
+        self._tracking.close()
+        self._sharing.close()
 
     def __enter__(self) -> Self:
         return self
@@ -427,12 +385,3 @@ def _mmap_of(message: OwnedMessage) -> Mmap:
     if not isinstance(message.body, Mmap):
         raise RemoteProtocolError(f"{message.rule.name} carries no mapping", request=message.rule.name)
     return message.body
-
-
-def _acceptable(value: int) -> int:
-    """`value` without the features whose requirements it lacks, and without SHMEM where acknowledgements are lacking."""
-    if not value >> F.REPLY_ACK & 1:
-        value &= ~(1 << F.SHMEM)
-    while missing := missing_requirements(value):
-        value &= ~mask(feature for feature, _ in missing)
-    return value

@@ -5,25 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
-from .errors import DeadlineExpired, LocalProtocolError
+from .asking import Waiting
+from .errors import DeadlineExpired, Disconnected, LocalProtocolError, QueueBroken
 from .memory.arena import Arena
 from .protocol.payloads import VringAddr
 from .transport.fds import OwnedFd, close_all
 from .transport.loop import drain
-from .virtio.driver import Buffer
+from .virtio.buffers import Buffer, Table, table_size
 from .virtio.formats import DriverHalf, ring_format
 
 TIMEOUT: Final = 10.0
 """Seconds that a device may take for an answer, unless the caller says otherwise."""
-
-
-class Waiter(Protocol):
-    """Who serves the back-end while a queue waits."""
-
-    def wait_for(self, fd: OwnedFd, deadline: float) -> bool:
-        """Answer the back-end's requests until `fd` is readable (true) or the deadline has passed."""
 
 
 class Completion(NamedTuple):
@@ -47,21 +41,27 @@ class _Flight(NamedTuple):
 
     ticket: int
     blocks: list[int]
+    readable: list[Buffer]
     writable: list[Buffer]
+    table: Table | None
 
 
 class Queue:
     """One started virtqueue: its ring and its buffers lie in the memory that the front-end shares.
 
-    `features` are those that the front-end has acknowledged.
+    `features` are those that the front-end has acknowledged. `indirect`: a request of more than one buffer takes one
+    descriptor, which refers to a table of them.
     """
 
-    def __init__(self, index: int, size: int, memory: Arena, waiter: Waiter, features: int) -> None:
-        self.index, self.size = index, size
+    def __init__(
+        self, index: int, size: int, memory: Arena, waiter: Waiting, features: int, *, indirect: bool = False
+    ) -> None:
+        self.index, self.size, self.indirect = index, size, indirect
+        self.in_band: Callable[[], object] | None = None
+        """How the device is told, if not by an eventfd."""
         self._memory, self._waiter = memory, waiter
-        ring = ring_format(features)
-        self.base = ring.first_base
-        sizes = ring.sizes(size)
+        self._format = ring_format(features)
+        sizes = self._format.sizes(size)
         self._blocks: list[int] = []
         try:
             descriptors, available, used = (self._take(self._blocks, size) for size in sizes)
@@ -69,8 +69,8 @@ class Queue:
             self._give_back(self._blocks)
             raise
         self.addresses = VringAddr(index, 0, descriptors, used, available, 0)
-        parts = [memory.view[start : start + size] for start, size in zip(self._blocks, sizes, strict=True)]
-        self._ring: DriverHalf | None = ring.driver(size, *parts)
+        self._parts = [memory.view[start : start + size] for start, size in zip(self._blocks, sizes, strict=True)]
+        self._ring: DriverHalf | None = self._format.driver(size, *self._parts)
         self._flights: dict[int, _Flight] = {}
         self._done: dict[int, Completion] = {}
         self._owed: set[int] = set()
@@ -86,39 +86,52 @@ class Queue:
         """Send one request and wait for its answer: the bytes that the device wrote, at most `reply_size`.
 
         The back-end's own requests are answered meanwhile. DeadlineExpired after `timeout` seconds, QueueBroken if the
-        device breaks the ring, MemoryError if the shared memory is too small, LocalProtocolError once the queue is stopped.
+        device breaks the ring or says that it is broken, MemoryError if the shared memory is too small, LocalProtocolError
+        once the queue is stopped.
         """
         ticket = self.submit([request] if request else [], [reply_size] if reply_size else [])
-        return self.finish(ticket, timeout=timeout).data
+        try:
+            return self.finish(ticket, timeout=timeout).data
+        finally:
+            self.give_up(ticket)
 
     # Many requests in flight
 
     def submit(self, readable: Sequence[bytes] = (), writable: Sequence[int] = ()) -> int:
         """Offer one request: buffers for the device to read, and sizes of those to write. Returns its ticket.
 
-        BufferError if there are not enough free descriptors, MemoryError if there is not enough shared memory; nothing is
-        offered then. The device is told by `notify`, or by whatever waits for an answer: once for a whole batch.
+        BufferError if there are not enough free descriptors, or more buffers than the queue has entries, MemoryError if
+        there is not enough shared memory; nothing is offered then. The device is told by `notify`, or by whatever waits for
+        an answer: once for a whole batch.
         """
         ring = self._running()
         taken: list[int] = []
         try:
             given = [self._place(taken, data) for data in readable]
             wanted = [(self._take(taken, size), size) for size in writable]
-            head = ring.add(given, wanted)
+            table = self._table(taken, len(given) + len(wanted))
+            head = ring.add(given, wanted, table)
         except BaseException:
             self._give_back(taken)
             raise
         self._tickets += 1
-        self._flights[head] = _Flight(self._tickets, taken, wanted)
+        self._flights[head] = _Flight(self._tickets, taken, given, wanted, table)
         self._owed.add(self._tickets)
         self._notified = False
         return self._tickets
 
     def notify(self) -> None:
-        """Tell the device of what was submitted since the last time."""
+        """Tell the device of what was submitted since the last time. In-band, what `Frontend.request` raises."""
         self._running()
         if not self._notified:
             self._notified = True
+            self.wake()
+
+    def wake(self) -> None:
+        """Tell the device to look, be there anything or not."""
+        if self.in_band:
+            self.in_band()
+        else:
             os.eventfd_write(self.kick.fileno(), 1)
 
     @property
@@ -142,20 +155,61 @@ class Queue:
     def finish(self, ticket: int, *, timeout: float = TIMEOUT) -> Completion:
         """Wait for one request, whatever else is in flight. It is given up if that fails: DeadlineExpired and so on.
 
-        The buffers of a request that was given up stay the device's until it gives them back, or the queue is stopped.
+        But after Disconnected it is in flight still: wait again after `Frontend.reconnect`, or give it up. The buffers of a
+        request that was given up stay the device's until it gives them back, or the queue is stopped.
         """
         if ticket not in self._owed:
             raise LocalProtocolError(f"queue {self.index} has no request {ticket} in flight", field="ticket", value=ticket)
         try:
             self._wait(lambda: ticket in self._done, timeout)
-            return self._done[ticket]
-        finally:
+        except Disconnected:
+            raise
+        except BaseException:
             self.give_up(ticket)
+            raise
+        self._owed.remove(ticket)
+        return self._done.pop(ticket)
 
     def give_up(self, ticket: int) -> None:
         """Want the answer of a request no more, if it still is in flight."""
         self._owed.discard(ticket)
         self._done.pop(ticket, None)
+
+    # Another back-end
+
+    @property
+    def base(self) -> int:
+        """Where a back-end begins with this queue, or goes on with it ("SET_VRING_BASE")."""
+        return self._running().base
+
+    @property
+    def waiting(self) -> int:
+        """Requests that the device has and whose answer is wanted."""
+        return sum(flight.ticket in self._owed for flight in self._flights.values())
+
+    def settle(self) -> None:
+        """The back-end is gone: take what it had done."""
+        self._collect()
+        self.calm()
+
+    def calm(self) -> None:
+        """Forget all that either side has told the other by eventfds."""
+        for fd in (self.kick, self.call, self.err):
+            drain(fd.fileno())
+
+    def renew(self) -> None:
+        """Begin the ring anew, with the requests whose answer is wanted, in their order."""
+        flights = list(self._flights.values())
+        self._running()
+        for part in self._parts:
+            part[:] = bytes(part.nbytes)
+        self._ring = ring = self._format.driver(self.size, *self._parts)
+        self._flights = {}
+        for flight in flights:
+            if flight.ticket in self._owed:
+                self._flights[ring.add(flight.readable, flight.writable, flight.table)] = flight
+            else:
+                self._give_back(flight.blocks)
 
     def close(self) -> None:
         """The queue is stopped: let go of its ring, its buffers and its eventfds."""
@@ -165,6 +219,7 @@ class Queue:
         self._give_back(self._blocks)
         for flight in self._flights.values():
             self._give_back(flight.blocks)
+        self._flights, self._parts = {}, []
         for fd in (self.kick, self.call, self.err):
             fd.close()
 
@@ -180,9 +235,13 @@ class Queue:
         while not holds():
             if self._collect():
                 continue
-            if not self._waiter.wait_for(self.call, deadline):
+            ready = self._waiter.wait_for_any((self.err, self.call), deadline)
+            if ready is None:
                 raise DeadlineExpired(f"queue {self.index}: no answer within {timeout:g} s")
-            drain(self.call.fileno())
+            if ready == self.call.fileno():
+                drain(ready)
+            elif not self._collect():  # what was done before the end still counts
+                raise QueueBroken(f"queue {self.index}: the back-end declares it broken: stop it, and start it again")
 
     def _collect(self) -> bool:
         """Take all that the device is done with; whether there was anything."""
@@ -203,6 +262,13 @@ class Queue:
         start = self._take(taken, len(data))
         self._memory.view[start : start + len(data)] = data
         return start, len(data)
+
+    def _table(self, taken: list[int], count: int) -> Table | None:
+        """Room for a table of so many buffers, where one is of use."""
+        if not self.indirect or count < 2:
+            return None
+        start, size = self._take(taken, table_size(count)), table_size(count)
+        return Table(start, self._memory.view[start : start + size])
 
     def _take(self, taken: list[int], size: int) -> int:
         taken.append(self._memory.take(size))

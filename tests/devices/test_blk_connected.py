@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vhostuser import Frontend, frontend
+from vhostuser import Frontend
 from vhostuser.devices.blk import BlockDevice
 from vhostuser.devices.disk import Disk
 from vhostuser.queue import Queue
@@ -56,11 +56,9 @@ def test_what_a_front_end_sees_before_the_first_request(path: Path) -> None:
 
 @pytest.mark.parametrize("flushes", [False, True])
 def test_the_device_knows_whether_the_driver_flushes(path: Path, monkeypatch: pytest.MonkeyPatch, flushes: bool) -> None:
-    if flushes:
-        monkeypatch.setattr(frontend, "FEATURES", frontend.FEATURES | FLUSH)
     calls: list[int] = []
     monkeypatch.setattr(os, "fdatasync", calls.append)
-    with BlockDevice(Disk(path)) as device, joined(device) as both:
+    with BlockDevice(Disk(path)) as device, joined(device, features=FLUSH if flushes else 0) as both:
         assert (f"BIT_{BlockFeature.FLUSH}" in both.frontend.features) == flushes
         both.frontend.share_memory(MEMORY)
         queue = both.frontend.start_queue(0, size=16)

@@ -6,7 +6,7 @@ import os
 import random
 import select
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -19,7 +19,7 @@ from vhostuser.memory.guest import GuestMemory, GuestRegion
 from vhostuser.protocol.numbers import FrontendRequest as Q
 from vhostuser.queue import Completion, Queue
 from vhostuser.testing import DEADLINE, RawBackend, joined
-from vhostuser.transport.fds import OwnedFd
+from vhostuser.transport.fds import HasFileno, OwnedFd
 from vhostuser.virtio.split import SplitQueue, ring_sizes
 
 from .devices import Answering
@@ -251,8 +251,9 @@ class Lying:
 class Nobody:
     """A waiter to whom nothing comes: what is not there already never will be."""
 
-    def wait_for(self, fd: OwnedFd, deadline: float) -> bool:
-        return False
+    def wait_for_any(self, fds: Sequence[HasFileno], deadline: float | None = None) -> int | None:
+        ready = select.select(fds, [], [], 0)[0]
+        return next((fd.fileno() for fd in fds if fd in ready), None)
 
 
 @contextmanager

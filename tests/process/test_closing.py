@@ -32,8 +32,8 @@ class Serving(threading.Thread):
             self.error = error.with_traceback(None)
 
     def _waits(self) -> bool:
-        if free := self.frontend._lock.acquire(blocking=False):
-            self.frontend._lock.release()
+        if free := self.frontend._driving.lock.acquire(blocking=False):
+            self.frontend._driving.lock.release()
         return not free
 
 

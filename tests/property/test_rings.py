@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.virtio_rig import AVAIL, BUFFERS, INDIRECT, NEXT, PACKED_RIGS, SPLIT_RIGS, USED, WRITE, PackedRig, Rig, SplitRig
 from vhostuser.errors import QueueBroken
+from vhostuser.virtio.buffers import Table
 from vhostuser.virtio.chain import DescriptorChain
 
 lengths = st.lists(st.integers(0, 40), max_size=3)
@@ -23,20 +24,31 @@ packeds = st.tuples(packed_kinds, st.integers(1, 9)).flatmap(
 )
 
 
-@given(rig=splits | packeds, steps=steps)
+def table_at(rig: Rig, at: int) -> Table:
+    """Room for a table that nothing else has."""
+    start = 0x1000 + 128 * at
+    return Table(BUFFERS + start, rig.buffers[start : start + 128])
+
+
+@given(rig=splits | packeds, steps=steps, tabled=st.sampled_from([0, 1, 2]))
 def test_what_the_driver_adds_the_device_takes_and_gives_back_in_order(
-    rig: Rig, steps: list[tuple[str, list[int], list[int]]]
+    rig: Rig, steps: list[tuple[str, list[int], list[int]]], tabled: int
 ) -> None:
+    """Every request, every other one, or none has its buffers in an indirect table."""
     offered: deque[tuple[int, int, int]] = deque()
     taken: deque[DescriptorChain] = deque()
     pushed: deque[tuple[int, int]] = deque()
     public: deque[tuple[int, int]] = deque()
     free = rig.size
     used_by: dict[int, int] = {}
-    for what, readable, writable in steps:
+    for at, (what, readable, writable) in enumerate(steps):
         count = len(readable) + len(writable)
+        table = table_at(rig, at) if tabled and not at % tabled else None
+        if table and 0 < count <= rig.size:
+            count = 1
         if what == "add" and 0 < count <= free:
-            head = rig.driver.add([(BUFFERS, each) for each in readable], [(BUFFERS, each) for each in writable])
+            buffers = [(BUFFERS, each) for each in readable], [(BUFFERS, each) for each in writable]
+            head = rig.driver.add(*buffers, table)
             offered.append((head, sum(readable), sum(writable)))
             used_by[head], free = count, free - count
         elif what == "pop":

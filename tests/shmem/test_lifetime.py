@@ -154,7 +154,7 @@ def test_sh39_the_end_of_a_channel(sending: Sending, end: str, count: int) -> No
         assert len(frontend.shm[7].mappings) == count
         frontend.reset()
     else:
-        frontend._channel.socket.shutdown(socket.SHUT_RDWR)
+        frontend._driving.channel.socket.shutdown(socket.SHUT_RDWR)
         with pytest.raises(Disconnected):
             frontend.serve(1)
     assert not frontend.shm[7].mappings

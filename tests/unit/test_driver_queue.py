@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.virtio_rig import BUFFERS, RIGS, PackedRig, Rig, SplitRig
+from tests.virtio_rig import BUFFERS, DESCRIPTOR, RIGS, PackedRig, Rig, SplitRig
 from vhostuser.errors import QueueBroken
+from vhostuser.virtio.buffers import Table
 from vhostuser.virtio.chain import DescriptorChain
 from vhostuser.virtio.formats import PACKED, SPLIT, Format, ring_format
 from vhostuser.virtio.numbers import DeviceId, Feature, Status, feature_names
@@ -61,6 +62,47 @@ def test_descriptors_come_back_with_their_chain(kind: Kind) -> None:
     rig.driver.collect()
     rig.driver.add([(BUFFERS, 1)] * 4, [])
     assert rig.device.pop()
+
+
+@both
+def test_a_table_of_buffers_takes_one_descriptor(kind: Kind) -> None:
+    rig = kind(4)
+    rig.buffers[:5] = b"hello"
+    tables = [Table(BUFFERS + 64 * at, rig.buffers[64 * at : 64 * at + 64]) for at in range(1, 6)]
+    heads = [rig.driver.add([(BUFFERS, 3), (BUFFERS + 3, 2)], [(BUFFERS + 16, 8)], table) for table in tables[:4]]
+    with pytest.raises(BufferError, match="1 descriptors wanted, 0 of 4 are free"):
+        rig.driver.add([(BUFFERS, 1)], [(BUFFERS, 1)], tables[4])
+    for head in heads:
+        chain = rig.device.pop()
+        assert chain is not None
+        assert (chain.head, chain.entries, chain.read(), chain.write(b"world")) == (head, 1, b"hello", 5)
+        rig.device.push(chain)
+    rig.device.publish()
+    assert [rig.driver.collect() for _ in heads] == [(head, 5) for head in heads]
+    rig.driver.add([(BUFFERS, 1)] * 4, [])
+
+
+@both
+def test_a_table_has_as_many_buffers_as_the_queue_has_entries(kind: Kind) -> None:
+    rig = kind(4)
+    table = Table(BUFFERS + 64, rig.buffers[64:128])
+    for count in (0, 5):
+        with pytest.raises(BufferError, match=f"{count} buffers wanted, a table of this queue has 1 to 4"):
+            rig.driver.add([(BUFFERS, 1)] * count, [], table)
+    rig.driver.add([(BUFFERS, 1)] * 4, [], table)
+    chain = rig.device.pop()
+    assert chain is not None
+    assert chain.readable_size == 4
+
+
+@pytest.mark.parametrize(("kind", "rest"), [(SplitRig, [(1, 1), (3, 2), (2, 0)]), (PackedRig, [(0, 0), (0, 2), (0, 2)])])
+def test_entries_of_a_table_are_linked_in_a_split_ring_and_only_in_order_in_a_packed_one(
+    kind: Kind, rest: list[tuple[int, int]]
+) -> None:
+    rig = kind(4)
+    rig.driver.add([(BUFFERS, 3)], [(BUFFERS, 4), (BUFFERS, 5)], Table(BUFFERS + 64, rig.buffers[64:128]))
+    entries = list(DESCRIPTOR.iter_unpack(rig.buffers[64:112]))
+    assert entries == [(BUFFERS, length, *more) for length, more in zip((3, 4, 5), rest, strict=True)]
 
 
 @pytest.mark.parametrize(

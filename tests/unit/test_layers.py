@@ -46,7 +46,10 @@ SIDES = {
         ),
         *("serving", "guest_table", "backend"),
     },
-    "front-end": {"answering", "driving", "queue", "shared_region", "frontend"},
+    "front-end": {
+        *("asking", "answering", "driving", "negotiation", "queue", "queues", "shared_region", "sharing", "tracking"),
+        *("windows", "frontend"),
+    },
     "package": {"__init__", "__main__"},
 }
 """The rooms that are no folders."""

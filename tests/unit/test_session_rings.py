@@ -238,3 +238,11 @@ def test_w38_a_config_size_that_is_not_the_payloads_is_refused(request_: Fronten
     with pytest.raises(RemoteProtocolError, match="size is 2, must be 1") as caught:
         send(session(), request_, Config(0, 2, 0, b"x"))
     assert (caught.value.field, caught.value.value) == ("size", 2)
+
+
+@pytest.mark.parametrize("quiesced", [False, True])
+def test_an_in_band_kick_starts_a_ring_and_changes_none_that_is_started(quiesced: bool) -> None:
+    idle = with_ring(Ring(enabled=True))
+    assert send(idle, Q.VRING_KICK, VringState(0, 0)).rings[0] == Ring(started=True, enabled=True)
+    started = Ring(started=True, enabled=not quiesced, quiesced=quiesced)
+    assert send(with_ring(started), Q.VRING_KICK, VringState(0, 0)).rings[0] == started

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 from typing import Final, NamedTuple
 
-from ..errors import LocalProtocolError, RequestFailed
+from ..errors import Disconnected, LocalProtocolError, RequestFailed
 from ..frontend import Frontend
 from ..protocol.numbers import mask
 from ..queue import TIMEOUT, Completion
@@ -37,15 +37,30 @@ class BlockDriver:
     Positions and counts are in sectors of 512 bytes; what lies beyond the capacity is for the device to refuse. Methods
     raise RequestFailed with the status if the device says no, and whatever `Queue.exchange` raises; a device may take
     `timeout` seconds for an answer. Several drivers, one a queue, may share a front-end; its thread is theirs.
+
+    With `indirect`, as in `start_queue`, `size` requests are in flight at most; else a third of that.
+
+    After `Frontend.reconnect` a driver goes on as it is. `on_disconnect` is called when the back-end goes while an answer is
+    awaited: it is to reconnect, and the request, one or many, goes on as if nothing had happened; or to raise, which ends
+    it. Without it the request ends with Disconnected.
     """
 
-    def __init__(self, frontend: Frontend, queue: int = 0, size: int = 128, *, timeout: float = TIMEOUT) -> None:
-        self.timeout = timeout
+    def __init__(
+        self,
+        frontend: Frontend,
+        queue: int = 0,
+        size: int = 128,
+        *,
+        timeout: float = TIMEOUT,
+        indirect: bool = False,
+        on_disconnect: Callable[[], object] | None = None,
+    ) -> None:
+        self.timeout, self._on_disconnect = timeout, on_disconnect
         self.features = frozenset(each for each in F if f"BIT_{each:d}" in frontend.features)
         """The features of block devices in use."""
         self.config = _read_config(frontend)
         """The configuration space, as it was when the driver began."""
-        self.queue = frontend.start_queue(queue, size=size)
+        self.queue = frontend.start_queue(queue, size=size, indirect=indirect)
 
     @property
     def capacity(self) -> int:
@@ -106,7 +121,8 @@ class BlockDriver:
         return sum(1 for _ in self._many((_write(sector, data) for sector, data in pieces), depth))
 
     def _many(self, asks: Iterator[_Ask], depth: int) -> Iterator[tuple[_Ask, bytes]]:
-        room = min(depth, self.queue.size // DESCRIPTORS)
+        each = 1 if self.queue.indirect else DESCRIPTORS
+        room = min(depth, self.queue.size // each) if self.queue.size >= DESCRIPTORS else 0
         if room < 1:
             text = f"depth {depth} with {self.queue.size} descriptors leaves room for no request of {DESCRIPTORS}"
             raise LocalProtocolError(text, field="depth", value=depth, limit=1)
@@ -121,13 +137,27 @@ class BlockDriver:
                 yield from ((ask, _answer(ask, each)) for ask, each in answers)
                 if not flying:
                     return
-                done = self.queue.completions(self.timeout, among=flying)
+                done = self._completions(flying)
         finally:
             for ticket in flying:
                 self.queue.give_up(ticket)
 
     def _do(self, ask: _Ask) -> bytes:
-        return _answer(ask, self.queue.finish(self._submit(ask), timeout=self.timeout))
+        ticket = self._submit(ask)
+        try:
+            return _answer(ask, self._completions({ticket})[0])
+        finally:
+            self.queue.give_up(ticket)
+
+    def _completions(self, tickets: Collection[int]) -> list[Completion]:
+        """Those that are done of some requests, be it by another back-end."""
+        while True:
+            try:
+                return self.queue.completions(self.timeout, among=tickets)
+            except Disconnected:
+                if self._on_disconnect is None:
+                    raise
+                self._on_disconnect()
 
     def _submit(self, ask: _Ask) -> int:
         readable = [HEADER.pack(ask.type, 0, ask.sector), *([ask.data] if ask.data else [])]

@@ -32,6 +32,11 @@ class AddedMemory:
     def __init__(self) -> None:
         self._blocks: set[AddedBlock] = set()
 
+    @property
+    def blocks(self) -> list[AddedBlock]:
+        """Those that the back-end has, by address."""
+        return sorted(self._blocks, key=lambda block: block.guest_addr)
+
     def make(self, size: int, end: int) -> AddedBlock:
         """A block behind all others and behind `end`, where the arena ends; a page between, so that no buffer crosses."""
         ends = [block.guest_addr + block.region.size for block in self._blocks]

@@ -208,6 +208,12 @@ def _set_vring_kick(step: Step, body: U64) -> State:
     return step.with_ring(index, replace(step.ring(index), started=True, quiesced=False))
 
 
+def _vring_kick(step: Step, body: VringState) -> State:
+    """A kick in-band: "the ring is also started on the VRING_KICK message" ("SET_VRING_KICK")."""
+    ring = step.ring(body.index)
+    return step.state if ring.started else step.with_ring(body.index, replace(ring, started=True, quiesced=False))
+
+
 def _set_vring_file(step: Step, body: U64) -> State:
     step.ring(_file_index(step, body))
     return step.state
@@ -298,7 +304,7 @@ _FRONTEND_MOVES: Final[dict[int, Move]] = {
     Q.SET_VRING_ERR: _set_vring_file,
     Q.SET_VRING_ENABLE: _set_vring_enable,
     Q.SET_VRING_ENDIAN: _set_vring_endian,
-    Q.VRING_KICK: _vring_of,
+    Q.VRING_KICK: _vring_kick,
     Q.RESET_DEVICE: _reset_device,
     Q.SET_STATUS: _set_status,
     Q.GET_CONFIG: _config,

@@ -1,9 +1,10 @@
 """The state of one connection, as a value, and what reply a request is owed in it.
 
 Rings ("Ring states"). A ring is started or stopped, and enabled or disabled: two bits that know nothing of each other.
-SET_VRING_KICK starts it, GET_VRING_BASE stops it. SET_FEATURES without PROTOCOL_FEATURES (bit 30) enables every ring, for
-then there is no SET_VRING_ENABLE; with it rings begin disabled. A ring that is both started and enabled is active: the
-back-end processes it. A reset (RESET_DEVICE, status 0) stops and disables all of them; what was negotiated stays.
+SET_VRING_KICK starts it, or VRING_KICK, the in-band one; GET_VRING_BASE stops it. SET_FEATURES without PROTOCOL_FEATURES
+(bit 30) enables every ring, for then there is no SET_VRING_ENABLE; with it rings begin disabled. A ring that is both started
+and enabled is active: the back-end processes it. A reset (RESET_DEVICE, status 0) stops and disables all of them; what was
+negotiated stays.
 
 Shared memory ("SHMEM_MAP"). A mapping has a meaning only while a driver runs the device: from the first started ring until
 the last one stops. Mapping ends earlier, when the first started ring is disabled on purpose: a front-end that stops disables

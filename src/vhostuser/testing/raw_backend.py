@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self, Unpack
 
@@ -15,7 +15,7 @@ from ..protocol.layout import Payload
 from ..protocol.numbers import FrontendRequest, ProtocolFeature, VhostFeature, mask
 from ..protocol.payloads import U64, ShmemConfig, VringState
 from ..protocol.rules import FRONTEND, Reply
-from ..transport.fds import OwnedFd, close_all
+from ..transport.fds import HasFileno, OwnedFd, close_all
 from ..virtio.numbers import Feature
 from .files import body_bytes, message
 from .wire import ACK, DEADLINE, Wire
@@ -54,6 +54,8 @@ class RawBackend:
             Q.GET_VRING_BASE: VringState(0, 0),
         }
         self.raw_answers: dict[int, bytes | Callable[[Frame[OwnedFd]], bytes]] = {}
+        self.files: dict[int, Sequence[HasFileno]] = {}
+        """The fds that go with an answer, by request; they stay yours."""
         self.seen: list[int] = []
         """The requests that came, by number."""
         self.requests: Wire | None = None
@@ -66,9 +68,18 @@ class RawBackend:
         """Start answering, and connect a Frontend, which the test closes."""
         self._thread.start()
         frontend = Frontend(self.theirs, **options)
+        self._serve_with(frontend)
+        return frontend
+
+    def take_over(self, frontend: Frontend, *, resubmit: bool = False) -> None:
+        """Start answering, and let a front-end go on here whose back-end is gone."""
+        self._thread.start()
+        frontend.reconnect(self.theirs, resubmit=resubmit)
+        self._serve_with(frontend)
+
+    def _serve_with(self, frontend: Frontend) -> None:
         if "BACKEND_REQ" in frontend.protocol_features and self._given.wait(DEADLINE):
             self.channel.pump = lambda: _serve_waiting(frontend)
-        return frontend
 
     @property
     def channel(self) -> Wire:
@@ -105,7 +116,7 @@ class RawBackend:
             if frame is None:
                 return
             self.seen.append(frame.request)
-            self.main.send(self._answer(frame))
+            self.main.send(self._answer(frame), self.files.get(frame.request, ()))
             close_all(frame.fds)
 
     def _answer(self, frame: Frame[OwnedFd]) -> bytes:

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from struct import Struct
 
 from ..errors import QueueBroken
-from .numbers import DESC_NEXT, DESC_WRITE, DESCRIPTOR_SIZE
+from .buffers import Buffer, Table, in_order, in_table
+from .numbers import DESC_NEXT, DESCRIPTOR_SIZE
 from .split import USED_HEADER
 
 _DESCRIPTOR = Struct("<QIHH")
-Buffer = tuple[int, int]
-"""A guest address and a number of bytes."""
 
 
 class DriverQueue:
@@ -28,9 +27,19 @@ class DriverQueue:
         self._next = 0
         self._seen = 0
 
-    def add(self, readable: Sequence[Buffer], writable: Sequence[Buffer]) -> int:
-        """Offer a chain of buffers to the device; its head. BufferError if there are not enough free descriptors."""
-        buffers = [(*buffer, 0) for buffer in readable] + [(*buffer, DESC_WRITE) for buffer in writable]
+    @property
+    def base(self) -> int:
+        """Where a device that takes over goes on, as vhost-user says it: at the used index, as far as was collected."""
+        return self._seen
+
+    def add(self, readable: Sequence[Buffer], writable: Sequence[Buffer], table: Table | None = None) -> int:
+        """Offer a chain of buffers to the device; its head. BufferError if there are not enough free descriptors.
+
+        With a `table`, which belongs to the device until the chain comes back, that is one descriptor.
+        """
+        buffers = in_order(readable, writable)
+        if table:
+            buffers = in_table(buffers, table, self.size, linked=True)
         if not buffers or len(buffers) > len(self._free):
             raise BufferError(f"{len(buffers)} descriptors wanted, {len(self._free)} of {self.size} are free")
         chain = [self._free.pop() for _ in buffers]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from struct import Struct
 
 from ..errors import QueueBroken
-from .driver import Buffer
-from .numbers import DESC_AVAIL, DESC_NEXT, DESC_USED, DESC_WRITE, DESCRIPTOR_SIZE
-from .packed import BUFFER_ID, FLAGS, LENGTH, available_flags, used_flags
+from .buffers import Buffer, Table, in_order, in_table
+from .numbers import DESC_AVAIL, DESC_NEXT, DESC_USED, DESCRIPTOR_SIZE
+from .packed import BUFFER_ID, FLAGS, LENGTH, WRAP, available_flags, used_flags
 
 _BODY = Struct("<QIH")
 
@@ -29,9 +29,20 @@ class PackedDriverQueue:
         self._next = 0
         self._seen = 0
 
-    def add(self, readable: Sequence[Buffer], writable: Sequence[Buffer]) -> int:
-        """Offer a chain of buffers to the device; its id. BufferError if there are not enough free descriptors."""
-        buffers = [(*buffer, 0) for buffer in readable] + [(*buffer, DESC_WRITE) for buffer in writable]
+    @property
+    def base(self) -> int:
+        """Where a device that takes over goes on, as vhost-user says it: the used position, in both halves."""
+        used = self._seen % self.size | (WRAP if self._seen < self.size else 0)
+        return used | used << 16
+
+    def add(self, readable: Sequence[Buffer], writable: Sequence[Buffer], table: Table | None = None) -> int:
+        """Offer a chain of buffers to the device; its id. BufferError if there are not enough free descriptors.
+
+        With a `table`, which belongs to the device until the chain comes back, that is one descriptor.
+        """
+        buffers = in_order(readable, writable)
+        if table:
+            buffers = in_table(buffers, table, self.size, linked=False)
         count = len(buffers)
         if not buffers or count > self._free:
             raise BufferError(f"{count} descriptors wanted, {self._free} of {self.size} are free")
