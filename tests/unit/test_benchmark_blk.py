@@ -63,6 +63,12 @@ def test_what_is_shared_is_not_a_process_s_own_memory() -> None:
     del grown
 
 
+def test_without_the_fetched_programs_that_is_the_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VHOSTUSER_CACHE", str(tmp_path))
+    (line,) = blk.lines_for_goals()
+    assert line.startswith("  --    not measured  vhu-blk against qemu-storage-daemon: no QEMU in ")
+
+
 @pytest.mark.vm
 @pytest.mark.usefixtures("qemu")
 class TestWithLibblkio:
