@@ -48,8 +48,9 @@ format: setup ## let ruff lay the code out
 bench: setup ## print each performance goal with today's ratio
 	$(BIN)/python benchmarks/goals.py
 
-soak: setup ## a million pairs of map and unmap: nothing may leak
+soak: setup ## a million pairs of map and unmap: nothing may leak; and a disk under load: nothing may fail
 	$(BIN)/python benchmarks/soak.py
+	$(BIN)/python benchmarks/blk.py --soak 30 || test $$? -eq 3
 
 fuzz: setup ## throw random input at both sides for a minute
 	$(BIN)/python -m pytest -q tests/property --hypothesis-seed=random

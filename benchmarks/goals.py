@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import blk
 import fetch_rust
 import ring
 from interleave import COUNT, ROUNDS, Pair, PairFailed, Result, build_c, foreign_pairs, interleave, table
@@ -105,7 +106,8 @@ def main() -> int:
         started = time.monotonic()
         results = interleave(pairs, baseline="C minimal", rounds=args.rounds)
         rings = ring.report(ring.interleaved(ring.ROUNDS, ring.MILLISECONDS))
-    except (PairFailed, OSError, ValueError, ImportError, subprocess.CalledProcessError) as failure:
+        disks = blk.lines_for_goals()
+    except (PairFailed, blk.LoadFailed, OSError, ValueError, ImportError, subprocess.CalledProcessError) as failure:
         print(f"goals: {failure}", file=sys.stderr)
         return 1
     print(table(results, baseline="C minimal"))
@@ -118,7 +120,7 @@ def main() -> int:
     print(f"  note  the safe steps alone (C safe) take {safe:.2f}x the time of the minimal C pair on this machine")
     seconds = time_reset(RESET_MAPS)
     print(f"  {'met ' if seconds <= 1 else 'MISS'}  {seconds * 1000:.0f} ms <= 1 s  reset of {RESET_MAPS:,} mappings\n")
-    print("\n".join(rings))
+    print("\n".join([*rings, "", *disks]))
     return 0
 
 

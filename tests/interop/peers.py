@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from tests.vm.fetch import storage_daemon_command, virtiofsd_command
+from tests.vm.fetch import storage_daemon_command, virtiofsd_command, vsock_command
 from vhostuser.testing import DEADLINE, is_listened_on
 
 STEP: Final = 0.005
@@ -51,4 +51,12 @@ def virtiofsd(shared: Path, path: Path) -> Iterator[Process]:
     """The daemon of that name with the directory `shared`; it serves one front-end, and ends."""
     command = [*virtiofsd_command(), "--socket-path", str(path), "--shared-dir", str(shared)]
     with listening([*command, "--sandbox", "none", "--seccomp", "none"], path) as process:
+        yield process
+
+
+@contextmanager
+def vhost_device_vsock(path: Path, host: Path, *, cid: int = 3) -> Iterator[Process]:
+    """The daemon of that name for the guest `cid`; its host's programs listen at `host`, an underscore and the port."""
+    command = [*vsock_command(), "--guest-cid", str(cid), "--socket", str(path), "--uds-path", str(host)]
+    with listening(command, path) as process:
         yield process

@@ -6,7 +6,7 @@ import os
 import random
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count, pairwise
 from pathlib import Path
 
@@ -16,13 +16,14 @@ from tests.drivers.devices import Disk
 from vhostuser import Disconnected, Frontend, RequestFailed
 from vhostuser.drivers.blk import FEATURES, BlockDriver
 from vhostuser.testing import DEADLINE, joined
-from vhostuser.virtio.block import HEADER, SECTOR, BlockFeature, BlockStatus
+from vhostuser.virtio.block import HEADER, RANGE, SECTOR, BlockFeature, BlockRequest, BlockStatus
 
 from .peers import storage_daemon
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu")]
 
 SECTORS = 4096
+OUT = BlockRequest.OUT
 
 
 @pytest.fixture
@@ -161,6 +162,57 @@ def test_a_daemon_that_is_killed_is_gone_and_its_successor_has_what_was_flushed(
                 driver = BlockDriver(frontend, timeout=DEADLINE)
                 assert driver.read(5, 1) == turn * SECTOR
                 driver.write(5, bytes([turn[0] + 1]) * SECTOR)
+
+
+def test_what_a_killed_daemon_left_undone_is_done_by_its_successor(file: Path) -> None:
+    """A new front-end repeats what had no answer: then the file is what it would have been."""
+    path, written = file.with_name("s"), pieces(5)
+    answered: set[int] = set()
+    with storage_daemon(file, path) as process, connected(path) as frontend:
+        driver = BlockDriver(frontend, size=512, timeout=DEADLINE)
+        tickets = {driver.queue.submit([HEADER.pack(OUT, 0, sector), data], [1]): sector for sector, data in written[:128]}
+        answered.update(tickets[each.ticket] for each in driver.queue.completions(DEADLINE))
+        process.kill()
+        with suppress(Disconnected):
+            while done := driver.queue.completions(DEADLINE):
+                answered.update(tickets[each.ticket] for each in done)
+        with pytest.raises(Disconnected):
+            driver.read(0, 1)
+    assert answered
+    path.unlink()
+    with storage_daemon(file, path), connected(path) as frontend:
+        driver = BlockDriver(frontend, size=512, timeout=DEADLINE)
+        for sector, data in written:
+            assert sector not in answered or driver.read(sector, len(data) // SECTOR) == data
+        driver.write_many([each for each in written if each[0] not in answered], depth=128)
+        driver.flush()
+    assert file.read_bytes() == b"".join(data for _, data in sorted(written))
+
+
+def test_reads_writes_and_discards_are_mixed_at_full_depth(file: Path) -> None:
+    """128 requests of three kinds in flight, each in a place of its own."""
+    content = bytearray(file.read_bytes())
+    with driving(file, size=512) as driver:
+        reads = {}
+        for number in range(128):
+            start = number * 32
+            if number % 3 == 0:
+                reads[driver.queue.submit([HEADER.pack(BlockRequest.IN, 0, start)], [32 * SECTOR, 1])] = start
+            elif number % 3 == 1:
+                data = random.Random(number).randbytes(32 * SECTOR)
+                driver.queue.submit([HEADER.pack(OUT, 0, start), data], [1])
+                content[start * SECTOR : (start + 32) * SECTOR] = data
+            else:
+                driver.queue.submit([HEADER.pack(BlockRequest.DISCARD, 0, 0), RANGE.pack(start, 32, 0)], [1])
+                content[start * SECTOR : (start + 32) * SECTOR] = bytes(32 * SECTOR)
+        while driver.queue.in_flight:
+            for done in driver.queue.completions(DEADLINE):
+                assert done.buffers[-1] == bytes([BlockStatus.OK])
+                if (at := reads.pop(done.ticket, None)) is not None:
+                    assert done.buffers[0] == content[at * SECTOR : (at + 32) * SECTOR]
+        assert reads == {}
+        driver.flush()
+        assert file.read_bytes() == content
 
 
 def test_our_disk_and_the_daemon_give_the_same_answers(file: Path) -> None:

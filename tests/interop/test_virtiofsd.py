@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from vhostuser.protocol.numbers import FrontendRequest
 from vhostuser.protocol.payloads import VringState
 from vhostuser.testing import DEADLINE, RawFrontend, message
 from vhostuser.transport.listen import connect
+from vhostuser.virtio.driver import Buffer
 
 from .peers import Process, virtiofsd
 
@@ -139,6 +142,38 @@ def test_many_requests_in_flight(shared: Path) -> None:
             for done in queue.completions(DEADLINE):
                 assert OUT_HEADER.unpack(done.buffers[0]) == (OUT_HEADER.size + ENTRY_OUT.size, 0, asked.pop(done.ticket))
         assert asked == {}
+
+
+def test_memory_is_added_and_removed_while_the_queue_runs(shared: Path) -> None:
+    """Requests and answers lie in what was added; the daemon has no other way to them."""
+    with connected(shared) as (frontend, process):
+        assert "CONFIGURE_MEM_SLOTS" in frontend.protocol_features
+        frontend.share_memory(4 << 20)
+        fuse = Fuse(queue := frontend.start_queue(1, size=128))
+        fuse.init()
+        for unique in range(100, 110):
+            asked, answered = frontend.add_memory(1 << 20), frontend.add_memory(1 << 16)
+            request = IN_HEADER.pack(IN_HEADER.size + 6, LOOKUP, unique, ROOT, 0, 0, 1, 0, 0) + b"hello\0"
+            asked.view[-len(request) :] = request
+            at = asked.guest_addr + len(asked.view) - len(request)
+            place_and_wait(queue, [(at, len(request))], [(answered.guest_addr, OUT_HEADER.size + ENTRY_OUT.size)])
+            size, error, echoed = OUT_HEADER.unpack(answered.view[: OUT_HEADER.size])
+            assert (size, error, echoed) == (OUT_HEADER.size + ENTRY_OUT.size, 0, unique)
+            frontend.remove_memory(asked)
+            frontend.remove_memory(answered)
+        assert fuse.lookup(b"hello")[0] == 0
+        assert process.poll() is None
+
+
+def place_and_wait(queue: Queue, readable: list[Buffer], writable: list[Buffer]) -> None:
+    """Send one request with buffers of one's own, and wait for the end of it."""
+    ring = queue._ring
+    assert ring is not None
+    ring.add(readable, writable)
+    os.eventfd_write(queue.kick.fileno(), 1)
+    while ring.collect() is None:
+        assert select.select([queue.call.fileno()], [], [], DEADLINE)[0]
+        os.eventfd_read(queue.call.fileno())
 
 
 def test_after_a_reset_the_features_are_acknowledged_again(shared: Path) -> None:

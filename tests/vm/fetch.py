@@ -20,9 +20,11 @@ from pathlib import Path
 
 RELEASE = "trixie"
 BACKPORTS = f"{RELEASE}-backports"
+NEXT = "forky"  # what no earlier suite has; it needs no more than the C library
 MINIMUM = (11, 1)  # the first QEMU with VIRTIO Shared Memory Regions over vhost-user
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 PROGRAMS = ("qemu-system-x86", "qemu-utils", "virtiofsd", "busybox-static", "zstd", "libblkio-dev")
+FROM_NEXT = ("vhost-device-vsock",)
 KERNEL = "linux-image-cloud-amd64"
 KERNEL_PARTS = ("linux-binary-", "linux-modules-")
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
@@ -59,7 +61,7 @@ def is_fetched(folder: Path | None = None) -> bool:
     """Is there a tree with all that is wanted today, so that the commands below can be run?"""
     found = versions(folder)
     kernel = all(any(name.startswith(part) for name in found) for part in KERNEL_PARTS)
-    return kernel and all(name in found for name in PROGRAMS)
+    return kernel and all(name in found for name in (*PROGRAMS, *FROM_NEXT))
 
 
 def qemu_command() -> list[str]:
@@ -78,6 +80,11 @@ def storage_daemon_command() -> list[str]:
 def virtiofsd_command() -> list[str]:
     """The start of a virtiofsd command line."""
     return _loaded(_tree(), "usr/libexec/virtiofsd")
+
+
+def vsock_command() -> list[str]:
+    """The start of a vhost-device-vsock command line."""
+    return _loaded(_tree(), "usr/bin/vhost-device-vsock")
 
 
 def blkio_sources() -> Path:
@@ -137,9 +144,8 @@ def fetch(into: Path) -> dict[str, str]:
         raise FetchError(f"{into} holds something else: remove it, or choose another folder with --into")
     into.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{into.name}.", dir=into.parent) as scratch:
-        apt = Apt(Path(scratch) / "apt")
-        apt.update()
-        debs = apt.download()
+        debs = Apt(Path(scratch) / "apt", RELEASE, BACKPORTS).download()
+        debs += Apt(Path(scratch) / "next", NEXT).download_alone(*FROM_NEXT)
         found = _packages(debs)
         _check_version(found["qemu-system-x86"])
         tree = Path(scratch) / "tree"
@@ -158,10 +164,10 @@ def fetch(into: Path) -> dict[str, str]:
 class Apt:
     """A private apt: its own lists, cache and (empty) state, but the machine's mirror, proxies and keyring."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *suites: str) -> None:
         if re.search(r'["\\\n]', str(folder)):
             raise FetchError(f"apt can't be given the path {folder}: choose another folder with --into")
-        self.folder = folder
+        self.folder, self.suites = folder, suites
         self.lists = folder / "lists"
         self.archives = folder / "cache/archives"
         for place in (self.lists, self.archives):
@@ -202,7 +208,7 @@ class Apt:
             raise OutOfReach(f"{KEYRING} is missing: install debian-archive-keyring")
         failures = []
         for site in _sites():
-            lines = [f"deb [signed-by={KEYRING}] {site} {suite} main\n" for suite in (RELEASE, BACKPORTS)]
+            lines = [f"deb [signed-by={KEYRING}] {site} {suite} main\n" for suite in self.suites]
             (self.folder / "sources.list").write_text("".join(lines))
             try:
                 self.run("apt-get", "-qq", "update")
@@ -211,12 +217,19 @@ class Apt:
                 continue
             return warn_of_old_lists(self.lists)
         reason = failures[0] if failures else "apt has no mirror configured"
-        raise OutOfReach(f"no package lists of {BACKPORTS}: {reason}; is there a network, and a Debian mirror in apt?")
+        raise OutOfReach(f"no package lists of {self.suites[-1]}: {reason}; is there a network, and a Debian mirror in apt?")
 
     def download(self) -> list[Path]:
         """The programs with all they depend on; of the kernel only the image and the modules."""
+        self.update()
         self.run("apt-get", "-qq", "-y", "--download-only", "-t", BACKPORTS, "install", *PROGRAMS)
         self.run("apt-get", "-qq", "download", *self._kernel_packages(), cwd=self.archives)
+        return sorted(self.archives.glob("*.deb"))
+
+    def download_alone(self, *packages: str) -> list[Path]:
+        """These packages without what they depend on."""
+        self.update()
+        self.run("apt-get", "-qq", "download", *packages, cwd=self.archives)
         return sorted(self.archives.glob("*.deb"))
 
     def _kernel_packages(self) -> list[str]:
@@ -304,7 +317,7 @@ def _run(
 
 
 def _summary(found: dict[str, str]) -> str:
-    shown = [name for name in found if name in PROGRAMS or name.startswith("linux-")]
+    shown = [name for name in found if name in (*PROGRAMS, *FROM_NEXT) or name.startswith("linux-")]
     return "\n".join(f"{name} {found[name]}" for name in shown)
 
 

@@ -116,6 +116,12 @@ class Guest:
         self.qmp.execute("system_reset")
         self.wait_ready()
 
+    def reboot(self) -> None:
+        """Let the guest reboot itself at once, with nothing written back, and wait until it has booted again."""
+        self._heard = b""
+        self._console.sendall(b"reboot -f\n")
+        self.wait_ready()
+
     def _until(self, pattern: re.Pattern[bytes], what: str) -> tuple[bytes, bytes]:
         """What comes before the pattern, and its group, if it has one."""
         deadline = time.monotonic() + self.seconds

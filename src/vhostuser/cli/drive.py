@@ -16,6 +16,7 @@ from ..errors import RequestFailed
 from ..frontend import Frontend
 from ..protocol.numbers import MAX_QUEUE_SIZE
 from ..virtio.block import SECTOR, BlockFeature
+from . import drive_shm
 from .arguments import Parser, between, checked, seconds, size
 from .info import in_units
 from .logs import add_log_level, log_to_stderr
@@ -36,7 +37,7 @@ Values = Mapping[str, object]
 class Action(NamedTuple):
     """What may be done with a device: the kinds of its arguments by name, what it does, and how."""
 
-    arguments: Mapping[str, Callable[[str], int | str]]
+    arguments: Mapping[str, Callable[[str], object]]
     what: str
     act: Callable[[Frontend, argparse.Namespace], None]
 
@@ -224,6 +225,7 @@ DEVICES: Final[Mapping[str, Mapping[str, Action]]] = {
         "bench": Action({}, "read 4 KiB at random places, --depth at a time, for --seconds", _blk_bench),
     },
     "rng": {"get": Action({"N": size}, "N random bytes (4096, 4K, 1M) to standard output", _rng_get)},
+    "shm": {name: Action(*row) for name, row in drive_shm.ACTIONS.items()},
 }
 EPILOG: Final = "\n".join(
     [

@@ -7,7 +7,7 @@ import logging
 import sys
 from typing import Final
 
-from ..devices.shm import MappedFiles
+from ..devices.shm import MappedFiles, Offer
 from ..protocol.numbers import MAX_QUEUES
 from .arguments import Parser, add_dialect, between, checked, placement, region
 from .daemon import ENDING, add_once, add_socket, daemon
@@ -21,6 +21,17 @@ CAPABILITIES: Final = {"type": "rpmsg"}
 EPILOG: Final = f"""
 A file is mapped in the length that it has at the start, which must be whole pages (4096 bytes): no front-end maps what lies
 behind a file's end. Mapping happens when a driver takes the device, and again after a reset.
+
+On every queue the driver may ask for more, as with `vhu drive shm`. A request has 40 bytes, in little-endian order:
+  le32 op           1 map, 2 unmap, 3 list mappings
+  le32 shmid        the region
+  le32 file         map: which --file, from 0 on
+  le32 flags        map: 1 to write, too, if the file is one with :rw
+  le64 shm_offset   where in the region; list: where to begin
+  le64 len          map, unmap: bytes
+  le64 fd_offset    map: where in the file
+The answer is a status byte: 0 done, 1 the front-end said no, 2 invalid or against the protocol, so that nothing was sent to
+it. After that, as far as there is room: the mappings (of le64: shm_offset, len, fd_offset, flags), or why not, in words.
 {ENDING}"""
 
 
@@ -32,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(
         PROGRAM,
-        "A vhost-user back-end that maps files into VIRTIO shared memory regions.",
+        "A vhost-user back-end that maps files into VIRTIO shared memory regions, at the start or on request.",
         epilog=EPILOG,
     )
     add_socket(parser)
@@ -52,6 +63,14 @@ def _parser() -> Parser:
         metavar="SHMID:OFFSET:FILE[:rw]",
         help="map this whole file, read-only unless :rw is added (repeat for more)",
     )
+    parser.add_argument(
+        "--file",
+        type=checked(offer),
+        action="append",
+        default=[],
+        metavar="FILE[:rw]",
+        help="map parts of this file when the driver asks for it, read-only unless :rw is added (repeat for more)",
+    )
     parser.add_argument("--num-queues", type=between(1, MAX_QUEUES), default=8, metavar="N", help="queues (default 8)")
     add_once(parser)
     add_dialect(parser)
@@ -59,11 +78,19 @@ def _parser() -> Parser:
     return parser
 
 
+def offer(text: str) -> Offer:
+    """FILE[:rw]; ValueError if it is none."""
+    path = text.removesuffix(":rw")
+    if not path:
+        raise ValueError(f"{text[:80]!a} is not FILE[:rw]")
+    return Offer(path, writable=path != text)
+
+
 def _device(options: argparse.Namespace) -> MappedFiles:
     regions = dict(options.region)
     if len(regions) < len(options.region):
         raise CommandError("two --region have the same shmid", f"try: {PROGRAM} --help", Exit.USAGE)
-    device = MappedFiles(regions, options.map, num_queues=options.num_queues)
+    device = MappedFiles(regions, options.map, options.file, num_queues=options.num_queues)
     total = sum(regions.values())
     if total & (total - 1):
         log.warning("the regions have %#x bytes together, which is no power of two: QEMU 11.1 aborts on that", total)
