@@ -221,3 +221,8 @@ def wait_for(*fds: OwnedFd) -> list[int]:
     for fd in fds:
         poll.register(fd.fileno(), select.POLLIN)
     return [number for number, _ in poll.poll(DEADLINE * 1000)]
+
+
+def is_set(fd: OwnedFd) -> bool:
+    """The eventfd is set now."""
+    return bool(select.select([fd.fileno()], [], [], 0)[0])
