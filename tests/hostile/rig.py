@@ -66,12 +66,14 @@ class Connected(Rig):
         self.set_up(start)
         self.driver = self.format.driver(size, *self.parts)
         self.driver._next = self.driver._seen = start
-        self._start(start, user + self.at)
+        self.user = user + self.at
+        self.start_again(self.base_at(start))
 
-    def _start(self, start: int, user: int) -> None:
+    def start_again(self, base: int) -> None:
+        """Start the ring as it is, from `base`, with new eventfds."""
         self.call = self.raw.eventfd()
         self.raw.accepted(Q.SET_VRING_CALL, U64(self.index), fds=[self.call])
-        self.raw.set_up_queue(self.index, size=self.size, base=self.base_at(start), at=user, ring=self.format)
+        self.raw.set_up_queue(self.index, size=self.size, base=base, at=self.user, ring=self.format)
         if self.raw.kick is None or self.raw.err is None:
             raise AssertionError("no ring was set up")
         self.kick, self.err = self.raw.kick, self.raw.err
