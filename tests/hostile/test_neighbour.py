@@ -1,4 +1,4 @@
-"""Two devices in one process: whatever one's front-end does, the other one serves. benchmarks/neighbour.py has what it costs."""
+"""Two devices in one process: whatever one's front-end does, the other serves. benchmarks/neighbour.py measures it."""
 
 from __future__ import annotations
 
