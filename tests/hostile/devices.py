@@ -15,3 +15,13 @@ class Filler(Device):
     def process(self, queue: int, chain: DescriptorChain) -> None:
         request = chain.read()
         chain.write(request if queue else FILL * chain.writable_size)
+
+
+class Reader(Device):
+    """Reads from the host's file that the request names, however long that takes."""
+
+    queue_sizes = (16,)
+
+    def process(self, queue: int, chain: DescriptorChain) -> None:
+        with open(chain.read(), "rb") as file:
+            chain.write(file.read(1))
