@@ -47,13 +47,18 @@ format: setup ## let ruff lay the code out
 
 bench: setup ## print each performance goal with today's ratio
 	$(BIN)/python benchmarks/goals.py
+	$(BIN)/python benchmarks/neighbour.py
 
 soak: setup ## a million pairs of map and unmap: nothing may leak; and a disk under load: nothing may fail
 	$(BIN)/python benchmarks/soak.py
 	$(BIN)/python benchmarks/blk.py --soak 30 || test $$? -eq 3
 
-fuzz: setup ## throw random input at both sides for a minute
+fuzz: setup ## throw random input at both sides, and flip the fields of live rings for a minute a format
 	$(BIN)/python -m pytest -q tests/property --hypothesis-seed=random
+	set -ex; for pure in '' 1; do \
+	  export VHOSTUSER_PURE=$$pure FLIP_SECONDS=60 FLOOD_ROUNDS=3907; \
+	  $(BIN)/python -m pytest -q tests/hostile/test_flipping.py tests/hostile/test_storms.py; \
+	done
 
 clean: ## remove what was built; the cache stays (rm -r .cache takes that too)
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

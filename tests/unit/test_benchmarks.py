@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import neighbour
 import pytest
 import ring
 from goals import GOALS, Goal, our_pairs
@@ -135,6 +136,23 @@ def test_a_packed_row_takes_and_gives_back_every_chain(pure: bool) -> None:
     if not pure:
         bench.many(1)
         assert bench.descriptors.cast("H")[7::8].tolist()[::3] == [2] * CHAINS
+
+
+# The neighbour
+
+
+def test_a_neighbour_is_measured_by_turns_of_the_same_peer() -> None:
+    lines = neighbour.report({"a": [neighbour.Turn(100, 80), neighbour.Turn(50, 10), neighbour.Turn(10, 9)]})
+    assert lines[0] == "  note  50 requests a second, 32 in flight, beside a peer that rests"
+    assert lines[1] == "  met   rate 0.80x >= 0.80x  the neighbour of a device whose front-end a (0.20-0.90)"
+    assert neighbour.report({"a": [neighbour.Turn(100, 79)]})[1].startswith("  MISS  rate 0.79x")
+
+
+@pytest.mark.parametrize("name", neighbour.ATTACKS)
+def test_a_neighbour_has_requests_done_beside_each_attack(name: str) -> None:
+    for turn in neighbour.ratios(name, 2, 1):
+        assert turn.resting > 0
+        assert turn.attacked > 0
 
 
 # The soak

@@ -18,7 +18,7 @@ from .outcome import CommandError, Exit, on_end, program_arguments, put, run
 
 ENDING: Final = """
 exit status: 0 the front-end went or a signal came, 1 failed, 2 usage, 3 the front-end broke the protocol
-SIGTERM, SIGINT and SIGHUP end it cleanly; the second one ends it at once.
+SIGTERM, SIGINT and SIGHUP end it cleanly; the second one ends it at once. SIGPIPE is ignored.
 """
 """The end of every daemon's help."""
 

@@ -15,6 +15,8 @@ from ..protocol.numbers import MAX_FDS
 from .fds import HasFileno, OwnedFd, close_all
 
 _CONTROL_SIZE: Final = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+_CLOEXEC, _TRUNCATED, _NO_SIGNAL = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC), int(socket.MSG_NOSIGNAL)
+"""Plain numbers: the enum's `|` and `&` would take as long as the system call."""
 LONGEST_POLL: Final = 1e9
 """Milliseconds, twelve days: poll() counts them in an int."""
 _GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ESHUTDOWN})
@@ -30,13 +32,13 @@ def receive_some(sock: socket.socket, want: int, flags: int = 0) -> tuple[bytes,
     Raises WouldBlock, Disconnected, or a fatal RemoteProtocolError if the kernel had to drop fds (MSG_CTRUNC).
     """
     try:
-        data, control, result, _ = sock.recvmsg(want, _CONTROL_SIZE, flags | socket.MSG_CMSG_CLOEXEC)
+        data, control, result, _ = sock.recvmsg(want, _CONTROL_SIZE, flags | _CLOEXEC)
     except BlockingIOError:
         raise WouldBlock from None
     except OSError as error:
         raise _connection_error(error) from error
     fds = _owned(control) if control else []
-    if result & socket.MSG_CTRUNC:
+    if result & _TRUNCATED:
         close_all(fds)
         raise RemoteProtocolError(
             "fds of a message were lost: more than this process may open, or more than a message may carry",
@@ -51,7 +53,7 @@ def send_some(sock: socket.socket, data: bytes | memoryview, fds: Sequence[int] 
     """Send as much of `data` as fits, with `fds` at its first byte; the number of bytes. Raises as `receive_some`."""
     control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     try:
-        return sock.sendmsg([data], control, socket.MSG_NOSIGNAL)
+        return sock.sendmsg([data], control, _NO_SIGNAL)
     except BlockingIOError:
         raise WouldBlock from None
     except OSError as error:
