@@ -202,7 +202,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _chosen_pairs(args: argparse.Namespace) -> list[Pair]:
-    rust = fetch_rust.build() if args.rust else fetch_rust.built()
+    rust = fetch_rust.build() if args.rust else fetch_rust.built(fetch_rust.PAIR)
     c = build_c()
     chosen: list[Pair] = []
     for live in args.live:

@@ -8,6 +8,7 @@ follow then and did not is made up for.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 from .memory.inflight import COUNTER_MASK, SPLIT, Fields, Queue, Recovered, enter, in_progress, is_new, make_valid
@@ -20,12 +21,15 @@ NEXT: Final = 6
 
 
 class TrackedSplit:
-    """A split queue whose requests are in the area: `fields`, by their heads. `used` is the ring's used index now."""
+    """A split queue whose requests are in the area: `fields`, by their heads. `used` is the ring's used index now.
 
-    def __init__(self, queue: Queue, fields: Fields, used: int, recovered: Recovered) -> None:
+    `left_over` are heads that were taken before: they come first. The next request that is taken gets `counter`.
+    """
+
+    def __init__(self, queue: Queue, fields: Fields, used: int, counter: int, left_over: Sequence[int]) -> None:
         self.queue = queue
         self._fields, self._used = fields, used
-        self._again, self._counter = deque(recovered.entries), recovered.counter
+        self._again, self._counter = deque(left_over), counter
         self._batch: list[int] = []
 
     @property
@@ -38,9 +42,9 @@ class TrackedSplit:
         """The next available index."""
         return self.queue.base
 
-    def lay(self, queue: Queue) -> None:
-        """Go on with the queue as it is laid elsewhere, with all that is in progress."""
-        self.queue = queue
+    def books(self) -> tuple[int, list[int]]:
+        """What another queue needs to go on with the books: the counter and the heads that are left over."""
+        return self._counter, list(self._again)
 
     def pop(self) -> DescriptorChain | None:
         """What is left from before comes first, in the order in which it was taken."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
@@ -20,6 +20,7 @@ from .virtio.packed import PackedQueue, read_base, write_base
 from .virtio.split import SplitQueue
 
 if TYPE_CHECKING:
+    from ._native.ring import SplitRing
     from ._native.walk import DeviceRing
 
 LaidQueue: TypeAlias = "SplitQueue | PackedQueue | DeviceRing"
@@ -61,6 +62,10 @@ def new_device_queue(
     table, event_idx = _native.walk.RegionTable(memory.solid), _has(features, Feature.RING_EVENT_IDX)
     compiled = _native.packed.PackedRing if ring.is_packed else _native.ring.SplitRing
     return compiled(size, descriptors, available, used, memory, table, base=base, indirect=indirect, event_idx=event_idx)
+
+
+def _compiled_split(queue: DeviceQueue) -> SplitRing | None:
+    return queue if _native.accelerated and isinstance(queue, _native.ring.SplitRing) else None
 
 
 def _has(features: int, bit: Feature) -> bool:
@@ -120,21 +125,33 @@ class Place:
     def go_on(self, queue: DeviceQueue) -> DeviceQueue:
         """The queue, all of whose requests are published, laid there from elsewhere. QueueBroken as `begin`."""
         laid = self._queue(queue.base)
-        if isinstance(queue, TrackedSplit):
-            queue.lay(laid)
-        elif isinstance(queue, TrackedPacked):
+        if isinstance(queue, TrackedPacked):
             queue.lay(laid, self._look)
-        else:
-            return laid
-        return queue
+            return queue
+        tracked = queue if isinstance(queue, TrackedSplit) else _compiled_split(queue)
+        books = tracked.books() if tracked else None
+        return self._tracked(laid, *books) if books else laid
 
-    def _split(self, fields: Fields, base: int) -> TrackedSplit:
-        _, _, used = self._parts(self.memory.ring_part)
-        used.refresh()
-        index = int.from_bytes(used.copy[2:4], "little")
+    def _split(self, fields: Fields, base: int) -> DeviceQueue:
+        index = self._used_index()
         recovered = recover_split(fields, self.size, index)
         queue = self._queue((index + len(recovered.entries)) & LARGEST_INDEX if recovered.entries else base)
-        return TrackedSplit(queue, fields, index, recovered)
+        return self._tracked(queue, recovered.counter, recovered.entries)
+
+    def _tracked(self, queue: LaidQueue, counter: int, entries: Sequence[int]) -> DeviceQueue:
+        """A split queue with the books of its part of the area: compiled where both are."""
+        fields = self.fields
+        if fields is None:
+            return queue
+        if fields.solid is not None and (compiled := _compiled_split(queue)):
+            compiled.track(fields.solid, counter, entries)
+            return compiled
+        return TrackedSplit(queue, fields, self._used_index(), counter, entries)
+
+    def _used_index(self) -> int:
+        _, _, used = self._parts(self.memory.ring_part)
+        used.refresh()
+        return int.from_bytes(used.copy[2:4], "little")
 
     def _packed(self, fields: Fields, base: int) -> TrackedPacked:
         ring, _, _ = self._parts(self.memory.ring_part)

@@ -16,7 +16,7 @@ from vhostuser.protocol.numbers import FrontendRequest
 from vhostuser.protocol.payloads import VringState
 from vhostuser.testing import DEADLINE, RawFrontend, message
 from vhostuser.transport.listen import connect
-from vhostuser.virtio.driver import Buffer
+from vhostuser.virtio.buffers import Buffer
 
 from .peers import Process, virtiofsd
 

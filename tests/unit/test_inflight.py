@@ -10,17 +10,20 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from unittest import mock
 
 import pytest
 
-from vhostuser import DescriptorChain
+from vhostuser import DescriptorChain, _native, accelerated
 from vhostuser.errors import QueueBroken, RemoteProtocolError
 from vhostuser.memory import inflight
 from vhostuser.memory.guest import GuestMemory
 from vhostuser.memory.inflight import PACKED, SPLIT, InflightArea, new_area
 from vhostuser.protocol.payloads import Inflight, MemoryRegion, VringAddr
 from vhostuser.testing import sparse_file
+from vhostuser.tracked_split import TrackedSplit
 from vhostuser.transport.fds import OwnedFd
+from vhostuser.virtio.driver import DriverQueue
 from vhostuser.virtio.formats import ring_format
 from vhostuser.virtio.numbers import Feature
 from vhostuser.virtqueue import DeviceQueue, Place
@@ -84,6 +87,11 @@ class Shared:
     def close(self) -> None:
         self.file.close()
         self.area_file.close()
+
+
+def free_of(shared: Shared) -> int:
+    assert isinstance(shared.driver, DriverQueue)
+    return len(shared.driver._free)
 
 
 def number_of(chain: DescriptorChain) -> int:
@@ -192,7 +200,7 @@ def test_p01_a_back_end_killed_before_any_line_loses_and_repeats_nothing(
         shared.close()
         if not killed:
             break
-    assert step > 100, "the lines of a life were counted"
+    assert step > 50, "the lines of a life were counted"
 
 
 def test_p01_deaths_that_follow_each_other_lose_and_repeat_nothing(make: Callable[..., Shared]) -> None:
@@ -208,6 +216,38 @@ def test_p01_deaths_that_follow_each_other_lose_and_repeat_nothing(make: Callabl
         outlive(shared)
         assert sorted(shared.written) == list(range(1, offered + 1))
         shared.close()
+
+
+@pytest.mark.skipif(not accelerated, reason="nothing is compiled")
+def test_the_compiled_ring_keeps_the_same_books() -> None:
+    """After each step the area has the same bytes, and so has the ring."""
+    sides = [Shared(0, 8), Shared(0, 8)]
+    queues = [sides[0].begin(), sides[1].begin()]
+    assert isinstance(queues[0], _native.ring.SplitRing)
+    with mock.patch.object(_native, "accelerated", new=False):
+        queues[1] = sides[1].begin()
+    assert isinstance(queues[1], TrackedSplit)
+    taken: list[list[DescriptorChain]] = [[], []]
+    chance, numbers = random.Random(3), itertools.count(1)
+    for _ in range(3000):
+        step, at = chance.choice(("offer", "pop", "pop", "push", "push", "publish", "collect")), chance.random()
+        number = next(numbers) % 500
+        for side, queue, mine in zip(sides, queues, taken, strict=True):
+            if step == "offer" and free_of(side) > 2:
+                side.offer(number, 1 + number % 3)
+            elif step == "pop" and (chain := queue.pop()):
+                mine.append(chain)
+            elif step == "push" and mine:
+                queue.push(mine.pop(int(at * len(mine))))
+            elif step == "publish":
+                queue.publish()
+            elif step == "collect":
+                side.collect()
+        areas = [os.pread(side.area_file.fileno(), 1 << 16, 0) for side in sides]
+        assert areas[0] == areas[1]
+    assert any(areas[0]), "the area is in use"
+    for side in sides:
+        side.close()
 
 
 def test_what_was_taken_comes_again_in_the_order_in_which_it_was_taken(make: Callable[..., Shared]) -> None:

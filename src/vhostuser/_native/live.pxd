@@ -13,6 +13,8 @@ cdef extern from *:
     static inline uint64_t vhu_long_at(const uint8_t *at) { return ((const volatile vhu_long *)at)->value; }
     static inline void vhu_set_half(uint8_t *at, uint16_t value) { ((volatile vhu_half *)at)->value = value; }
     static inline void vhu_set_word(uint8_t *at, uint32_t value) { ((volatile vhu_word *)at)->value = value; }
+    static inline void vhu_set_long(uint8_t *at, uint64_t value) { ((volatile vhu_long *)at)->value = value; }
+    static inline void vhu_set_byte(uint8_t *at, uint8_t value) { *(volatile uint8_t *)at = value; }
     static inline void vhu_acquire(void) { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
     static inline void vhu_release(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
     static inline void vhu_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
@@ -22,6 +24,8 @@ cdef extern from *:
     uint64_t vhu_long_at(const uint8_t *at) noexcept nogil
     void vhu_set_half(uint8_t *at, uint16_t value) noexcept nogil
     void vhu_set_word(uint8_t *at, uint32_t value) noexcept nogil
+    void vhu_set_long(uint8_t *at, uint64_t value) noexcept nogil
+    void vhu_set_byte(uint8_t *at, uint8_t value) noexcept nogil
     void vhu_acquire() noexcept nogil
     void vhu_release() noexcept nogil
     void vhu_fence() noexcept nogil

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 from ..virtio.walk import Memory
 from .walk import DeviceRing as DeviceRing
 from .walk import RegionTable as RegionTable
@@ -18,3 +20,5 @@ class SplitRing(DeviceRing):
         indirect: bool = True,
         event_idx: bool = False,
     ) -> None: ...
+    def track(self, part: memoryview, counter: int, left_over: Sequence[int]) -> None: ...
+    def books(self) -> tuple[int, list[int]] | None: ...

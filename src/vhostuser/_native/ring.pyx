@@ -20,6 +20,14 @@ cdef enum:
     ELEMENT = 8  # bytes of a used element
 
 cdef enum:
+    # The inflight area, as in `tracked_split`: a header, and entries, from which the header's fields are counted.
+    AREA_HEADER = 16
+    AREA_ENTRY = 16
+    LAST_BATCH = -4
+    USED_INDEX = -2
+    BATCH_NEXT = 6
+
+cdef enum:
     # As in `virtio.numbers`.
     NO_INTERRUPT = 1
     NO_NOTIFY = 1
@@ -56,12 +64,47 @@ cdef class SplitRing(DeviceRing):
         self.pure = SplitQueue(size, descriptors, *rings, memory, base=base, indirect=indirect)
         self.next = self.shown = vhu_half_at(self.used + 2)
 
+    def track(self, part, uint64_t counter, left_over):
+        """Keep the books in `part` of an inflight area from now on ("Inflight I/O tracking").
+
+        `left_over` are heads that were taken before: they come first. The next request that is taken gets `counter`.
+        """
+        self.area = walk.own(part)
+        self.entries = start_of(self.area, AREA_HEADER + AREA_ENTRY * self.size) + AREA_HEADER
+        self.counter, self.left_over = counter, list(left_over)
+        self.behind = len(self.left_over)
+
+    def books(self):
+        """What another queue needs to go on with the books: the counter and the heads that are left over, or None."""
+        return None if self.entries == NULL else (self.counter, self.left_over)
+
     cdef object explain(self):
+        if self.left_over:
+            self.behind -= 1
+            return self.pure.again(self.left_over.pop(0))
         self.pure.base = self.base
         chain = self.pure.pop()
         self.base = self.pure.base
         self.left = 0 if chain is None else self.left - 1
+        if chain is not None and self.entries != NULL:
+            self.enter(chain.head)
         return chain
+
+    cdef void enter(self, uint16_t head) noexcept nogil:
+        """A request is in progress: its place in the order first."""
+        cdef uint8_t *entry = self.entries + AREA_ENTRY * head
+        vhu_set_long(entry + 8, self.counter)
+        vhu_set_byte(entry, 1)
+        self.counter += 1
+
+    cdef void settle(self, uint16_t count) noexcept nogil:
+        """The driver sees that `count` requests are done: they are in progress no more."""
+        cdef uint16_t head = vhu_half_at(self.entries + LAST_BATCH)
+        while count and head < self.size:
+            vhu_set_byte(self.entries + AREA_ENTRY * head, 0)
+            head = vhu_half_at(self.entries + AREA_ENTRY * head + BATCH_NEXT)
+            count -= 1
+        vhu_set_half(self.entries + USED_INDEX, self.shown)
 
     cdef int waiting(self) noexcept nogil:
         cdef uint16_t count = vhu_half_at(self.available + 2) - self.base
@@ -69,7 +112,7 @@ cdef class SplitRing(DeviceRing):
             self.ask()
             count = vhu_half_at(self.available + 2) - self.base
         vhu_acquire()
-        self.left = count if count <= self.size else -1
+        self.left = count if count <= self.size and not self.behind else -1
         return self.left
 
     cdef bint ask(self) noexcept nogil:
@@ -113,6 +156,8 @@ cdef class SplitRing(DeviceRing):
         return False
 
     cdef int keep(self, Taken *taken) noexcept nogil:
+        if self.entries != NULL:
+            self.enter(taken.head)
         self.base += 1
         self.left -= 1
         return self.left
@@ -125,6 +170,9 @@ cdef class SplitRing(DeviceRing):
         vhu_set_word(element, head)
         vhu_set_word(element + 4, written)
         self.next += 1
+        if self.entries != NULL and head < self.size:
+            vhu_set_half(self.entries + AREA_ENTRY * head + BATCH_NEXT, vhu_half_at(self.entries + LAST_BATCH))
+            vhu_set_half(self.entries + LAST_BATCH, head)
 
     cdef bint show(self) noexcept nogil:
         cdef uint16_t before = self.shown
@@ -134,6 +182,8 @@ cdef class SplitRing(DeviceRing):
         vhu_set_half(self.used + 2, self.next)
         self.shown = self.next
         vhu_fence()
+        if self.entries != NULL:
+            self.settle(self.shown - before)
         return self.wants(before)
 
     cdef bint wants(self, uint16_t before) noexcept nogil:

@@ -64,6 +64,7 @@ cdef class DeviceRing:
     cdef object next_chain(self)
     cdef bint prepare(self, uint32_t size, tuple parts, memory, RegionTable table, bint indirect, bint event_idx) except False
 
+cdef object own(given)
 cdef uint8_t *start_of(view, Py_ssize_t needed) except NULL
 cdef int lay_pieces(DeviceRing ring, uint64_t addr, uint64_t len, bint writable, int count) noexcept nogil
 
