@@ -52,7 +52,7 @@ def cache() -> Path:
     return Path(os.environ.get("VHOSTUSER_CACHE") or HERE.parent / ".cache").absolute()
 
 
-def built(name: str) -> Path | None:
+def built(name: str = PAIR) -> Path | None:
     """A binary, if it is there and not older than its source."""
     binary = cache() / "rust" / "target" / "release" / name
     sources = [SOURCE / "Cargo.toml", *SOURCE.rglob("src/**/*.rs")]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fetch_rust
 import neighbour
 import pytest
 import ring
@@ -105,7 +106,23 @@ def test_a_ring_goal_is_met_or_missed_by_the_median_of_its_rounds() -> None:
         "  met   rate  1.20x >= 1.20x  ring:",
         "  MISS  rate  1.00x >= 3.00x  ring:",
         "  met   rate  1.00x >= 0.70x  ring:",
+        "  MISS  rate  1.00x >= 1.25x  ring:",
     ]
+
+
+def test_a_ring_goal_whose_peer_can_not_be_built_was_not_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unavailable(name: str) -> Path:
+        raise fetch_rust.Unavailable("cargo is not installed")
+
+    monkeypatch.setattr(fetch_rust, "build", unavailable)
+    monkeypatch.setattr(ring, "ROWS", {name: row for name, row in ring.ROWS.items() if "virtio" in name or "pure" in name})
+    samples = ring.interleaved(1, 1)
+    assert set(samples) == {"pure Python", "packed, pure Python"}
+    assert "no virtio-queue, descriptors: cargo is not installed" in capsys.readouterr().err
+    full = {name: [1.0] for name in ("C lean", "packed, C lean")} | samples
+    assert ring.report(full)[-1] == ("  --    not measured  ring: Python handler against virtio-queue, Reader and Writer")
 
 
 def test_every_ring_goal_names_rows_that_are_run() -> None:

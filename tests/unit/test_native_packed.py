@@ -227,6 +227,17 @@ def test_a_device_that_gives_back_more_than_it_took_harms_nobody() -> None:
         guest.device.publish()
 
 
+def test_a_chain_that_lost_a_field_is_an_error() -> None:
+    guest = Guest()
+    guest.offer()
+    chain = guest.device.pop()
+    assert chain is not None
+    del chain.written
+    with pytest.raises(AttributeError):
+        guest.device.push(chain)
+    assert not guest.device.publish()
+
+
 # What it is made of
 
 

@@ -7,7 +7,7 @@ takes a chain into `pieces`, keeps it, gives it back and shows all of them to th
 cimport cython
 from cpython.list cimport PyList_New, PyList_SET_ITEM
 from cpython.memoryview cimport PyMemoryView_FromObject, PyMemoryView_GET_BUFFER
-from cpython.ref cimport Py_INCREF, PyObject
+from cpython.ref cimport Py_INCREF
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
@@ -26,13 +26,21 @@ cdef extern from *:
     /* Fill an empty slot: what `object.name = value` does, without looking the name up. */
     static inline void vhu_fill_slot(PyObject *object, Py_ssize_t slot, PyObject *value)
     { Py_INCREF(value); *(PyObject **)((char *)object + slot) = value; }
-    /* What is in a slot, borrowed, or NULL. */
-    static inline PyObject *vhu_slot_of(PyObject *object, Py_ssize_t slot) { return *(PyObject **)((char *)object + slot); }
+    /* What `object.name` is, or AttributeError. */
+    static inline PyObject *vhu_slot_of(PyObject *object, Py_ssize_t slot)
+    {
+        PyObject *value = *(PyObject **)((char *)object + slot);
+        if (value)
+            Py_INCREF(value);
+        else
+            PyErr_SetString(PyExc_AttributeError, "a field of a chain was deleted");
+        return value;
+    }
     static inline PyObject *vhu_new(PyTypeObject *type) { return PyType_GenericNew(type, NULL, NULL); }
     """
     Py_ssize_t vhu_slot(object slot)
     void vhu_fill_slot(object object, Py_ssize_t slot, object value)
-    PyObject *vhu_slot_of(object object, Py_ssize_t slot)
+    object vhu_slot_of(object object, Py_ssize_t slot)
     object vhu_new(type kind)
 
 cdef type Chain = DescriptorChain
@@ -203,14 +211,9 @@ cdef class DeviceRing:
         """Give a request back; the driver sees it at the next `publish`."""
         cdef Taken taken
         taken.readable = taken.count = 0
-        cdef PyObject *head = NULL
-        cdef PyObject *entries = NULL
-        cdef PyObject *written = NULL
         if type(chain) is Chain:
-            head, entries, written = vhu_slot_of(chain, HEAD), vhu_slot_of(chain, ENTRIES), vhu_slot_of(chain, WRITTEN)
-        if head != NULL and entries != NULL and written != NULL:
-            taken.head, taken.entries = <object>head, <object>entries
-            self.finish(&taken, <object>written)
+            taken.head, taken.entries = vhu_slot_of(chain, HEAD), vhu_slot_of(chain, ENTRIES)
+            self.finish(&taken, vhu_slot_of(chain, WRITTEN))
         else:
             taken.head, taken.entries = chain.head, chain.entries
             self.finish(&taken, chain.written)
