@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,13 @@ def test_without_a_tree_the_commands_say_how_to_get_one(tmp_path: Path, monkeypa
     assert not fetch.is_fetched()
     with pytest.raises(fetch.FetchError, match=r"run python3 tests/vm/fetch\.py once"):
         fetch.qemu_command()
+
+
+def test_a_tree_of_before_a_program_was_wanted_is_not_complete(tmp_path: Path) -> None:
+    wanted = [*fetch.PROGRAMS, *fetch.FROM_NEXT, *(f"{part}7.3" for part in fetch.KERNEL_PARTS)]
+    for missing in (None, *wanted):
+        (tmp_path / fetch.STAMP).write_text(json.dumps({name: "1" for name in wanted if name != missing}))
+        assert fetch.is_fetched(tmp_path) == (missing is None)
 
 
 def test_a_list_past_its_date_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
