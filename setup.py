@@ -9,7 +9,7 @@ def extensions() -> list[Extension]:
         from Cython.Build import cythonize
     except ImportError:
         return []
-    names = ("window", "server", "caller", "ring")
+    names = ("window", "server", "caller", "ring", "block")
     modules = [
         Extension(
             f"vhostuser._native.{name}",

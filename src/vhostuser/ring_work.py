@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
-from typing import Final
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeGuard
 
+from . import _native
 from .counters import Counters
-from .device import Device, Keep
+from .device import CompiledHandler, Device, Keep
 from .errors import MemoryFault, QueueBroken, VhostUserError
 from .limited_log import LimitedLog
 from .memory.dirty_log import DirtyLog
@@ -23,29 +26,68 @@ from .virtio.chain import DescriptorChain
 from .virtqueue import DeviceQueue
 from .vring import Vring
 
+if TYPE_CHECKING:
+    from ._native.ring import SplitRing
+
 log = logging.getLogger(__name__)
 LONGEST_WRITTEN: Final = (1 << 32) - 1
 """What a used entry can say."""
 
 
-class RingWork:
-    """The requests of a device's rings, whatever thread they are processed in."""
+@dataclass(frozen=True, slots=True)
+class Post:
+    """Where a thread that has one ring only waits for it, in compiled code: on these fds, `spin` nanoseconds awake."""
 
-    def __init__(self, device: Device, counters: Counters, limited: LimitedLog) -> None:
-        self._device, self._counters, self._log = device, counters, limited
+    kick: int
+    waker: int
+    spin: int
+
+
+class RingWork:
+    """The requests of a device's rings, whatever thread they are processed in.
+
+    `ready` is called in one of these when a driver has taken the device, before its first request.
+    """
+
+    def __init__(self, device: Device, counters: Counters, ready: Callable[[], None], limited: LimitedLog) -> None:
+        self._device, self._counters, self._ready, self._log = device, counters, ready, limited
         self._choosy = type(device).takes is not Device.takes
+        self._starting = threading.Lock()
+        self._announced = self._started = 0
         self.log: DirtyLog | None = None
         """Where writes to guest memory are logged, while they are."""
 
-    def work(self, vring: Vring) -> None:
-        """Process all that waits in a ring, and give back what is completed, publishing once a batch."""
+    def announce(self) -> None:
+        """Have `ready` called before anything else is."""
+        self._announced += 1
+
+    def begin(self) -> None:
+        """Call `ready` if that is due. Who comes meanwhile waits until it is done."""
+        with self._starting:
+            if (announced := self._announced) != self._started:
+                self._call_ready()
+                self._started = announced
+
+    def _call_ready(self) -> None:
+        try:
+            self._ready()
+        except VhostUserError as error:
+            self._log.warning(f"the start of the device failed: {error}")
+        except Exception:
+            self._log.exception("the start of the device failed")
+
+    def work(self, vring: Vring, post: Post | None = None) -> None:
+        """Process all that waits in a ring, and give back what is completed, publishing once a batch.
+
+        With a `post` stay, and wait for more, until the waker is set. Nothing is done while `begin` is due.
+        """
         while vring.active:
             with vring.lock:
-                queue = vring.queue
+                queue, epoch = vring.queue, vring.epoch
                 try:
-                    if (queue := vring.settle()) is None:
+                    if self._announced != self._started or (queue := vring.settle()) is None:
                         return
-                    more = self._batch(vring, queue)
+                    more = self._turn(vring, queue, epoch, post)
                 except QueueBroken as error:
                     if not vring.settled or vring.queue is not queue:
                         continue
@@ -59,6 +101,35 @@ class RingWork:
                     return
             if not more:
                 return
+
+    def _turn(self, vring: Vring, queue: DeviceQueue, epoch: int, post: Post | None) -> bool:
+        """One round with a ring; whether there may be more to do."""
+        if self._choosy or not _is_compiled(queue):
+            return self._batch(vring, queue, queue.size)
+        if post is None or not vring.handover:
+            return self._quietly(vring, queue, epoch)
+        if handler := self._handler():
+            why = handler.serve(queue, vring.handover, epoch, post.kick, post.waker, post.spin)
+            if why == _native.block.LEFT:
+                self._batch(vring, queue, 1)
+        elif self._batch(vring, queue, queue.size):
+            return True
+        else:
+            why = vring.handover.wait(queue, epoch, post.kick, post.waker, post.spin)
+        if why == _native.block.UNREADABLE:
+            vring.check_kick()
+        return why != _native.block.WOKEN
+
+    def _handler(self) -> CompiledHandler | None:
+        """What serves requests in compiled code, where nothing is logged."""
+        return None if self.log else self._device.compiled()
+
+    def _quietly(self, vring: Vring, queue: SplitRing, epoch: int) -> bool:
+        """A batch without kicks meanwhile; what came before they are wanted again is more to do."""
+        queue.disable_kicks()
+        if self._batch(vring, queue, queue.size):
+            return True
+        return vring.epoch == epoch and queue.enable_kicks()
 
     def collect(self, vring: Vring) -> None:
         """Give back what is completed of a ring that takes no more requests. The lock must be held."""
@@ -91,12 +162,12 @@ class RingWork:
         self._log.warning(f"queue {vring.index} is broken: {error}")
         vring.signal("err")
 
-    def _batch(self, vring: Vring, queue: DeviceQueue) -> bool:
-        """Process what waits, a queue's length at most, and publish it in one go; whether there was anything."""
+    def _batch(self, vring: Vring, queue: DeviceQueue, most: int) -> bool:
+        """Process what waits, `most` requests at most, and publish it in one go; whether there was anything."""
         epoch, chain = vring.epoch, None
         try:
             self._take_completed(vring, queue, epoch)
-            for _ in range(queue.size):
+            for _ in range(most):
                 if vring.epoch != epoch or not vring.active or not vring.settled or not self._wanted(vring.index):
                     chain = None
                     break
@@ -159,6 +230,10 @@ class RingWork:
         except Exception:
             self._log.exception(f"{type(self._device).__name__}.process failed for a request of queue {index}")
         return None
+
+
+def _is_compiled(queue: DeviceQueue) -> TypeGuard[SplitRing]:
+    return _native.accelerated and isinstance(queue, _native.ring.SplitRing)
 
 
 @contextlib.contextmanager

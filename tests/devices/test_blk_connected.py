@@ -60,7 +60,7 @@ def test_the_device_knows_whether_the_driver_flushes(path: Path, monkeypatch: py
         monkeypatch.setattr(frontend, "FEATURES", frontend.FEATURES | FLUSH)
     calls: list[int] = []
     monkeypatch.setattr(os, "fdatasync", calls.append)
-    with BlockDevice(Disk(path)) as device, joined(device) as both:
+    with BlockDevice(Disk(path), native=False) as device, joined(device) as both:
         assert (f"BIT_{BlockFeature.FLUSH}" in both.frontend.features) == flushes
         both.frontend.share_memory(MEMORY)
         queue = both.frontend.start_queue(0, size=16)

@@ -1,17 +1,17 @@
-"""The compiled half, if it was built and VHOSTUSER_PURE does not forbid it: `caller`, `ring`, `server` and `window`."""
+"""The compiled half, if it was built and VHOSTUSER_PURE does not forbid it."""
 
 from __future__ import annotations
 
 import os
 
-__all__ = ["accelerated", "caller", "ring", "server", "window"]
+__all__ = ["accelerated", "block", "caller", "ring", "server", "window"]
 
 accelerated = False
 """The compiled half is in use."""
 
 if os.environ.get("VHOSTUSER_PURE", "0") in ("", "0"):
     try:
-        from . import caller, ring, server, window
+        from . import block, caller, ring, server, window
 
         accelerated = True
     except ImportError:

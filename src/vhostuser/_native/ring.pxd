@@ -39,10 +39,14 @@ cdef class SplitRing:
     cdef Piece *pieces
     cdef uint32_t room
     cdef uint16_t next, shown, mask
+    cdef int left
     cdef bint fresh, resting
     cdef int waiting(self) noexcept nogil
     cdef uint16_t ask(self) noexcept nogil
+    cdef void rest(self) noexcept nogil
     cdef bint take(self, Taken *taken) noexcept nogil
+    cdef int keep(self, Taken *taken) noexcept nogil
+    cdef void finish(self, Taken *taken, uint32_t written) noexcept nogil
     cdef void give(self, uint32_t head, uint32_t written) noexcept nogil
     cdef bint show(self) noexcept nogil
     cdef bint wants(self, uint16_t before) noexcept nogil

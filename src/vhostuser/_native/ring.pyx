@@ -248,8 +248,7 @@ cdef class SplitRing:
     def disable_kicks(self):
         """Tell the driver that nobody needs a kick, until `enable_kicks`: a hint ("Available Buffer Notification Suppression")."""
         self.resting = True
-        if not self.event_idx:
-            vhu_set_half(self.used, NO_NOTIFY)
+        self.rest()
 
     cdef object next_chain(self):
         """The chain that waits at `base`."""
@@ -278,7 +277,8 @@ cdef class SplitRing:
         if count == 0 and self.event_idx and not self.resting:
             count = self.ask()
         vhu_acquire()
-        return count if count <= self.size else -1
+        self.left = count if count <= self.size else -1
+        return self.left
 
     cdef uint16_t ask(self) noexcept nogil:
         """Ask for a kick at the next request, and look once more: how many came before the driver could know."""
@@ -288,6 +288,11 @@ cdef class SplitRing:
             vhu_set_half(self.used, 0)
         vhu_fence()
         return vhu_half_at(self.available + 2) - self.base
+
+    cdef void rest(self) noexcept nogil:
+        """Tell the driver that nobody needs a kick."""
+        if not self.event_idx:
+            vhu_set_half(self.used, NO_NOTIFY)
 
     cdef bint take(self, Taken *taken) noexcept nogil:
         """Follow the chain at `base` into `pieces`, which waits; false, and nothing has changed, if anything is unusual."""
@@ -358,6 +363,16 @@ cdef class SplitRing:
         if not writable:
             taken.readable = taken.count
         return True
+
+    cdef int keep(self, Taken *taken) noexcept nogil:
+        """What was taken is ours; how many more wait, at least."""
+        self.base += 1
+        self.left -= 1
+        return self.left
+
+    cdef void finish(self, Taken *taken, uint32_t written) noexcept nogil:
+        """Give it back; the driver sees it at the next `show`."""
+        self.give(taken.head, written)
 
     cdef void give(self, uint32_t head, uint32_t written) noexcept nogil:
         cdef uint8_t *element = self.used + HEADER + ELEMENT * (self.next & self.mask)
