@@ -5,14 +5,12 @@ A thread with one compiled ring waits in compiled code, with the ring's lock hel
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from . import _native
 from .errors import QueueBroken
 from .ring_work import Post, RingWork
 from .transport.loop import Poller, Waker
@@ -84,19 +82,10 @@ class QueueThread:
                 kicks[fd] = vring
                 poller.watch(fd)
         self._work.begin()
-        with self._post(list(kicks.values())) as post:
-            for vring in kicks.values():
-                self._work.work(vring, post)
-            self._wait(poller, kicks, post)
-
-    @contextlib.contextmanager
-    def _post(self, vrings: list[Vring]) -> Iterator[Post | None]:
-        """Where to wait in compiled code, if there is one ring only."""
-        if not _native.accelerated or len(vrings) != 1 or (kick := vrings[0].own_kick()) is None:
-            yield None
-            return
-        with kick:
-            yield Post(kick.fileno(), self._waker.fileno(), self._spin)
+        post = Post(self._waker.fileno(), self._spin) if len(kicks) == 1 else None
+        for vring in kicks.values():
+            self._work.work(vring, post)
+        self._wait(poller, kicks, post)
 
     def _wait(self, poller: Poller, kicks: dict[int, Vring], post: Post | None) -> None:
         """Serve kicks until something about the rings has changed, or a device has completed what it kept."""

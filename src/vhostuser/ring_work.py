@@ -12,15 +12,16 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeGuard
+from typing import TYPE_CHECKING, Final
 
 from . import _native
+from .bare_ring import bare_ring
 from .counters import Counters
 from .device import CompiledHandler, Device, Keep
 from .errors import MemoryFault, QueueBroken, VhostUserError
 from .limited_log import LimitedLog
 from .memory.dirty_log import DirtyLog
-from .memory.fragile import pour_back
+from .memory.fragile import FragileQueue, pour_back
 from .memory.guest import GuestMemory
 from .virtio.chain import DescriptorChain
 from .virtqueue import DeviceQueue
@@ -36,9 +37,8 @@ LONGEST_WRITTEN: Final = (1 << 32) - 1
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """Where a thread that has one ring only waits for it, in compiled code: on these fds, `spin` nanoseconds awake."""
+    """How a thread that has one ring only waits for it, in compiled code: `spin` nanoseconds awake, then on an fd."""
 
-    kick: int
     waker: int
     spin: int
 
@@ -103,26 +103,20 @@ class RingWork:
                 return
 
     def _turn(self, vring: Vring, queue: DeviceQueue, epoch: int, post: Post | None) -> bool:
-        """One round with a ring; whether there may be more to do."""
-        if self._choosy or not _is_compiled(queue):
-            return self._batch(vring, queue, queue.size)
-        if post is None or not vring.handover:
-            return self._quietly(vring, queue, epoch)
-        if handler := self._handler():
-            why = handler.serve(queue, vring.handover, epoch, post.kick, post.waker, post.spin)
-            if why == _native.block.LEFT:
-                self._batch(vring, queue, 1)
-        elif self._batch(vring, queue, queue.size):
-            return True
-        else:
-            why = vring.handover.wait(queue, epoch, post.kick, post.waker, post.spin)
-        if why == _native.block.UNREADABLE:
-            vring.check_kick()
-        return why != _native.block.WOKEN
+        """What there is to do for a ring; whether there may be more."""
+        ring = None if self._choosy else _compiled(queue)
+        bare = isinstance(queue, FragileQueue) and self._handler() is not None
+        if post is None or not (ring or bare) or (kick := vring.own_kick()) is None:
+            return self._quietly(vring, ring, epoch) if ring else self._batch(vring, queue, queue.size)
+        with kick:
+            while (more := self._stay(vring, queue, epoch, post, kick.fileno())) and vring.active and vring.settled:
+                if vring.epoch != epoch:
+                    break
+            return more
 
     def _handler(self) -> CompiledHandler | None:
-        """What serves requests in compiled code, where nothing is logged."""
-        return None if self.log else self._device.compiled()
+        """What serves requests in compiled code, which logs nothing."""
+        return self._device.compiled() if _native.accelerated and not self.log else None
 
     def _quietly(self, vring: Vring, queue: SplitRing, epoch: int) -> bool:
         """A batch without kicks meanwhile; what came before they are wanted again is more to do."""
@@ -130,6 +124,35 @@ class RingWork:
         if self._batch(vring, queue, queue.size):
             return True
         return vring.epoch == epoch and queue.enable_kicks()
+
+    def _stay(self, vring: Vring, queue: DeviceQueue, epoch: int, post: Post, kick: int) -> bool:
+        """Do what there is and wait for more, until Python is wanted for something; false if the thread was woken."""
+        if handler := self._handler():
+            why = self._serve(vring, queue, epoch, handler, post, kick)
+            if why == _native.block.LEFT:
+                self._batch(vring, queue, 1)
+        elif self._batch(vring, queue, queue.size) or not (ring := _compiled(queue)) or not vring.handover:
+            return True
+        else:
+            why = vring.handover.wait(ring, epoch, kick, post.waker, post.spin)
+        if why == _native.block.UNREADABLE:
+            vring.check_kick()
+        elif why == _native.block.GONE:
+            raise QueueBroken("guest memory is gone: its file was truncated")
+        return why != _native.block.WOKEN
+
+    def _serve(self, vring: Vring, queue: DeviceQueue, epoch: int, handler: CompiledHandler, post: Post, kick: int) -> int:
+        """Let compiled code serve the ring; why it comes back."""
+        ring = _compiled(queue)
+        if ring is None and isinstance(queue, FragileQueue) and vring.place:
+            ring = vring.bare = bare_ring(vring.place, queue)
+        if ring is None or not vring.handover:
+            return _native.block.LEFT
+        why = handler.serve(ring, vring.handover, epoch, kick, post.waker, post.spin)
+        with vring.books:
+            if vring.epoch == epoch:
+                vring.catch_up()
+        return why
 
     def collect(self, vring: Vring) -> None:
         """Give back what is completed of a ring that takes no more requests. The lock must be held."""
@@ -232,8 +255,9 @@ class RingWork:
         return None
 
 
-def _is_compiled(queue: DeviceQueue) -> TypeGuard[SplitRing]:
-    return _native.accelerated and isinstance(queue, _native.ring.SplitRing)
+def _compiled(queue: DeviceQueue) -> SplitRing | None:
+    """The queue, if it is a compiled one."""
+    return queue if _native.accelerated and isinstance(queue, _native.ring.SplitRing) else None
 
 
 @contextlib.contextmanager

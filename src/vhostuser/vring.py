@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from . import _native
+from .bare_ring import catch_up
 from .errors import QueueBroken
+from .memory.fragile import FragileQueue
 from .memory.guest import GuestMemory
 from .transport.fds import OwnedFd
 from .transport.loop import drain
@@ -22,6 +24,7 @@ from .virtqueue import DeviceQueue, Place
 
 if TYPE_CHECKING:
     from ._native.block import Handover
+    from ._native.ring import SplitRing
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +54,8 @@ class Vring:
     """Set when the device has completed one of them."""
     handover: Handover | None = field(default_factory=lambda: _native.block.Handover() if _native.accelerated else None)
     """What compiled code shares with the thread that serves the front-end: the eventfd `call`, and word to leave."""
+    bare: SplitRing | None = None
+    """What compiled code works on in place of a queue in memory that may shrink."""
     used_log: int | None = None
     """Where in guest memory the used ring lies for the dirty log, if writes to it are to be logged."""
     _settled: Place | None = None
@@ -89,6 +94,12 @@ class Vring:
         self.epoch += 1
         if self.handover:
             self.handover.abandon()
+
+    def catch_up(self) -> None:
+        """Let the queue go on where compiled code is. `books` must be held. QueueBroken if memory is gone."""
+        ring, self.bare = self.bare, None
+        if ring is not None and isinstance(self.queue, FragileQueue):
+            catch_up(self.queue, ring)
 
     def complete(self, chain: DescriptorChain) -> None:
         """The device is done with a request that it kept. From any thread."""

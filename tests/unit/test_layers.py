@@ -31,7 +31,18 @@ ROWS = [
 
 SIDES = {
     "back-end": {
-        *("device", "shared_memory", "port", "virtqueue", "vring", "ring_work", "queue_thread", "rings", "driver_watch"),
+        *(
+            "device",
+            "shared_memory",
+            "port",
+            "virtqueue",
+            "bare_ring",
+            "vring",
+            "ring_work",
+            "queue_thread",
+            "rings",
+            "driver_watch",
+        ),
         *("serving", "guest_table", "backend"),
     },
     "front-end": {"answering", "driving", "queue", "shared_region", "frontend"},

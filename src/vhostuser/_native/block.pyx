@@ -5,12 +5,14 @@ unusual, wrong or fails is left in the ring, where Python finds it and does it o
 """
 
 cimport cython
+from cpython.memoryview cimport PyMemoryView_GET_BUFFER
 from cpython.pythread cimport PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock
 from cpython.pythread cimport PyThread_type_lock, WAIT_LOCK
 from libc.errno cimport EAGAIN, EINTR, EIO, errno
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from .guard cimport vhu_catch_faults, vhu_enter, vhu_exit
 from .ring cimport Piece, Taken
 from .ring cimport SplitRing as DeviceRing
 
@@ -30,6 +32,10 @@ cdef extern from *:
 
     static inline int vhu_look(const int *at) { return __atomic_load_n(at, __ATOMIC_ACQUIRE); }
     static inline void vhu_say(int *at, int value) { __atomic_store_n(at, value, __ATOMIC_RELEASE); }
+
+    static __thread volatile int vhu_held __attribute__((tls_model("initial-exec")));
+    static inline int vhu_holding(void) { return vhu_held; }
+    static inline void vhu_set_holding(int value) { vhu_held = value; }
 
     static inline void vhu_pause(void)
     {
@@ -102,6 +108,8 @@ cdef extern from *:
     int close(int fd) nogil
     int vhu_look(const int *at) noexcept nogil
     void vhu_say(int *at, int value) noexcept nogil
+    int vhu_holding() noexcept nogil
+    void vhu_set_holding(int value) noexcept nogil
     void vhu_pause() noexcept nogil
     int64_t vhu_nanoseconds() noexcept nogil
     void vhu_set_eventfd(int fd) noexcept nogil
@@ -117,6 +125,7 @@ cpdef enum:
     WOKEN = 2  # the waker was set, or `leave` called
     UNREADABLE = 3  # the kick can't be read
     ABANDONED = 4  # a stop did not wait: the ring is not this thread's any more
+    GONE = 5  # memory of the driver's is not there any more
 
 cdef enum:
     # As in `virtio.block`.
@@ -183,24 +192,58 @@ cdef class Handover:
             self.let_go()
 
     def wait(self, DeviceRing ring not None, int epoch, int kick, int waker, int64_t spin):
-        """Wait for a request in a ring, `spin` nanoseconds awake: WORK, WOKEN, UNREADABLE or ABANDONED.
+        """Wait for a request in a ring, `spin` nanoseconds awake: WORK, WOKEN, UNREADABLE, ABANDONED or GONE.
 
         `epoch` is how often `abandon` had been called when the ring was found active.
         """
         cdef int why
+        vhu_catch_faults()
         with nogil:
-            why = depart(ring, self, epoch, idle(ring, self, kick, waker, spin))
+            if vhu_enter():
+                why = self.gone()
+            else:
+                why = depart(ring, self, epoch, idle(ring, self, kick, waker, spin))
+                vhu_exit()
         return why
 
     cdef inline void hold(self) noexcept nogil:
         PyThread_acquire_lock(self.lock, WAIT_LOCK)
+        vhu_set_holding(1)
 
     cdef inline void let_go(self) noexcept nogil:
+        vhu_set_holding(0)
         PyThread_release_lock(self.lock)
+
+    cdef int gone(self) noexcept nogil:
+        """The thread has come back to the start of its guard."""
+        if vhu_holding():
+            self.let_go()
+        return GONE
 
     cdef inline void call_driver(self) noexcept nogil:
         if self.call >= 0:
             vhu_set_eventfd(self.call)
+
+
+cdef uint8_t *start_of(view):
+    return <uint8_t *>PyMemoryView_GET_BUFFER(view).buf
+
+
+def relay(DeviceRing ring not None, descriptors, available, used):
+    """Move a ring that was made over parts of our own to the memory itself, which its file may have lost.
+
+    From then on only what is guarded may touch it: `serve`, `serve_waiting`, `Handover.wait`.
+    """
+    cdef int extra = 2 if ring.event_idx else 0
+    if len(descriptors) < 16 * ring.size or len(available) < 4 + 2 * ring.size + extra or len(used) < 4 + 8 * ring.size + extra:
+        raise ValueError(f"a part of the ring is too short for {ring.size} entries")
+    ring.parts = memoryview(descriptors), memoryview(available), memoryview(used)
+    ring.descriptors, ring.available, ring.used = start_of(ring.parts[0]), start_of(ring.parts[1]), start_of(ring.parts[2])
+
+
+def progress(DeviceRing ring not None):
+    """The next available index that is not done and shown, and the used index that the driver sees."""
+    return <uint16_t>(ring.base - <uint16_t>(ring.next - ring.shown)), ring.shown
 
 
 cdef int idle(DeviceRing ring, Handover handover, int kick, int waker, int64_t spin) noexcept nogil:
@@ -328,20 +371,30 @@ cdef class BlockFile:
             close(self.fd)
 
     def serve(self, DeviceRing ring not None, Handover handover not None, int epoch, int kick, int waker, int64_t spin):
-        """Serve a ring until something is wanted of Python: LEFT, WOKEN, UNREADABLE or ABANDONED.
+        """Serve a ring until something is wanted of Python: LEFT, WOKEN, UNREADABLE, ABANDONED or GONE.
 
         `epoch` and `spin` are as in `Handover.wait`.
         """
         cdef int why
+        vhu_catch_faults()
         with nogil:
-            why = stay(ring, self, handover, epoch, kick, waker, spin)
+            if vhu_enter():
+                why = handover.gone()
+            else:
+                why = stay(ring, self, handover, epoch, kick, waker, spin)
+                vhu_exit()
         return why
 
     def serve_waiting(self, DeviceRing ring not None, Handover handover not None, int epoch):
         """Serve what waits in a ring, and come back: WORK if all is done."""
         cdef int why
+        vhu_catch_faults()
         with nogil:
-            why = batch(ring, self, handover, epoch)
+            if vhu_enter():
+                why = handover.gone()
+            else:
+                why = batch(ring, self, handover, epoch)
+                vhu_exit()
         return WORK if why == EMPTY else why
 
     cdef int64_t perform(self, Piece *pieces, Taken *taken) noexcept nogil:
