@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 def bare_ring(place: Place, queue: FragileQueue) -> SplitRing:
     """The queue in the memory itself. QueueBroken if it is not there any more."""
     sizes, at, memory = place.sizes, place.addresses, place.memory
-    own = [memoryview(bytearray(size)) for size in sizes]
-    own[2][2:4] = queue.used.to_bytes(2, "little")
-    event_idx = bool(place.features >> Feature.RING_EVENT_IDX & 1)
-    table = _native.ring.RegionTable(memory.bare)
+    descriptors, available, used = (memoryview(bytearray(size)) for size in sizes)
+    used[2:4] = queue.used.to_bytes(2, "little")
     ring = _native.ring.SplitRing(
-        queue.size, *own, memory, table, base=queue.base, indirect=queue.indirect, event_idx=event_idx
+        queue.size,
+        descriptors,
+        available,
+        used,
+        memory,
+        _native.ring.RegionTable(memory.bare),
+        base=queue.base,
+        indirect=queue.indirect,
+        event_idx=bool(place.features >> Feature.RING_EVENT_IDX & 1),
     )
     try:
         starts = (at.descriptor, at.available, at.used)

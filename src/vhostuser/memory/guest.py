@@ -131,7 +131,7 @@ class GuestMemory:
         return [(region.guest_addr, region.bare) for region in self.regions]
 
     def bare_at_user(self, user_addr: int, len: int) -> memoryview:
-        """The bytes of a ring at a user address, fragile or not, for such code. MemoryFault if they are not in one region."""
+        """The bytes of a ring at a user address, fragile or not, for such code. MemoryFault if no region has them."""
         region, offset = self._by_user_addr(user_addr, len)
         return region.bare[offset : offset + len]
 
