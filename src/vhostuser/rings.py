@@ -98,13 +98,19 @@ class Rings:
         """Log writes to guest memory from now on, or no more. Compiled code, which logs none, has left when this returns."""
         before, self.work.log = self.work.log, dirty
         if dirty and not before and self._device.compiled():
-            self.wake()
-            deadline = time.monotonic() + self._device.drain_timeout
             for vring in self.vrings:
-                if vring.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-                    vring.lock.release()
-                else:
-                    self._abandon(vring)
+                if vring.active:
+                    self._interrupt(vring)
+
+    def _interrupt(self, vring: Vring) -> None:
+        """Have the thread of an active ring leave it, and come back. A request that takes too long is done once more."""
+        vring.active = False
+        self._thread_of(vring.index).wake()
+        if vring.lock.acquire(timeout=self._device.drain_timeout):
+            vring.lock.release()
+        else:
+            self._abandon(vring)
+        self.start(vring.index)
 
     def stop(self, index: int) -> int:
         """Pause the ring and forget where it lies; the next available index."""
