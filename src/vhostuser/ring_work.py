@@ -105,18 +105,14 @@ class RingWork:
     def _turn(self, vring: Vring, queue: DeviceQueue, epoch: int, post: Post | None) -> bool:
         """What there is to do for a ring; whether there may be more."""
         ring = None if self._choosy else _compiled(queue)
-        bare = isinstance(queue, FragileQueue) and self._handler() is not None
-        if post is None or not (ring or bare) or (kick := vring.own_kick()) is None:
+        handler = self._device.compiled() if _native.accelerated and not self.log else None  # it logs nothing
+        if post is None or not (ring or (handler and isinstance(queue, FragileQueue))) or (kick := vring.own_kick()) is None:
             return self._quietly(vring, ring, epoch) if ring else self._batch(vring, queue, queue.size)
         with kick:
-            while (more := self._stay(vring, queue, epoch, post, kick.fileno())) and vring.active and vring.settled:
+            while (more := self._stay(vring, queue, epoch, post, kick.fileno(), handler)) and vring.active and vring.settled:
                 if vring.epoch != epoch:
                     break
             return more
-
-    def _handler(self) -> CompiledHandler | None:
-        """What serves requests in compiled code, which logs nothing."""
-        return self._device.compiled() if _native.accelerated and not self.log else None
 
     def _quietly(self, vring: Vring, queue: SplitRing, epoch: int) -> bool:
         """A batch without kicks meanwhile; what came before they are wanted again is more to do."""
@@ -125,9 +121,11 @@ class RingWork:
             return True
         return vring.epoch == epoch and queue.enable_kicks()
 
-    def _stay(self, vring: Vring, queue: DeviceQueue, epoch: int, post: Post, kick: int) -> bool:
+    def _stay(
+        self, vring: Vring, queue: DeviceQueue, epoch: int, post: Post, kick: int, handler: CompiledHandler | None
+    ) -> bool:
         """Do what there is and wait for more, until Python is wanted for something; false if the thread was woken."""
-        if handler := self._handler():
+        if handler:
             why = self._serve(vring, queue, epoch, handler, post, kick)
             if why == _native.block.LEFT:
                 self._batch(vring, queue, 1)
@@ -191,7 +189,8 @@ class RingWork:
         try:
             self._take_completed(vring, queue, epoch)
             for _ in range(most):
-                if vring.epoch != epoch or not vring.active or not vring.settled or not self._wanted(vring.index):
+                resting = not vring.active or (vring.moved and not vring.settled)
+                if resting or vring.epoch != epoch or (self._choosy and not self._wanted(vring.index)):
                     chain = None
                     break
                 if (chain := queue.pop()) is None:
@@ -223,8 +222,9 @@ class RingWork:
     ) -> None:
         """Give a request back, unless a stop has abandoned it. `memory` is where it lies, if it was kept."""
         with vring.books:
-            if vring.epoch == epoch and vring.place:
-                self._settle_writes(memory or vring.place.memory, chain)
+            if vring.epoch == epoch and (place := vring.place):
+                if self.log or place.memory.fragile or memory:
+                    self._settle_writes(memory or place.memory, chain)
                 chain.written = min(chain.written, LONGEST_WRITTEN)
                 queue.push(chain)
                 vring.pushed += 1
@@ -240,7 +240,7 @@ class RingWork:
 
     def _wanted(self, index: int) -> bool:
         try:
-            return not self._choosy or self._device.takes(index)
+            return self._device.takes(index)
         except Exception:
             self._log.exception(f"{type(self._device).__name__}.takes failed for queue {index}")
             return False

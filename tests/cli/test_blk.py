@@ -37,7 +37,15 @@ def test_print_capabilities_ignores_all_else(others: tuple[str, ...]) -> None:
 def test_help_names_the_exit_codes() -> None:
     done = run(BLK, "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    for text in ("--blk-file FILE", "--read-only", "--num-queues", "--queue-size", "--handler", "--spin MICROSECONDS", "exit status: 0"):
+    for text in (
+        "--blk-file FILE",
+        "--read-only",
+        "--num-queues",
+        "--queue-size",
+        "--handler",
+        "--spin MICROSECONDS",
+        "exit status: 0",
+    ):
         assert text in done.stdout
 
 

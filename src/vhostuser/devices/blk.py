@@ -120,8 +120,7 @@ class BlockDevice(Device):
             name = errno.errorcode.get(error.errno or 0, "")
             self._log.warning(f"a request failed: {error.strerror} ({name})")
         finally:
-            chain.written = room
-            chain.write(_STATUS[status])
+            chain.writable[-1][-1:] = _STATUS[status]
             chain.written = written + 1
 
     def _perform(self, chain: DescriptorChain, room: int) -> int:
