@@ -5,6 +5,7 @@ unusual, wrong or fails is left in the ring, where Python finds it and does it o
 """
 
 cimport cython
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.memoryview cimport PyMemoryView_GET_BUFFER
 from cpython.pythread cimport PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock
 from cpython.pythread cimport PyThread_type_lock, WAIT_LOCK
@@ -99,6 +100,21 @@ cdef extern from *:
         return result;
     }
 
+    /* Let the kernel copy between two places of this process: the bytes done, or the errno of a page that is not there. */
+    static inline ssize_t vhu_copy(int writes, void *ours, uint64_t address, size_t size)
+    {
+        size_t done = 0;
+        while (done < size) {
+            struct iovec near = {(char *)ours + done, size - done}, far = {(void *)(uintptr_t)(address + done), size - done};
+            ssize_t count = writes ? process_vm_writev(getpid(), &near, 1, &far, 1, 0)
+                                   : process_vm_readv(getpid(), &near, 1, &far, 1, 0);
+            if (count <= 0)
+                return count ? -errno : -EFAULT;
+            done += count;
+        }
+        return 0;
+    }
+
     static inline int vhu_duplicate(int fd) { return fcntl(fd, F_DUPFD_CLOEXEC, 0); }
     """
     cdef struct iovec:
@@ -116,6 +132,7 @@ cdef extern from *:
     int vhu_sleep(int kick, int waker) noexcept nogil
     ssize_t vhu_move(bint writes, int fd, iovec *parts, int count, int64_t offset) noexcept nogil
     int vhu_sync(int fd) noexcept nogil
+    ssize_t vhu_copy(bint writes, void *ours, uint64_t address, size_t size) noexcept nogil
     int vhu_duplicate(int fd) noexcept nogil
 
 cpdef enum:
@@ -223,6 +240,27 @@ cdef class Handover:
     cdef inline void call_driver(self) noexcept nogil:
         if self.call >= 0:
             vhu_set_eventfd(self.call)
+
+
+def copy_here(buffer not None, uint64_t address):
+    """Fill a writable buffer with the bytes at `address`: 0, or the errno where they are not there."""
+    return moved(buffer, address, False)
+
+
+def copy_there(buffer not None, uint64_t address):
+    """Write a writable buffer's bytes to `address`: as `copy_here`."""
+    return moved(buffer, address, True)
+
+
+cdef int moved(buffer, uint64_t address, bint writes) except -1:
+    cdef Py_buffer given
+    cdef ssize_t result
+    PyObject_GetBuffer(buffer, &given, PyBUF_WRITABLE)
+    try:
+        result = vhu_copy(writes, given.buf, address, given.len)
+    finally:
+        PyBuffer_Release(&given)
+    return <int>-result
 
 
 cdef uint8_t *start_of(view):
