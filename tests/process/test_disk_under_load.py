@@ -167,8 +167,10 @@ def test_q30_a_thousand_stops_under_load_lose_and_repeat_nothing(device: BlockDe
         assert raw.served.backend.counters.broken == 0
 
 
-def test_another_call_is_used_from_its_acknowledgement_on(device: BlockDevice, path: Path) -> None:
+@pytest.mark.parametrize("spin", [0, 50, 1000])
+def test_another_call_is_used_from_its_acknowledgement_on(device: BlockDevice, path: Path, spin: int) -> None:
     """QEMU replaces it while requests are under way."""
+    device.spin = spin
     with raw_frontend(device) as raw:
         raw.negotiate(features=FEATURES | FLUSH)
         driver = Driver(raw, map_file(raw.share_memory().fileno(), MEMORY, 0))
@@ -249,6 +251,41 @@ def test_what_is_written_after_logging_began_is_logged(path: Path) -> None:
             if device.compiled():
                 assert bytes(bits) == bytes(4096)
         driver.check(path)
+        driver.stop()
+        driver.close()
+
+
+def test_what_is_in_progress_when_logging_begins_is_logged(path: Path) -> None:
+    """What comes back after SET_FEATURES was acknowledged is in the log, whenever it was begun."""
+    size, count, memory_size = 256 << 10, 14, 4 << 20
+    with BlockDevice(Disk(path)) as device, raw_frontend(device) as raw, memory_file(1, seal=True) as log:
+        raw.negotiate(features=FEATURES | FLUSH, protocol=PROTOCOL_FEATURES | 1 << ProtocolFeature.LOG_SHMFD)
+        memory = map_file(raw.share_memory(memory_size).fileno(), memory_size, 0)
+        driver = Driver(raw, memory)
+        driver.start(0)
+        bits = map_file(log.fileno(), 4096, 0)
+        raw.reply(Q.SET_LOG_BASE, Log(4096, 0), fds=[log])
+        for _ in range(30):
+            bits[:] = bytes(4096)
+            pages = {}
+            for slot in range(count):
+                memory[0x8000 + 16 * slot : 0x8010 + 16 * slot] = HEADER.pack(BlockRequest.IN, 0, slot)
+                start = (512 << 10) + size * slot
+                pages[driver.ring.add([(0x8000 + 16 * slot, 16)], [(start, size), (0x9000 + slot, 1)])] = start // 4096
+            os.eventfd_write(driver.kick.fileno(), 1)
+            raw.accepted(Q.SET_FEATURES, U64(FEATURES | FLUSH | 1 << VhostFeature.LOG_ALL))
+            while done := driver.ring.collect():
+                del pages[done[0]]
+            late = dict(pages)
+            while pages:
+                if done := driver.ring.collect():
+                    del pages[done[0]]
+                else:
+                    assert wait([driver.call], time.monotonic() + DEADLINE), f"{len(pages)} requests do not come back"
+                    drain(driver.call.fileno())
+            marked = int.from_bytes(bits, "little")
+            assert [page for page in late.values() if not marked >> page & 1] == []
+            raw.accepted(Q.SET_FEATURES, U64(FEATURES | FLUSH))
         driver.stop()
         driver.close()
 
