@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping as MappingOf
 from enum import Enum
 from types import MappingProxyType
-from typing import ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from .errors import LocalProtocolError
 from .shared_memory import SharedMemory
 from .virtio.chain import DescriptorChain
+
+if TYPE_CHECKING:
+    from ._native.block import Handover
+    from ._native.walk import DeviceRing
 
 
 class Keep(Enum):
@@ -31,10 +35,17 @@ class Queues(Protocol):
         """Look at the queue again."""
 
 
+class CompiledHandler(Protocol):
+    """What serves the ordinary requests of a device without Python."""
+
+    def serve(self, ring: DeviceRing, handover: Handover, epoch: int, kick: int, waker: int, spin: int) -> int:
+        """Serve a ring until something is wanted of Python; why, as `_native.block` numbers it."""
+
+
 class Device:
     """A virtio device. Subclasses say what it is in class attributes, and what it does in `process`.
 
-    All methods but `write_config` and `reset` are called in the queue thread, these two in the thread that serves the
+    All methods but `write_config` and `reset` are called in a queue thread, these two in the thread that serves the
     front-end. An exception in any of them fails that request alone.
     """
 
@@ -51,6 +62,11 @@ class Device:
     drain_timeout: float = 1.0
     """Seconds that a stop waits for a request in progress; then that is left to itself, and never given back. Few, because a
     front-end that waits for a stop answers no SHMEM_MAP; a device that waits for nothing but its host may say more."""
+    queue_threads: bool = False
+    """Each queue has a thread of its own, so that `process` is called in several at a time. Else one has them all."""
+    spin: float = 50.0
+    """Microseconds that a queue's thread keeps looking for the next request before it sleeps; 0 for none. Waking up takes
+    longer. Where the process has one CPU only it sleeps at once."""
     config: bytes = b""
     """The configuration space."""
     shm: MappingOf[int, SharedMemory] = MappingProxyType({})
@@ -65,6 +81,10 @@ class Device:
         for what is kept, `drain_timeout` seconds at most: for input that may never come use `takes`.
         """
         raise LocalProtocolError(f"{type(self).__name__} has no process() for the requests of queue {queue}")
+
+    def compiled(self) -> CompiledHandler | None:
+        """What serves ordinary requests in place of `process`, if anything does; asked before each time."""
+        return None
 
     def takes(self, queue: int) -> bool:
         """Whether the device wants the next request of that queue now. After a no it waits for `resume`, or a kick."""

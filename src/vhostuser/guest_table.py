@@ -53,14 +53,15 @@ class GuestTable:
     def set_logging(self) -> None:
         """Log what LOG_ALL and the rings' flags want logged, if there is a log ("Migration")."""
         state = self._session.state
-        self._rings.work.log = self._log if state.acknowledged >> VhostFeature.LOG_ALL & 1 else None
         for ring, vring in zip(state.rings, self._rings.vrings, strict=True):
             wanted = ring.addresses and ring.addresses.flags & VRING_F_LOG
             vring.used_log = ring.addresses.log if ring.addresses and wanted else None
+        self._rings.log_to(self._log if state.acknowledged >> VhostFeature.LOG_ALL & 1 else None)
 
     def close(self) -> None:
         """Let go of memory and log."""
-        self.memory, self._log, self._rings.work.log = GuestMemory(), None, None
+        self.memory, self._log = GuestMemory(), None
+        self._rings.log_to(None)
 
     def _seen(self, region: MemoryRegion) -> MemoryRegion:
         """The region as addresses are seen: with GPA_ADDRESSES user addresses are guest addresses."""

@@ -1,37 +1,36 @@
-"""The queue thread of a back-end: from a kick to the work on a ring, and to sleep until the next one."""
+"""A queue thread of a back-end: from a kick to the work on a ring, and to sleep until the next one.
+
+A thread with one compiled ring waits in compiled code, with the ring's lock held; it leaves that when it is woken.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
-from collections.abc import Callable, Sequence
-from typing import Final
+import time
+from collections.abc import Sequence
 
-from .errors import QueueBroken, VhostUserError
-from .limited_log import LimitedLog
-from .ring_work import RingWork
+from .errors import QueueBroken
+from .ring_work import Post, RingWork
 from .transport.loop import Poller, Waker
 from .vring import Vring
 
 log = logging.getLogger(__name__)
-CLOSE_TIMEOUT: Final = 1.0
-"""Seconds that the end of a connection waits for the request in progress."""
 
 
 class QueueThread:
     """One thread and the rings that it works on. It begins with the first `start`.
 
-    `ready` is called in it when a driver has taken the device, before its first request.
+    `spin` is the microseconds that it looks for the next request before it sleeps.
     """
 
-    def __init__(
-        self, name: str, vrings: Sequence[Vring], work: RingWork, ready: Callable[[], None], limited: LimitedLog
-    ) -> None:
-        self._name, self._vrings, self._work, self._ready, self._log = name, vrings, work, ready, limited
+    def __init__(self, name: str, vrings: Sequence[Vring], work: RingWork, spin: float) -> None:
+        self._name, self._vrings, self._work = name, vrings, work
+        self._spin = int(spin * 1000) if len(os.sched_getaffinity(0)) > 1 else 0
         self._waker = Waker()
         self._thread: threading.Thread | None = None
         self._closing = False
-        self._ready_due = False
 
     def start(self) -> None:
         """Let it work on the rings that are active now."""
@@ -39,27 +38,28 @@ class QueueThread:
             thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             thread.start()
             self._thread = thread
-        self._waker.set()
-
-    def announce(self) -> None:
-        """Let the thread call `ready` before it does anything else."""
-        self._ready_due = True
-        self._waker.set()
+        self.wake()
 
     def wake(self) -> None:
-        """Let the thread look anew at what it waits on."""
+        """Let the thread look anew at what it works and waits on."""
+        for vring in self._vrings:
+            if vring.handover:
+                vring.handover.leave()
         self._waker.set()
 
     def close(self) -> None:
         """End the thread and close the eventfds; a thread with a request in progress does that itself."""
         self._closing = True
-        self._waker.set()
+        self.wake()
         if self._thread is None:
             self._release()
-            return
-        self._thread.join(CLOSE_TIMEOUT)
-        if self._thread.is_alive():
-            log.warning("a request is still in progress; its thread ends with it")
+
+    def join(self, deadline: float) -> None:
+        """Wait for its end until then (time.monotonic)."""
+        if self._thread is not None:
+            self._thread.join(max(0.0, deadline - time.monotonic()))
+            if self._thread.is_alive():
+                log.warning("a request is still in progress; its thread ends with it")
 
     def _release(self) -> None:
         self._waker.close()
@@ -68,39 +68,31 @@ class QueueThread:
 
     def _run(self) -> None:
         try:
-            self._serve()
+            while not self._closing:
+                self._serve()
         finally:
             self._release()
 
     def _serve(self) -> None:
-        while not self._closing:
-            poller = Poller().watch(self._waker.fileno())
-            kicks: dict[int, Vring] = {}
-            for vring in self._vrings:
-                if vring.active and (fd := vring.kick_fd()) is not None:
-                    kicks[fd] = vring
-                    poller.watch(fd)
-            self._call_ready()
-            for vring in kicks.values():
-                self._work.work(vring)
-            self._wait(poller, kicks)
+        """Work on the rings that are active now, until something about them changes."""
+        poller = Poller().watch(self._waker.fileno())
+        kicks: dict[int, Vring] = {}
+        for vring in self._vrings:
+            if vring.active and (fd := vring.kick_fd()) is not None:
+                kicks[fd] = vring
+                poller.watch(fd)
+        self._work.begin()
+        post = Post(self._waker.fileno(), self._spin) if len(kicks) == 1 else None
+        for vring in kicks.values():
+            self._work.work(vring, post)
+        self._wait(poller, kicks, post)
 
-    def _call_ready(self) -> None:
-        if self._ready_due:
-            self._ready_due = False
-            try:
-                self._ready()
-            except VhostUserError as error:
-                self._log.warning(f"the start of the device failed: {error}")
-            except Exception:
-                self._log.exception("the start of the device failed")
-
-    def _wait(self, poller: Poller, kicks: dict[int, Vring]) -> None:
+    def _wait(self, poller: Poller, kicks: dict[int, Vring], post: Post | None) -> None:
         """Serve kicks until something about the rings has changed, or a device has completed what it kept."""
         while True:
-            for fd in poller.wait(None):
+            for fd in self._ready(poller):
                 if fd == self._waker.fileno():
-                    self._waker.clear()
+                    self._calm()
                     return
                 vring = kicks[fd]
                 if not vring.active:
@@ -110,4 +102,19 @@ class QueueThread:
                 except QueueBroken as error:
                     self._work.break_off(vring, error)
                     return
-                self._work.work(vring)
+                self._work.work(vring, post)
+
+    def _ready(self, poller: Poller) -> list[int]:
+        """The fds that are ready soon, without sleep, or else whenever that is."""
+        end = time.monotonic_ns() + self._spin
+        while time.monotonic_ns() < end:
+            if ready := poller.wait(0):
+                return ready
+        return poller.wait(None)
+
+    def _calm(self) -> None:
+        """It was woken, and looks at everything from now on."""
+        self._waker.clear()
+        for vring in self._vrings:
+            if vring.handover:
+                vring.handover.stay()

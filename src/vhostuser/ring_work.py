@@ -9,43 +9,85 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
-from typing import Final
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
+from . import _native
+from .bare_ring import bare_ring
 from .counters import Counters
-from .device import Device, Keep
+from .device import CompiledHandler, Device, Keep
 from .errors import MemoryFault, QueueBroken, VhostUserError
 from .limited_log import LimitedLog
 from .memory.dirty_log import DirtyLog
-from .memory.fragile import pour_back
+from .memory.fragile import FragileQueue, pour_back
 from .memory.guest import GuestMemory
 from .virtio.chain import DescriptorChain
 from .virtqueue import DeviceQueue
 from .vring import Vring
+
+if TYPE_CHECKING:
+    from ._native.walk import DeviceRing
 
 log = logging.getLogger(__name__)
 LONGEST_WRITTEN: Final = (1 << 32) - 1
 """What a used entry can say."""
 
 
-class RingWork:
-    """The requests of a device's rings, whatever thread they are processed in."""
+@dataclass(frozen=True, slots=True)
+class Post:
+    """How a thread that has one ring only waits for it, in compiled code: `spin` nanoseconds awake, then on an fd."""
 
-    def __init__(self, device: Device, counters: Counters, limited: LimitedLog) -> None:
-        self._device, self._counters, self._log = device, counters, limited
+    waker: int
+    spin: int
+
+
+class RingWork:
+    """The requests of a device's rings, whatever thread they are processed in.
+
+    `ready` is called in one of these when a driver has taken the device, before its first request.
+    """
+
+    def __init__(self, device: Device, counters: Counters, ready: Callable[[], None], limited: LimitedLog) -> None:
+        self._device, self._counters, self._ready, self._log = device, counters, ready, limited
         self._choosy = type(device).takes is not Device.takes
+        self._starting = threading.Lock()
+        self._announced = self._started = 0
         self.log: DirtyLog | None = None
         """Where writes to guest memory are logged, while they are."""
 
-    def work(self, vring: Vring) -> None:
-        """Process all that waits in a ring, and give back what is completed, publishing once a batch."""
+    def announce(self) -> None:
+        """Have `ready` called before anything else is."""
+        self._announced += 1
+
+    def begin(self) -> None:
+        """Call `ready` if that is due. Who comes meanwhile waits until it is done."""
+        with self._starting:
+            if (announced := self._announced) != self._started:
+                self._call_ready()
+                self._started = announced
+
+    def _call_ready(self) -> None:
+        try:
+            self._ready()
+        except VhostUserError as error:
+            self._log.warning(f"the start of the device failed: {error}")
+        except Exception:
+            self._log.exception("the start of the device failed")
+
+    def work(self, vring: Vring, post: Post | None = None) -> None:
+        """Process all that waits in a ring, and give back what is completed, publishing once a batch.
+
+        With a `post` stay, and wait for more, until the waker is set. Nothing is done while `begin` is due.
+        """
         while vring.active:
             with vring.lock:
-                queue = vring.queue
+                queue, epoch = vring.queue, vring.epoch
                 try:
-                    if (queue := vring.settle()) is None:
+                    if self._announced != self._started or (queue := vring.settle()) is None:
                         return
-                    more = self._batch(vring, queue)
+                    more = self._turn(vring, queue, epoch, post)
                 except QueueBroken as error:
                     if not vring.settled or vring.queue is not queue:
                         continue
@@ -59,6 +101,56 @@ class RingWork:
                     return
             if not more:
                 return
+
+    def _turn(self, vring: Vring, queue: DeviceQueue, epoch: int, post: Post | None) -> bool:
+        """What there is to do for a ring; whether there may be more."""
+        ring = None if self._choosy else _compiled(queue)
+        handler = self._device.compiled() if _native.accelerated and not self.log else None  # it logs nothing
+        if post is None or not (ring or (handler and isinstance(queue, FragileQueue))) or (kick := vring.own_kick()) is None:
+            return self._quietly(vring, ring, epoch) if ring else self._batch(vring, queue, queue.size)
+        with kick:
+            while (more := self._stay(vring, queue, epoch, post, kick.fileno(), handler)) and vring.active and vring.settled:
+                if vring.epoch != epoch:
+                    break
+            return more
+
+    def _quietly(self, vring: Vring, queue: DeviceRing, epoch: int) -> bool:
+        """A batch without kicks meanwhile; what came before they are wanted again is more to do."""
+        queue.disable_kicks()
+        if self._batch(vring, queue, queue.size):
+            return True
+        return vring.epoch == epoch and queue.enable_kicks()
+
+    def _stay(
+        self, vring: Vring, queue: DeviceQueue, epoch: int, post: Post, kick: int, handler: CompiledHandler | None
+    ) -> bool:
+        """Do what there is and wait for more, until Python is wanted for something; false if the thread was woken."""
+        if handler:
+            why = self._serve(vring, queue, epoch, handler, post, kick)
+            if why == _native.block.LEFT:
+                self._batch(vring, queue, 1)
+        elif self._batch(vring, queue, queue.size) or not (ring := _compiled(queue)) or not vring.handover:
+            return True
+        else:
+            why = vring.handover.wait(ring, epoch, kick, post.waker, post.spin)
+        if why == _native.block.UNREADABLE:
+            vring.check_kick()
+        elif why == _native.block.GONE:
+            raise QueueBroken("guest memory is gone: its file was truncated")
+        return why != _native.block.WOKEN
+
+    def _serve(self, vring: Vring, queue: DeviceQueue, epoch: int, handler: CompiledHandler, post: Post, kick: int) -> int:
+        """Let compiled code serve the ring; why it comes back."""
+        ring = _compiled(queue)
+        if ring is None and isinstance(queue, FragileQueue) and vring.place:
+            ring = vring.bare = bare_ring(vring.place, queue)
+        if ring is None or not vring.handover:
+            return _native.block.LEFT
+        why = handler.serve(ring, vring.handover, epoch, kick, post.waker, post.spin)
+        with vring.books:
+            if vring.epoch == epoch:
+                vring.catch_up()
+        return why
 
     def collect(self, vring: Vring) -> None:
         """Give back what is completed of a ring that takes no more requests. The lock must be held."""
@@ -91,13 +183,14 @@ class RingWork:
         self._log.warning(f"queue {vring.index} is broken: {error}")
         vring.signal("err")
 
-    def _batch(self, vring: Vring, queue: DeviceQueue) -> bool:
-        """Process what waits, a queue's length at most, and publish it in one go; whether there was anything."""
+    def _batch(self, vring: Vring, queue: DeviceQueue, most: int) -> bool:
+        """Process what waits, `most` requests at most, and publish it in one go; whether there was anything."""
         epoch, chain = vring.epoch, None
         try:
             self._take_completed(vring, queue, epoch)
-            for _ in range(queue.size):
-                if vring.epoch != epoch or not vring.active or not vring.settled or not self._wanted(vring.index):
+            for _ in range(most):
+                resting = not vring.active or (vring.moved and not vring.settled)
+                if resting or vring.epoch != epoch or (self._choosy and not self._wanted(vring.index)):
                     chain = None
                     break
                 if (chain := queue.pop()) is None:
@@ -129,8 +222,9 @@ class RingWork:
     ) -> None:
         """Give a request back, unless a stop has abandoned it. `memory` is where it lies, if it was kept."""
         with vring.books:
-            if vring.epoch == epoch and vring.place:
-                self._settle_writes(memory or vring.place.memory, chain)
+            if vring.epoch == epoch and (place := vring.place):
+                if self.log or place.memory.fragile or memory:
+                    self._settle_writes(memory or place.memory, chain)
                 chain.written = min(chain.written, LONGEST_WRITTEN)
                 queue.push(chain)
                 vring.pushed += 1
@@ -146,7 +240,7 @@ class RingWork:
 
     def _wanted(self, index: int) -> bool:
         try:
-            return not self._choosy or self._device.takes(index)
+            return self._device.takes(index)
         except Exception:
             self._log.exception(f"{type(self._device).__name__}.takes failed for queue {index}")
             return False
@@ -159,6 +253,11 @@ class RingWork:
         except Exception:
             self._log.exception(f"{type(self._device).__name__}.process failed for a request of queue {index}")
         return None
+
+
+def _compiled(queue: DeviceQueue) -> DeviceRing | None:
+    """The queue, if it is a compiled one."""
+    return queue if _native.accelerated and isinstance(queue, _native.walk.DeviceRing) else None
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """The rings of a back-end as the thread that serves the front-end starts, changes and stops them.
 
-Another thread, the queue thread, takes requests from those that are active, lets the device process them, and gives them
+Other threads, one or one a ring, take requests from those that are active, let the device process them, and give them
 back. So the device may wait, for a disk or for the front-end's answer to SHMEM_MAP, while the front-end is still served. A
-ring's lock is held while one of its requests is processed: to stop a ring is to take the lock.
+ring's lock is held while one of its requests is processed: to stop a ring is to take the lock. It is held as well while a
+thread waits for a ring in compiled code, which it leaves when it is woken.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from .counters import Counters
 from .device import Device
 from .errors import LocalProtocolError, QueueBroken
 from .limited_log import LimitedLog
+from .memory.dirty_log import DirtyLog
 from .memory.guest import GuestMemory
 from .protocol.payloads import VringAddr
 from .queue_thread import QueueThread
@@ -24,20 +27,23 @@ from .virtqueue import Place
 from .vring import Vring
 
 log = logging.getLogger(__name__)
+CLOSE_TIMEOUT: Final = 1.0
+"""Seconds that the end of a connection waits for the requests in progress."""
 
 
 class Rings:
-    """All rings of a device and the thread that works on them.
+    """All rings of a device and the threads that work on them.
 
-    `ready` is called in that thread when a driver has taken the device, before its first request.
+    `ready` is called in one of these when a driver has taken the device, before its first request.
     """
 
     def __init__(self, device: Device, counters: Counters, ready: Callable[[], None], limited: LimitedLog) -> None:
         self.vrings = [Vring(index) for index in range(len(device.queue_sizes))]
-        self.work = RingWork(device, counters, limited)
+        self.work = RingWork(device, counters, ready, limited)
         name = f"vhost-user queues of {type(device).__name__}"
-        self._thread = QueueThread(name, self.vrings, self.work, ready, limited)
-        self._drain_timeout = device.drain_timeout
+        groups = [[vring] for vring in self.vrings] if device.queue_threads else [self.vrings]
+        self._threads = [QueueThread(name, group, self.work, device.spin) for group in groups]
+        self._device = device
 
     def bind(self, place: Place, base: int | None) -> None:
         """Lay a stopped ring there; it goes on at `base`, or begins.
@@ -64,7 +70,7 @@ class Rings:
     def _lay_at_rest(self, vring: Vring) -> None:
         """Move a ring now if no request of it is in progress, so that it keeps no memory that was taken away."""
         if not vring.lock.acquire(blocking=False):
-            self._thread.wake()
+            self._thread_of(vring.index).wake()
             return
         try:
             vring.lay()
@@ -78,11 +84,33 @@ class Rings:
         vring = self.vrings[index]
         if not vring.broken:
             vring.active = True
-            self._thread.start()
+            self._thread_of(index).start()
+
+    def _thread_of(self, index: int) -> QueueThread:
+        return self._threads[min(index, len(self._threads) - 1)]
 
     def announce(self) -> None:
-        """Let the thread call `ready` before it does anything else."""
-        self._thread.announce()
+        """Have `ready` called before anything else is done in any thread."""
+        self.work.announce()
+        self.wake()
+
+    def log_to(self, dirty: DirtyLog | None) -> None:
+        """Log writes to guest memory from now on, or no more. Compiled code, which logs none, has left when this returns."""
+        before, self.work.log = self.work.log, dirty
+        if dirty and not before and self._device.compiled():
+            for vring in self.vrings:
+                if vring.active:
+                    self._interrupt(vring)
+
+    def _interrupt(self, vring: Vring) -> None:
+        """Have the thread of an active ring leave it, and come back. A request that takes too long is done once more."""
+        vring.active = False
+        self._thread_of(vring.index).wake()
+        if vring.lock.acquire(timeout=self._device.drain_timeout):
+            vring.lock.release()
+        else:
+            self._abandon(vring)
+        self.start(vring.index)
 
     def stop(self, index: int, *, record: bool = False) -> int:
         """Pause the ring and forget where it lies; the next available index.
@@ -99,10 +127,10 @@ class Rings:
         """Take no more requests from the ring, and wait for what is in progress or kept by the device."""
         vring = self.vrings[index]
         vring.active = False
-        if not self._drain(vring, time.monotonic() + self._drain_timeout, record=record):
+        self._thread_of(index).wake()
+        if not self._drain(vring, time.monotonic() + self._device.drain_timeout, record=record):
             self._abandon(vring)
             log.warning("ring %d was stopped while a request of it was still in progress", index)
-        self._thread.wake()
 
     def _drain(self, vring: Vring, deadline: float, *, record: bool) -> bool:
         """Whether everything was given back in time, or is recorded."""
@@ -123,10 +151,12 @@ class Rings:
     def _abandon(self, vring: Vring) -> None:
         """Leave what is in progress to itself: what was done before it is shown to the driver, it never is."""
         with vring.books:
-            vring.epoch += 1
+            vring.abandon()
             vring.kept.clear()
+            vring.pushed += 1  # perhaps: compiled code does not count what it gives back
             if vring.queue is not None:
                 try:
+                    vring.catch_up()
                     self.work.publish(vring, vring.queue)
                 except QueueBroken as error:
                     log.warning("queue %d: %s", vring.index, error)
@@ -134,12 +164,12 @@ class Rings:
     def complete(self, queue: int, chain: DescriptorChain) -> None:
         """Have a kept request given back, from any thread; nothing if it was abandoned meanwhile."""
         self._of_device(queue).complete(chain)
-        self._thread.wake()
+        self._thread_of(queue).wake()
 
     def resume(self, queue: int) -> None:
         """Have the queue looked at again, from any thread."""
         self._of_device(queue)
-        self._thread.wake()
+        self._thread_of(queue).wake()
 
     def _of_device(self, queue: int) -> Vring:
         if not 0 <= queue < len(self.vrings):
@@ -148,12 +178,17 @@ class Rings:
         return self.vrings[queue]
 
     def wake(self) -> None:
-        """Let the thread look anew at what it waits on."""
-        self._thread.wake()
+        """Let the threads look anew at what they work and wait on."""
+        for thread in self._threads:
+            thread.wake()
 
     def close(self) -> None:
-        """Stop all rings, end the thread, close the eventfds; a thread with a request in progress does that itself."""
+        """Stop all rings, end the threads, close the eventfds; a thread with a request in progress does that itself."""
         for vring in self.vrings:
             vring.active = False
-            vring.epoch += 1
-        self._thread.close()
+            vring.abandon()
+        for thread in self._threads:
+            thread.close()
+        deadline = time.monotonic() + CLOSE_TIMEOUT
+        for thread in self._threads:
+            thread.join(deadline)

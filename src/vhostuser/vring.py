@@ -9,14 +9,22 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from . import _native
+from .bare_ring import catch_up
 from .errors import QueueBroken
+from .memory.fragile import FragileQueue
 from .memory.guest import GuestMemory
 from .transport.fds import OwnedFd
 from .transport.loop import drain
 from .transport.socket import wait
 from .virtio.chain import DescriptorChain
 from .virtqueue import DeviceQueue, Place
+
+if TYPE_CHECKING:
+    from ._native.block import Handover
+    from ._native.ring import SplitRing
 
 
 @dataclass(slots=True, eq=False)
@@ -44,6 +52,10 @@ class Vring:
     """Requests that the device keeps, and the memory in which they lie. The lock guards it."""
     completion: threading.Event = field(default_factory=threading.Event)
     """Set when the device has completed one of them."""
+    handover: Handover | None = field(default_factory=lambda: _native.block.Handover() if _native.accelerated else None)
+    """What compiled code shares with the thread that serves the front-end: the eventfd `call`, and word to leave."""
+    bare: SplitRing | None = None
+    """What compiled code works on in place of a queue in memory that may shrink."""
     used_log: int | None = None
     """Where in guest memory the used ring lies for the dirty log, if writes to it are to be logged."""
     _settled: Place | None = None
@@ -77,6 +89,18 @@ class Vring:
         """Let go of the memory table in which the queue lay."""
         self._settled = self.place = None
 
+    def abandon(self) -> None:
+        """Leave what is in progress to itself: it is not given back any more."""
+        self.epoch += 1
+        if self.handover:
+            self.handover.abandon()
+
+    def catch_up(self) -> None:
+        """Let the queue go on where compiled code is. `books` must be held. QueueBroken if memory is gone."""
+        ring, self.bare = self.bare, None
+        if ring is not None and isinstance(self.queue, FragileQueue):
+            catch_up(self.queue, ring)
+
     def complete(self, chain: DescriptorChain) -> None:
         """The device is done with a request that it kept. From any thread."""
         self._completed.append(chain)
@@ -99,6 +123,8 @@ class Vring:
             old = self._files.pop(name, None)
             if fd is not None:
                 self._files[name] = fd
+            if name == "call" and self.handover:
+                self.handover.point(-1 if fd is None else fd.fileno())
             if old is not None:
                 old.close()
 
@@ -106,6 +132,17 @@ class Vring:
         """The fd to wait on, if there is one."""
         with self._files_lock:
             return self._files["kick"].fileno() if "kick" in self._files else None
+
+    def own_kick(self) -> OwnedFd | None:
+        """Another fd of the kick, which stays what it is when that is replaced; None if there is none, or no room for it."""
+        with self._files_lock, contextlib.suppress(OSError):
+            return OwnedFd(os.dup(self._files["kick"].fileno())) if "kick" in self._files else None
+        return None
+
+    def check_kick(self) -> None:
+        """QueueBroken if the kick can't be read."""
+        if (fd := self.kick_fd()) is not None:
+            self.take_kick(fd)
 
     def take_kick(self, fd: int) -> None:
         """Reset the kick that was seen on `fd`, if it still is this ring's. QueueBroken if it can't be read."""
@@ -118,6 +155,9 @@ class Vring:
 
     def signal(self, name: str) -> None:
         """Set the eventfd `call` or `err`, if there is one; one that is full is as good as set."""
+        if name == "call" and self.handover:
+            self.handover.signal()
+            return
         with self._files_lock:
             if (fd := self._files.get(name)) and wait((), 0, (fd,)):
                 with contextlib.suppress(OSError):

@@ -37,7 +37,15 @@ def test_print_capabilities_ignores_all_else(others: tuple[str, ...]) -> None:
 def test_help_names_the_exit_codes() -> None:
     done = run(BLK, "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    for text in ("--blk-file FILE", "--read-only", "--num-queues", "--queue-size", "exit status: 0"):
+    for text in (
+        "--blk-file FILE",
+        "--read-only",
+        "--num-queues",
+        "--queue-size",
+        "--handler",
+        "--spin MICROSECONDS",
+        "exit status: 0",
+    ):
         assert text in done.stdout
 
 
@@ -55,6 +63,8 @@ def test_help_names_the_exit_codes() -> None:
         (["--blk-file", "file.bin", "--queue-size", "100"], 2, "100 is no power of two between 4 and 32768"),
         (["--blk-file", "file.bin", "--queue-size", "65536"], 2, "65536 is no power of two between 4 and 32768"),
         (["--blk-file", "file.bin", "--queue-size", "x"], 2, "'x' is no number"),
+        (["--blk-file", "file.bin", "--handler", "rust"], 2, "invalid choice: 'rust'"),
+        (["--blk-file", "file.bin", "--spin", "1000001"], 2, "is not between 0 and 1000000"),
         (["--blk-file", "file.bin", "--shmem-dialect", "released"], 2, "unrecognized arguments"),
         (
             ["--blk-file", "missing", "--socket-path", "s"],
@@ -122,6 +132,24 @@ def test_the_queues_are_those_that_were_asked_for(sock: Path, file: Path) -> Non
         assert front.queue_count == 3
         assert front.config(12, 4) == (30).to_bytes(4, "little")
         assert front.config(34, 2) == (3).to_bytes(2, "little")
+
+
+def test_a_native_handler_that_is_not_there_is_a_usage_error(place: Path, file: Path) -> None:
+    options = ("--blk-file", file, "--socket-path", place / "s", "--handler", "native")
+    done = run(BLK, *options, VHOSTUSER_PURE="1")
+    assert done.returncode == 2
+    text = "--handler native needs the compiled half, which was not built or is switched off by VHOSTUSER_PURE"
+    assert one_line(done.stderr) == f"vhu-blk: {text}; try: --handler python"
+
+
+@pytest.mark.parametrize("options", [("--handler", "python"), ("--spin", "0"), ("--spin", "1000")], ids=" ".join)
+def test_who_handles_requests_makes_no_difference(sock: Path, file: Path, options: tuple[str, ...]) -> None:
+    data, rest = os.urandom(1024), file.read_bytes()[1024:]
+    with serving(sock, "--blk-file", str(file), *options, module=BLK) as back:
+        with Frontend.connect(sock) as front:
+            assert ask(front, BlockRequest.OUT, data) == OK
+        assert back.end() == 0
+    assert file.read_bytes() == data + rest
 
 
 def test_an_odd_size_is_warned_of(sock: Path, file: Path) -> None:

@@ -33,7 +33,7 @@ class BlkRig:
 
     def __init__(self, device: BlockDevice) -> None:
         self.device = device
-        self.rig = SplitRig(512, buffers=1 << 18)
+        self.rig: SplitRig = SplitRig(512, buffers=1 << 18)
 
     def send(
         self,
@@ -50,17 +50,21 @@ class BlkRig:
         memory[start : start + room] = bytes([UNTOUCHED]) * room
         buffers = (_buffers(BUFFERS + at, len(readable), cuts), _buffers(BUFFERS + start, room, writable_cuts))
         head = self.rig.driver.add(*buffers)
+        self._serve()
+        done = self.rig.driver.collect()
+        if done is None or done[0] != head:
+            raise AssertionError(f"the driver got {done} for chain {head}")
+        answer = bytes(memory[start : start + room])
+        return Answer(answer[-1] if answer else -1, done[1], answer[:-1])
+
+    def _serve(self) -> None:
+        """Let the device do the request that waits."""
         chain = self.rig.device.pop()
         if chain is None:
             raise AssertionError("the device does not see the request")
         self.device.process(0, chain)
         self.rig.device.push(chain)
         self.rig.device.publish()
-        done = self.rig.driver.collect()
-        if done is None or done[0] != head:
-            raise AssertionError(f"the driver got {done} for chain {head}")
-        answer = bytes(memory[start : start + room])
-        return Answer(answer[-1] if answer else -1, done[1], answer[:-1])
 
     def ask(self, kind: int, sector: int = 0, data: bytes = b"", room: int = 0) -> Answer:
         """One request whose parts are whole; `room` is without the status byte."""

@@ -58,7 +58,8 @@ def test_what_a_front_end_sees_before_the_first_request(path: Path) -> None:
 def test_the_device_knows_whether_the_driver_flushes(path: Path, monkeypatch: pytest.MonkeyPatch, flushes: bool) -> None:
     calls: list[int] = []
     monkeypatch.setattr(os, "fdatasync", calls.append)
-    with BlockDevice(Disk(path)) as device, joined(device, features=FLUSH if flushes else 0) as both:
+    features = FLUSH if flushes else 0
+    with BlockDevice(Disk(path), native=False) as device, joined(device, features=features) as both:
         assert (f"BIT_{BlockFeature.FLUSH}" in both.frontend.features) == flushes
         both.frontend.share_memory(MEMORY)
         queue = both.frontend.start_queue(0, size=16)

@@ -38,6 +38,7 @@ SIDES = {
             "tracked_split",
             "tracked_packed",
             "virtqueue",
+            "bare_ring",
             "vring",
             "ring_work",
             "queue_thread",

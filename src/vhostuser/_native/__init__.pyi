@@ -1,3 +1,4 @@
+from . import block as block
 from . import caller as caller
 from . import packed as packed
 from . import ring as ring

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
-from ..device import Device
+from .. import _native
+from ..device import CompiledHandler, Device
 from ..errors import VhostUserError
 from ..limited_log import LimitedLog
 from ..virtio.block import (
@@ -67,18 +68,23 @@ class BlockDevice(Device):
     """A disk. It belongs to the device, which closes it.
 
     Writes are durable once a FLUSH that follows them is done; for a driver that did not take FLUSH, when they are done.
+    Reads, writes and flushes are compiled code's, in a thread a queue, unless `native` says no, or nothing is compiled.
     """
 
     virtio_id = DeviceId.BLOCK
     drain_timeout = 60.0
     """A disk may be slow, and must not write into the memory of a driver that has stopped it."""
 
-    def __init__(self, disk: Disk, *, num_queues: int = 1, queue_size: int = QUEUE_SIZE) -> None:
+    def __init__(self, disk: Disk, *, num_queues: int = 1, queue_size: int = QUEUE_SIZE, native: bool = True) -> None:
         self.queue_sizes = (queue_size,) * num_queues
         self.features = sum(1 << bit for bit in (*_ALWAYS, *((BlockFeature.RO,) if disk.read_only else _WRITABLE)))
         self.config = _config(disk, num_queues, queue_size).pack() + NOT_OFFERED
         self._disk, self._log = disk, LimitedLog(log)
         self._sectors = disk.size // SECTOR
+        self._id = os.path.basename(disk.path).encode("ascii", "replace")[:ID_SIZE].ljust(ID_SIZE, b"\0")
+        self.queue_threads = native and _native.accelerated
+        if self.queue_threads:
+            disk.compile(self._id)
         self._handlers: dict[int, Handler] = {
             BlockRequest.IN: self._in,
             BlockRequest.OUT: self._out,
@@ -87,6 +93,12 @@ class BlockDevice(Device):
             BlockRequest.DISCARD: self._discard,
             BlockRequest.WRITE_ZEROES: self._write_zeroes,
         }
+
+    def compiled(self) -> CompiledHandler | None:
+        """The disk for compiled code, which is to make writes durable for a driver that did not take FLUSH."""
+        if file := self._disk.compiled:
+            file.durable = not self.acknowledged & _FLUSH
+        return file
 
     def process(self, queue: int, chain: DescriptorChain) -> None:
         """Do one request. The driver is told of the data that a request has written, and of the status byte.
@@ -108,8 +120,7 @@ class BlockDevice(Device):
             name = errno.errorcode.get(error.errno or 0, "")
             self._log.warning(f"a request failed: {error.strerror} ({name})")
         finally:
-            chain.written = room
-            chain.write(_STATUS[status])
+            chain.writable[-1][-1:] = _STATUS[status]
             chain.written = written + 1
 
     def _perform(self, chain: DescriptorChain, room: int) -> int:
@@ -144,8 +155,7 @@ class BlockDevice(Device):
         return 0
 
     def _get_id(self, chain: DescriptorChain, sector: int, room: int) -> int:
-        name = os.path.basename(self._disk.path).encode("ascii", "replace")
-        return chain.write(name[:ID_SIZE].ljust(ID_SIZE, b"\0")[:room])
+        return chain.write(self._id[:room])
 
     def _discard(self, chain: DescriptorChain, sector: int, room: int) -> int:
         self._check_writable("DISCARD")

@@ -10,13 +10,17 @@ import os
 import stat
 from collections.abc import Sequence
 from struct import Struct
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from .. import _native
 from ..limited_log import printable
 from ..transport.fds import OwnedFd
 from ..virtio.block import SECTOR
 from .file_error import FileError, cannot_open
 from .vectors import read_into, write_from
+
+if TYPE_CHECKING:
+    from .._native.block import BlockFile
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +49,8 @@ class Disk:
         self.read_only = read_only
         self._file = _open(self.path, read_only=read_only)
         self._lost = 0
+        self.compiled: BlockFile | None = None
+        """The same file for compiled code, after `compile`."""
         try:
             self.size = _size(self.path, self._file.fileno())
             _lock(self.path, self._file.fileno(), read_only=read_only)
@@ -57,6 +63,10 @@ class Disk:
         """Bytes of a block of the file system: what it allocates and frees as a whole."""
         return max(SECTOR, os.fstat(self._file.fileno()).st_blksize)
 
+    def compile(self, name: bytes) -> None:
+        """Let compiled code read and write the file; `name` is the disk's id. OSError if there is no room for another fd."""
+        self.compiled = _native.block.BlockFile(self._file.fileno(), self.size // SECTOR, self.read_only, name)
+
     def read(self, views: Sequence[memoryview], size: int, offset: int) -> None:
         """Fill `views`, `size` bytes; EIO if the file has become too short for that."""
         read_into(self._file.fileno(), views, size, offset)
@@ -67,12 +77,14 @@ class Disk:
 
     def flush(self) -> None:
         """Make durable what was written. Where that failed once it fails for good: the kernel has dropped what it had."""
-        if self._lost:
-            raise OSError(self._lost, "an earlier flush failed, so what was written may be lost")
+        if lost := self._lost or (self.compiled and self.compiled.lost):
+            raise OSError(lost, "an earlier flush failed, so what was written may be lost")
         try:
             os.fdatasync(self._file.fileno())
         except OSError as error:
             self._lost = error.errno or errno.EIO
+            if self.compiled:
+                self.compiled.lost = self._lost
             raise
 
     def discard(self, offset: int, size: int) -> None:
@@ -97,7 +109,8 @@ class Disk:
         return True
 
     def close(self) -> None:
-        """Close the file; the lock goes with it."""
+        """Close the file; the lock goes with it. Compiled code that is in a request keeps both until that is done."""
+        self.compiled = None
         self._file.close()
 
 

@@ -78,6 +78,11 @@ class FragileView:
         self.nbytes, self.readonly = mapped.nbytes, mapped.readonly
         self._mapped, self._address, self._copies = mapped, address, copies
 
+    @property
+    def bare(self) -> memoryview:
+        """The bytes themselves: for compiled code that survives their end."""
+        return self._mapped
+
     def __getitem__(self, part: slice) -> memoryview:
         start, stop, _ = part.indices(self.nbytes)
         if start >= stop:
@@ -140,6 +145,16 @@ class FragileQueue(SplitQueue):
         used.refresh()
         copies = (descriptors.copy, available.copy[: ring_sizes(size)[1]], used.copy[: self._end])
         super().__init__(size, *copies, memory, base=base, indirect=indirect)
+
+    @property
+    def used(self) -> int:
+        """The next index in the used ring."""
+        return self._used
+
+    def go_on(self, base: int, used: int) -> None:
+        """Somebody else has worked on the ring meanwhile, as far as these indices."""
+        self.base, self._used = base, used
+        self._given.refresh()
 
     def pop(self) -> DescriptorChain | None:
         """As any queue does; the table is read at most once a chain. With EVENT_IDX an empty queue asks for a kick."""

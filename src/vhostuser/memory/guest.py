@@ -32,6 +32,11 @@ class GuestRegion:
         """Its file may shrink."""
         return isinstance(self.view, FragileView)
 
+    @property
+    def bare(self) -> memoryview:
+        """Its bytes themselves."""
+        return self.view.bare if isinstance(self.view, FragileView) else self.view
+
 
 class Span(NamedTuple):
     """What to map of a file so that a region is in it: whole blocks; and how many of its bytes come before the region."""
@@ -119,6 +124,16 @@ class GuestMemory:
     def solid(self) -> list[tuple[int, memoryview]]:
         """Guest address and bytes of each region that is not fragile: those that compiled code may touch."""
         return [(region.guest_addr, region.view) for region in self.regions if isinstance(region.view, memoryview)]
+
+    @property
+    def bare(self) -> list[tuple[int, memoryview]]:
+        """The same of all regions: for compiled code that survives the end of one that is fragile."""
+        return [(region.guest_addr, region.bare) for region in self.regions]
+
+    def bare_at_user(self, user_addr: int, len: int) -> memoryview:
+        """The bytes of a ring at a user address, fragile or not, for such code. MemoryFault if no region has them."""
+        region, offset = self._by_user_addr(user_addr, len)
+        return region.bare[offset : offset + len]
 
     @property
     def end(self) -> int:

@@ -10,6 +10,7 @@ import os
 import weakref
 from typing import Final
 
+from .. import _native
 from ..errors import MemoryFault
 from ..transport.fds import OwnedFd
 
@@ -164,13 +165,17 @@ def start_of(view: memoryview) -> int:
 
 def fill(buffer: bytearray | memoryview, address: int) -> None:
     """Fill a writable buffer with the bytes at `address`; MemoryFault where a page is missing, instead of a signal."""
-    if buffer:
+    if buffer and _native.accelerated:
+        _check(_native.block.copy_here(buffer, address), address, len(buffer))
+    elif buffer:
         _copy_safely(_readv, address_of(buffer), address, len(buffer))
 
 
 def pour(buffer: bytearray | memoryview, address: int) -> None:
     """Write a writable buffer's bytes to `address`; MemoryFault as for `fill`."""
-    if buffer:
+    if buffer and _native.accelerated:
+        _check(_native.block.copy_there(buffer, address), address, len(buffer))
+    elif buffer:
         _copy_safely(_writev, address_of(buffer), address, len(buffer))
 
 
@@ -193,10 +198,13 @@ def _copy_safely(call: ctypes._NamedFuncPointer, ours: int, address: int, len: i
     while done < len:
         count = call(os.getpid(), _Span(ours + done, len - done), 1, _Span(address + done, len - done), 1, 0)
         if count <= 0:
-            number = ctypes.get_errno()
-            if number != errno.EFAULT:
-                raise OSError(number, f"process_vm copy: {os.strerror(number)}")
-            raise MemoryFault(
-                f"{len - done} bytes at {address + done:#x} are not there: unmapped, or the file was truncated"
-            )
+            _check(ctypes.get_errno(), address + done, len - done)
         done += count
+
+
+def _check(number: int, address: int, len: int) -> None:
+    """Raise what an errno of such a copy means, if it is one."""
+    if number == errno.EFAULT:
+        raise MemoryFault(f"{len} bytes at {address:#x} are not there: unmapped, or the file was truncated")
+    if number:
+        raise OSError(number, f"process_vm copy: {os.strerror(number)}")

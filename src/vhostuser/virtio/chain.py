@@ -37,6 +37,9 @@ class DescriptorChain:
 
     def read(self, size: int = -1) -> bytes:
         """The next `size` readable bytes, or all that are left; fewer at the end. Copied: the guest can't change them."""
+        if not self._read and self.readable and self.readable[0].nbytes == size:
+            self._read = size
+            return self.readable[0].tobytes()
         wanted = self.readable_size - self._read
         if size >= 0:
             wanted = min(wanted, size)
