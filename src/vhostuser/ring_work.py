@@ -106,10 +106,12 @@ class RingWork:
         """What there is to do for a ring; whether there may be more."""
         ring = None if self._choosy else _compiled(queue)
         handler = self._device.compiled() if _native.accelerated and not self.log else None  # it logs nothing
-        if post is None or not (ring or (handler and isinstance(queue, FragileQueue))) or (kick := vring.own_kick()) is None:
+        if post is None or not (ring or (handler and isinstance(queue, FragileQueue))):
             return self._quietly(vring, ring, epoch) if ring else self._batch(vring, queue, queue.size)
-        with kick:
-            while (more := self._stay(vring, queue, epoch, post, kick.fileno(), handler)) and vring.active and vring.settled:
+        with vring.lent_kick() as kick:
+            if kick is None:
+                return False
+            while (more := self._stay(vring, queue, epoch, post, kick, handler)) and vring.active and vring.settled:
                 if vring.epoch != epoch:
                     break
             return more

@@ -61,6 +61,7 @@ class Vring:
     _settled: Place | None = None
     _completed: deque[DescriptorChain] = field(default_factory=deque)
     _files: dict[str, OwnedFd] = field(default_factory=dict)
+    _lent: OwnedFd | None = None
     _files_lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -112,7 +113,7 @@ class Vring:
             yield self._completed.popleft()
 
     def replace(self, name: str, fd: OwnedFd | None) -> None:
-        """Put another eventfd (`kick`, `call` or `err`) in place, or none; the old one is closed.
+        """Put another eventfd (`kick`, `call` or `err`) in place, or none; the old one is closed, a lent kick later.
 
         The front-end has it as well, and may take or fill it between a look at it and its use: it must not block. OSError if
         it can't be told so; all is as it was, then.
@@ -125,7 +126,7 @@ class Vring:
                 self._files[name] = fd
             if name == "call" and self.handover:
                 self.handover.point(-1 if fd is None else fd.fileno())
-            if old is not None:
+            if old is not None and old is not self._lent:
                 old.close()
 
     def kick_fd(self) -> int | None:
@@ -133,11 +134,18 @@ class Vring:
         with self._files_lock:
             return self._files["kick"].fileno() if "kick" in self._files else None
 
-    def own_kick(self) -> OwnedFd | None:
-        """Another fd of the kick, which stays what it is when that is replaced; None if there is none, or no room for it."""
-        with self._files_lock, contextlib.suppress(OSError):
-            return OwnedFd(os.dup(self._files["kick"].fileno())) if "kick" in self._files else None
-        return None
+    @contextlib.contextmanager
+    def lent_kick(self) -> Iterator[int | None]:
+        """The fd of the kick, for the thread that works on the ring: it stays open in the block, though it be replaced."""
+        with self._files_lock:
+            kick = self._lent = self._files.get("kick")
+        try:
+            yield kick.fileno() if kick else None
+        finally:
+            with self._files_lock:
+                self._lent = None
+                if kick and self._files.get("kick") is not kick:
+                    kick.close()
 
     def check_kick(self) -> None:
         """QueueBroken if the kick can't be read."""
