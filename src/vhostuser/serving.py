@@ -58,13 +58,12 @@ PROTOCOL_FEATURES: Final = mask(
         F.INFLIGHT_SHMFD,
         F.RESET_DEVICE,
         F.STATUS,
-        F.GET_VRING_BASE_INFLIGHT,
     )
 )
 """What every device offers."""
-WITHOUT_REGIONS: Final = mask((F.CONFIGURE_MEM_SLOTS, F.GPA_ADDRESSES))
+WITHOUT_REGIONS: Final = mask((F.CONFIGURE_MEM_SLOTS, F.GET_VRING_BASE_INFLIGHT, F.GPA_ADDRESSES))
 """What a device offers besides that has no shared memory regions. With them QEMU 11.1 dies of a reset under
-CONFIGURE_MEM_SLOTS (K3, K4), and a front-end of 2026 that speaks rust-vmm-0.16 would take GPA_ADDRESSES for SHMEM."""
+CONFIGURE_MEM_SLOTS (K3, K4), and front-ends that speak an earlier dialect would take one of the others for SHMEM."""
 
 NEGATIVE: Final[dict[int, Payload | None]] = {Q.GET_CONFIG: None, Q.GET_INFLIGHT_FD: Inflight(0, 0, 0, 0)}
 """The replies that say no, for requests that have a reply of their own and a way to say it there."""

@@ -47,6 +47,7 @@ class SplitQueue:
         self._used_elements = used[USED_HEADER:].cast("I")
         self.base = base
         self._used = self._used_indices[1]
+        self._used_indices[0] = 0  # whoever was here before may have asked for no kicks, and died
 
     def pop(self) -> DescriptorChain | None:
         """The next request, or None; QueueBroken if the driver left nonsense ("The Virtqueue Available Ring")."""
