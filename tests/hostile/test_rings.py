@@ -22,11 +22,11 @@ packed_only = pytest.mark.parametrize("rig", ["packed"], indirect=True)
 def breaks(rig: Connected) -> None:
     """The queue breaks, once, and shows the driver nothing; another one works, and so does a new ring in its place."""
     other = rig.another(index=1, size=8)
-    seen, backend = bytes(rig.used), backend_of(rig)
+    seen, backend = rig.given_back(), backend_of(rig)
     rig.broken()
     rig.kicked()
     echoes(other)
-    assert bytes(rig.used) == seen
+    assert rig.given_back() == seen
     with pytest.raises(BlockingIOError):
         os.eventfd_read(rig.err.fileno())
     assert backend.counters.broken == 1

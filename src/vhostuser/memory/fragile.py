@@ -145,6 +145,7 @@ class FragileQueue(SplitQueue):
         used.refresh()
         copies = (descriptors.copy, available.copy[: ring_sizes(size)[1]], used.copy[: self._end])
         super().__init__(size, *copies, memory, base=base, indirect=indirect)
+        used.write_back(0, USED_HEADER)
 
     @property
     def used(self) -> int:
