@@ -57,8 +57,9 @@ def test_pipes_go_both_ways_until_the_back_end_closes() -> None:
 @pytest.mark.parametrize("size", [0, 200_001])
 def test_a_file_goes_in_whole(place: Path, size: int) -> None:
     (place / "typed").write_bytes(content := os.urandom(size))
-    with console() as (path, outside, served), (place / "typed").open("rb") as typed:
-        with subprocess.Popen(words(VHU, "drive", "console", path), stdin=typed, stdout=subprocess.PIPE) as drive:
+    with console() as (path, outside, _), (place / "typed").open("rb") as typed:
+        command = words(VHU, "drive", "console", path)
+        with subprocess.Popen(command, stdin=typed, stdout=subprocess.PIPE, env=environment()) as drive:
             assert all_of(outside, size) == content
             outside.sendall(b"answer")
             assert drive.stdout

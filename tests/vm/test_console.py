@@ -16,6 +16,8 @@ from .lab import SECONDS
 from .test_vhu_shm import running_back_end
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300)]
+OPEN = "exec 3<>/dev/hvc0 && stty raw -echo <&3"
+"""It stays open: the last one to close a terminal takes what it was set to along."""
 DEVICE = "vhost-user-test-device-pci,virtio-id=3,num_vqs=2,config_size=12,chardev=c0"
 
 
@@ -47,10 +49,10 @@ def take(fd: int, size: int) -> bytes:
 def test_hvc0_talks_and_listens_also_after_a_reset(tmp_path: Path, options: str) -> None:
     with guest(tmp_path, options) as (linux, user):
         for turn in range(2):
-            linux.run("stty -F /dev/hvc0 raw -echo")
-            linux.run("printf 'hello from the guest' >/dev/hvc0")
+            linux.run(OPEN)
+            linux.run("printf 'hello from the guest' >&3")
             assert take(user, 20) == b"hello from the guest"
-            linux.start("head -c 5 /dev/hvc0 | md5sum >/tmp/heard; echo over")
+            linux.start("head -c 5 <&3 | md5sum >/tmp/heard; echo over")
             os.write(user, b"keys!")
             linux.run("until grep -q over /tmp/background; do sleep 0.1; done")
             assert linux.run("cat /tmp/heard") == linux.run("printf 'keys!' | md5sum")
@@ -61,11 +63,11 @@ def test_hvc0_talks_and_listens_also_after_a_reset(tmp_path: Path, options: str)
 def test_much_goes_through_as_it_is(tmp_path: Path) -> None:
     size = 200_000
     with guest(tmp_path) as (linux, user):
-        linux.run("stty -F /dev/hvc0 raw -echo")
+        linux.run(OPEN)
         linux.run(f"head -c {size} /dev/urandom >/tmp/much && md5sum </tmp/much >/tmp/sum")
-        linux.start("cat /tmp/much >/dev/hvc0")
+        linux.start("cat /tmp/much >&3")
         shown = take(user, size)
-        linux.start(f"head -c {size} /dev/hvc0 | md5sum >/tmp/heard; echo over")
+        linux.start(f"head -c {size} <&3 | md5sum >/tmp/heard; echo over")
         sent = 0
         while sent < size:
             sent += os.write(user, shown[sent : sent + 512])
