@@ -293,16 +293,17 @@ class Frontend:
 
     def serve(self, timeout: float | None = None) -> None:
         """Answer the back-end's requests for `timeout` seconds, or until it goes (Disconnected)."""
-        self._wait([], None if timeout is None else time.monotonic() + timeout)
+        self.wait_for_any([], None if timeout is None else time.monotonic() + timeout)
 
     def wait_for(self, fd: HasFileno, deadline: float | None = None) -> bool:
         """Answer the back-end's requests until `fd` is readable (true) or `deadline` (time.monotonic) has passed."""
-        return self._wait([fd.fileno()], deadline)
+        return self.wait_for_any([fd], deadline) is not None
 
-    def _wait(self, others: Sequence[int], deadline: float | None) -> bool:
+    def wait_for_any(self, fds: Sequence[HasFileno], deadline: float | None = None) -> int | None:
+        """Answer the back-end's requests until one of `fds` is readable: the first that is; None at `deadline`."""
         self._enter()
         try:
-            return self._driving.wait(others, deadline) is not None
+            return self._driving.wait([fd.fileno() for fd in fds], deadline)
         finally:
             self._leave()
 
