@@ -24,6 +24,7 @@ from vhostuser import (
     RequestFailed,
 )
 from vhostuser.aio import AsyncFrontend
+from vhostuser.aio.worker import Worker
 from vhostuser.testing import DEADLINE, Served, leaving_nothing, sparse_file
 
 from .loops import run, until
@@ -302,6 +303,15 @@ class Slow(Echo):
     def reset(self) -> None:
         self.entered.set()
         self.goes_on.wait(DEADLINE)
+
+
+def test_a_thread_that_is_ended_before_it_connects_closes_its_socket() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        worker = Worker(ours)
+        worker.stop()
+        worker.join()
+        assert ours.fileno() == -1
 
 
 def test_close_ends_a_request_that_is_not_answered() -> None:

@@ -207,6 +207,9 @@ def test_each_kind_of_input_has_its_end(kind: str) -> None:
         opened.callback(os.close, sink)
         with ConsoleDevice(input, sink) as device, driven(device) as (driver, _):
             wait_until(lambda: not device.takes(RECEIVE), "the input has ended")
+            wait_until(lambda: not device._watch._wishes, "nobody looks at it any more")
+            assert not device.takes(RECEIVE)
+            assert not device._watch._wishes
             driver.write(b"goes on")
             assert driver.read(0) == b""
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
-from collections.abc import Iterator
 from typing import Final
 
 from ..drivers.console import ConsoleDriver
 from ..errors import Disconnected
 from ..frontend import Frontend
+from ..transport.fds import HasFileno
 from .arguments import Parser, checked, seconds
 from .logs import add_log_level, log_to_stderr
 from .outcome import STDERR, Exit, interrupt, on_end, put_bytes, reach
@@ -54,40 +53,26 @@ def _parser() -> Parser:
     return parser
 
 
+class _Input:
+    """Standard input, to wait on."""
+
+    def fileno(self) -> int:
+        """Its fd."""
+        return STDIN
+
+
 def _attend(frontend: Frontend, driver: ConsoleDriver) -> None:
     """Pass bytes on in both directions, until the back-end goes."""
-    with select.epoll() as news, contextlib.suppress(Disconnected):
-        news.register(driver.receiving.call, select.EPOLLIN)
-        for data in _typed(frontend, driver, news):
-            driver.write(data)
+    news: list[HasFileno] = [_Input(), driver.receiving.call]
+    with contextlib.suppress(Disconnected):
         while True:
-            _show(driver)
-            frontend.wait_for(news)
-
-
-def _typed(frontend: Frontend, driver: ConsoleDriver, news: select.epoll) -> Iterator[bytes]:
-    """What comes on standard input, to its end; what comes from the device is shown meanwhile."""
-    waits = _register(news)
-    while True:
-        _show(driver)
-        if waits:
-            frontend.wait_for(news)
-            if STDIN not in [fd for fd, _ in news.poll(0)]:
-                continue
-        if not (data := os.read(STDIN, PIECE)):
-            break
-        yield data
-    if waits:
-        news.unregister(STDIN)
-
-
-def _register(news: select.epoll) -> bool:
-    """Whether standard input is of a kind that is waited for: a regular file is not, it always has more or has ended."""
-    try:
-        news.register(STDIN, select.EPOLLIN)
-    except PermissionError:
-        return False
-    return True
+            if frontend.wait_for_any(news) != STDIN:
+                _show(driver)
+            elif typed := os.read(STDIN, PIECE):
+                driver.write(typed)
+                _show(driver)
+            else:
+                del news[0]
 
 
 def _show(driver: ConsoleDriver) -> None:
