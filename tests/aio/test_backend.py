@@ -40,7 +40,7 @@ class Scripted(AsyncDevice):
 
     def __init__(self, work: Work = echo) -> None:
         self.work, self.goes_on = work, asyncio.Event()
-        self.at_work, self.cancelled, self.resets = 0, 0, 0
+        self.at_work = self.cancelled = self.resets = self.writes = 0
         self.seen: list[bytes] = []
 
     async def process(self, queue: int, chain: DescriptorChain) -> None:
@@ -60,6 +60,9 @@ class Scripted(AsyncDevice):
 
     def reset(self) -> None:
         self.resets += 1
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        self.writes += 1
 
 
 async def wait(device: Scripted, request: bytes) -> bytes:
@@ -111,6 +114,7 @@ def test_an_exception_fails_its_request_alone(caplog: pytest.LogCaptureFixture) 
 def test_a_device_without_process_says_so(caplog: pytest.LogCaptureFixture) -> None:
     class Empty(AsyncDevice):
         queue_sizes = (16,)
+        config = b"read-only"
 
     async def work() -> None:
         async with both(Empty()) as frontend:
@@ -248,6 +252,44 @@ def test_a_reset_ends_the_wait_for_a_device_that_is_not_ready() -> None:
             await frontend.reset()
             queue = await frontend.start_queue(0, size=16)
             assert await queue.exchange(b"ready now", 16) == b"ready now"
+
+    run(work())
+
+
+def test_a_device_that_fails_to_start_is_served_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    class Late(Scripted):
+        async def driver_ready(self) -> None:
+            raise ZeroDivisionError("on purpose")
+
+    async def work() -> None:
+        async with both(Late()) as frontend:
+            queue = await frontend.start_queue(0, size=16)
+            assert await queue.exchange(b"even so", 8) == b"even so"
+
+    run(work())
+    assert "the start of the device failed" in caplog.text
+
+
+def test_a_loop_that_is_blocked_does_not_hold_up_the_front_end_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vhostuser.aio.device.LOOP_TIMEOUT", 0.05)
+
+    async def work() -> None:
+        refused = threading.Event()
+        async with serving(device := Scripted()) as (sock, _):
+            frontend = await asyncio.to_thread(Frontend, sock)
+
+            def write() -> None:
+                with pytest.raises(RequestFailed):
+                    frontend.request(Q.SET_CONFIG, Config(0, 1, 0, b"x"))
+                refused.set()
+
+            thread = threading.Thread(target=write)
+            thread.start()
+            assert refused.wait(DEADLINE), "this blocks the loop on purpose"
+            thread.join()
+            await asyncio.sleep(0)
+            assert device.writes == 0, "what was refused is not done later"
+            await asyncio.to_thread(frontend.close)
 
     run(work())
 

@@ -184,6 +184,23 @@ def test_stopping_a_queue_ends_what_waits_for_it() -> None:
     run(work())
 
 
+def test_a_queue_that_is_started_again_ends_what_was_in_flight_in_it() -> None:
+    async def work() -> None:
+        device = Keeper()
+        async with driving(device) as (frontend, _):
+            queue = await frontend.start_queue(0, size=4)
+            task = asyncio.create_task(queue.exchange(b"kept", 8))
+            await until(lambda: device.kept, "it is kept")
+            await frontend.run(lambda core: core.stop_queue(0))
+            await frontend.run(lambda core: core.serve(0.01))
+            again = await frontend.start_queue(0, size=4)
+            with pytest.raises(LocalProtocolError, match="queue 0 is stopped"):
+                await task
+            assert await again.exchange(b"now", 8) == b"done"
+
+    run(work())
+
+
 def test_a_request_that_can_never_be_placed_says_why() -> None:
     async def work() -> None:
         async with driving(Echo()) as (frontend, _):
@@ -192,6 +209,10 @@ def test_a_request_that_can_never_be_placed_says_why() -> None:
                 await queue.submit([b"x"] * 5)
             with pytest.raises(MemoryError):
                 await queue.exchange(b"", 8 << 20)
+            with pytest.raises(TypeError):
+                await queue.submit(["no bytes"])  # type: ignore[list-item]
+            with pytest.raises(ValueError, match="-1 bytes"):
+                await queue.submit([], [-1])
             assert await queue.exchange(b"fits", 8) == b"fits"
 
     run(work())
@@ -306,12 +327,13 @@ class Slow(Echo):
 
 
 def test_a_thread_that_is_ended_before_it_connects_closes_its_socket() -> None:
-    ours, theirs = socket.socketpair()
-    with theirs:
-        worker = Worker(ours)
-        worker.stop()
-        worker.join()
-        assert ours.fileno() == -1
+    for _ in range(20):
+        ours, theirs = socket.socketpair()
+        with theirs:
+            worker = Worker(ours)
+            worker.stop()
+            worker.join()
+            assert ours.fileno() == -1
 
 
 def test_close_ends_a_request_that_is_not_answered() -> None:

@@ -44,9 +44,10 @@ class Flights:
         self._waiting: deque[Request] = deque()
         self._over: BaseException | None = None
 
-    @property
-    def watched(self) -> list[int]:
-        """The fds that are readable when the device has done something."""
+    def watch(self) -> list[int]:
+        """The fds that are readable when the device has done something; none of a queue that is over."""
+        if self.queue.call.closed:
+            self.stop()
         return [] if self._over else [self.queue.call.fileno(), self.queue.err.fileno()]
 
     def offer(self, request: Request) -> None:

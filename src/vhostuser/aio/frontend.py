@@ -80,7 +80,7 @@ class AsyncFrontend:
     async def run(self, function: Callable[[Frontend], T]) -> T:
         """Call a function with the blocking core, in its thread: for what has no coroutine here, like `config`.
 
-        Queues are not to be started or stopped so.
+        A queue that is started so is not one of coroutines.
         """
         return await asyncio.wrap_future(self._worker.run(lambda: function(self._worker.frontend)))
 

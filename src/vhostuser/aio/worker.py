@@ -120,14 +120,18 @@ class Worker:
 
     def _run(self) -> None:
         try:
-            while not self._ending:
+            while not self._told_to_end():
                 self._do_jobs()
                 self._wait()
         finally:
             self._end()
 
-    def _do_jobs(self) -> None:
+    def _told_to_end(self) -> bool:
+        """Whether `stop` was called; what is said from now on is heard in the next wait."""
         self._waker.clear()
+        return self._ending
+
+    def _do_jobs(self) -> None:
         while self._jobs:
             self._jobs.popleft()()
 
@@ -137,7 +141,7 @@ class Worker:
             wait((self._waker,), None)
             return
         try:
-            watched = {fd: flights for flights in self._flights.values() for fd in flights.watched}
+            watched = {fd: flights for flights in self._flights.values() for fd in flights.watch()}
             ready = self._frontend.wait_for_any([*map(_Fd, watched), self._waker])
             if ready in watched:
                 watched[ready].look(ready)
