@@ -28,7 +28,8 @@ async def until(holds: Callable[[], object], what: str) -> None:
     """Wait until something holds."""
     end = asyncio.get_running_loop().time() + DEADLINE
     while not holds():
-        assert asyncio.get_running_loop().time() < end, what
+        if asyncio.get_running_loop().time() > end:
+            raise AssertionError(f"not within {DEADLINE:g} s: {what}")
         await asyncio.sleep(0.002)
 
 
@@ -47,7 +48,7 @@ async def serving(device: AsyncDevice) -> AsyncIterator[tuple[socket.socket, Asy
 
 
 @asynccontextmanager
-async def both(device: AsyncDevice, *, size: int = 64, packed: bool = False) -> AsyncIterator[AsyncFrontend]:
+async def both(device: AsyncDevice, *, packed: bool = False) -> AsyncIterator[AsyncFrontend]:
     """Both sides in one loop; memory is shared."""
     async with serving(device) as (sock, _), await AsyncFrontend.over(sock, packed=packed) as frontend:
         await frontend.share_memory(4 << 20)
