@@ -163,6 +163,28 @@ def test_regions_are_mapped_without_blocking_the_loop() -> None:
     run(work())
 
 
+def test_many_requests_map_at_a_time() -> None:
+    async def one(device: Scripted, request: bytes) -> bytes:
+        offset = int(request) * PAGE
+        with sparse_file(PAGE) as file:
+            os.pwrite(file.fileno(), request, 0)
+            await device.shm[0].map(file, shm_offset=offset, len=PAGE)
+        if int(request) % 2:
+            await device.shm[0].unmap(shm_offset=offset, len=PAGE)
+        return request
+
+    async def work() -> None:
+        async with both(Scripted(one)) as frontend:
+            queues = [await frontend.start_queue(index, size=64) for index in (0, 1)]
+            requests = [b"%d" % number for number in range(200)]
+            await asyncio.gather(*(queues[at % 2].exchange(each, 8) for at, each in enumerate(requests)))
+            region = frontend.shm[0]
+            assert [each.shm_offset for each in region.mappings] == [number * PAGE for number in range(0, 200, 2)]
+            assert all(region.read(number * PAGE, 4).rstrip(b"\0") == b"%d" % number for number in range(0, 200, 2))
+
+    run(work())
+
+
 @pytest.mark.parametrize("how", ["answered", "cancelled", "gone"])
 def test_a_front_end_that_does_not_answer_holds_up_nobody_but_who_maps(how: str) -> None:
     """Its answer comes once it waits; a blocking front-end of this test does not for a while."""
