@@ -15,6 +15,7 @@ import pytest
 from tests.process.test_undrained import Rig
 from vhostuser import DescriptorChain, Disconnected, Frontend, LocalProtocolError, MapRequest, RequestFailed
 from vhostuser.aio import AsyncBackend, AsyncDevice, AsyncFrontend
+from vhostuser.aio.shared_memory import Mapper
 from vhostuser.protocol.numbers import FrontendRequest
 from vhostuser.protocol.payloads import Config, VringState
 from vhostuser.rings import Rings
@@ -238,6 +239,21 @@ def test_without_a_front_end_nothing_is_mapped_and_no_file_kept() -> None:
 
     with leaving_nothing():
         run(work())
+
+
+def test_what_waits_for_its_turn_when_the_end_comes_is_told_the_reason() -> None:
+    """It is not cancelled: who awaits it was not."""
+
+    async def work() -> None:
+        mapper, goes_on = Mapper(), threading.Event()
+        mapper.start()
+        tasks = [asyncio.create_task(mapper.run(work)) for work in (lambda: goes_on.wait(DEADLINE), lambda: False)]
+        await asyncio.sleep(0)
+        mapper.stop()
+        goes_on.set()
+        assert await asyncio.gather(*tasks) == [True, False]
+
+    run(work())
 
 
 def test_a_device_maps_before_its_first_request() -> None:

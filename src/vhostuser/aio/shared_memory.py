@@ -28,10 +28,10 @@ class Mapper:
         self._executor = ThreadPoolExecutor(1, NAME)
 
     def stop(self) -> None:
-        """Take no more; those that wait are cancelled. The front-end must be gone, so that none in progress lasts."""
+        """Take no more. The front-end must be gone, so that those that wait fail at once."""
         executor, self._executor = self._executor, None
         if executor:
-            executor.shutdown(wait=False, cancel_futures=True)
+            executor.shutdown(wait=False)
 
     async def run(self, function: Callable[[], T], fds: Sequence[OwnedFd] = ()) -> T:
         """Call a function there. `fds` are closed when it has ended, or will not begin."""
