@@ -23,7 +23,7 @@ ROWS = [
     {"memory"},
     {"plain"},
     {"back-end", "front-end"},
-    {"testing", "devices", "drivers"},
+    {"testing", "devices", "drivers", "aio"},
     {"cli"},
     {"package"},
 ]

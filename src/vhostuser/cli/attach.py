@@ -16,7 +16,7 @@ from ..protocol.payloads import Mmap
 from ..protocol.regions import DEVICE_QUOTA, PROCESS_QUOTA
 from ..transport.channel import REPLY_TIMEOUT, OwnedMessage
 from .arguments import Parser, add_dialect, between, checked, dialect_of, seconds
-from .console import COMMANDS, STDIN, Console, Lines
+from .commands import COMMANDS, STDIN, Console, Lines
 from .logs import add_log_level, log_to_stderr
 from .outcome import Exit, interrupt, on_end, put, reach
 

@@ -18,6 +18,7 @@ from ..protocol.numbers import MAX_QUEUE_SIZE
 from ..virtio.block import SECTOR, BlockFeature
 from . import drive_shm
 from .arguments import Parser, between, checked, seconds, size
+from .drive_console import drive_console
 from .info import in_units
 from .logs import add_log_level, log_to_stderr
 from .outcome import CommandError, Exit, interrupt, on_end, put, put_bytes, reach
@@ -44,6 +45,8 @@ class Action(NamedTuple):
 
 def drive(arguments: list[str]) -> int:
     """Run `vhu drive`; its exit code."""
+    if arguments[:1] == ["console"]:
+        return drive_console(arguments[1:])
     parser = _parser()
     options = parser.parse_intermixed_args(arguments)
     action = _action(parser, options)
@@ -235,6 +238,7 @@ EPILOG: Final = "\n".join(
             for device, actions in DEVICES.items()
             for name, action in actions.items()
         ),
+        "  console SOCKET".ljust(34) + "be the guest of a console: see vhu drive console --help",
         "",
         "exit status: 0 done; 1 failed, or the device said no; 2 usage; 3 the back-end broke the protocol or is not there",
     ]

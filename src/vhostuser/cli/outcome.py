@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import Final, TypeVar
 
@@ -22,6 +22,7 @@ STDERR: Final = 2
 INTERRUPT_AGAIN: Final = 0.001
 """Seconds until an interrupt that was lost is raised again."""
 ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_undoing: Final[list[Callable[[], None]]] = []
 T = TypeVar("T")
 
 
@@ -141,6 +142,8 @@ def on_end(stop: Callable[[], None]) -> None:
     """Let the first SIGTERM, SIGINT or SIGHUP call `stop`, and the second end the process at once."""
 
     def leave(number: int, frame: object) -> None:
+        for undo in reversed(_undoing):
+            undo()
         os._exit(128 + number)
 
     def end(number: int, frame: object) -> None:
@@ -150,6 +153,17 @@ def on_end(stop: Callable[[], None]) -> None:
 
     for each in ENDING_SIGNALS:
         signal.signal(each, end)
+
+
+@contextlib.contextmanager
+def undone(undo: Callable[[], None]) -> Iterator[None]:
+    """Call `undo`, which may be called twice, at the end of the block; also if a second signal ends the process in it."""
+    _undoing.append(undo)
+    try:
+        yield
+    finally:
+        undo()
+        _undoing.remove(undo)
 
 
 def interrupt() -> None:

@@ -1,0 +1,194 @@
+"""What an author fills in of a device whose requests are coroutines, and how the core sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine
+from collections.abc import Mapping as MappingOf
+from concurrent.futures import Future
+from types import MappingProxyType
+from typing import ClassVar, Final
+
+from ..device import KEEP, Device, Keep
+from ..errors import DeadlineExpired, Disconnected, LocalProtocolError, VhostUserError
+from ..limited_log import LimitedLog
+from ..virtio.chain import DescriptorChain
+from .shared_memory import AsyncSharedMemory
+
+log = logging.getLogger(__name__)
+LOOP_TIMEOUT: Final = 5.0
+"""Seconds that the event loop may take to turn to something that the front-end waits for."""
+
+
+class AsyncDevice:
+    """A virtio device. Subclasses say what it is as in `Device`, and what it does in `process`.
+
+    All methods are called in the event loop, and so may not block it.
+    """
+
+    virtio_id: ClassVar[int] = 0
+    features: int = 0
+    acknowledged: int = 0
+    queue_sizes: tuple[int, ...] = ()
+    shared_memory: MappingOf[int, int] = MappingProxyType({})
+    drain_timeout: float = Device.drain_timeout
+    config: bytes = b""
+    shm: MappingOf[int, AsyncSharedMemory] = MappingProxyType({})
+    """The shared memory regions by shmid, once an AsyncBackend has the device."""
+
+    async def process(self, queue: int, chain: DescriptorChain) -> None:
+        """Handle one request, while others are handled as well: read what the driver gave, write what it asked for.
+
+        It is given back when this ends, also by an exception. A stop of the queue waits for it, `drain_timeout` seconds at
+        most; a reset, and the front-end's end, cancel it.
+        """
+        raise LocalProtocolError(f"{type(self).__name__} has no process() for the requests of queue {queue}")
+
+    async def driver_ready(self) -> None:
+        """A driver has taken the device, for the first time or after a reset; no request comes before this ends."""
+
+    def reset(self) -> None:
+        """The driver has reset the device, or is gone. Every mapping has vanished, every request was cancelled."""
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Take a write to the configuration space; refused unless a subclass does better ("SET_CONFIG")."""
+        text = f"SET_CONFIG offset {offset} size {len(data)}: this device's configuration is read-only"
+        raise LocalProtocolError(text, request="SET_CONFIG", field="offset", value=offset, limit="read-only")
+
+
+class Bridge(Device):
+    """An AsyncDevice as the core's threads see it: each request becomes a task in the event loop, and is kept meanwhile."""
+
+    def __init__(self, device: AsyncDevice) -> None:
+        self._device = device
+        self.features, self.queue_sizes = device.features, device.queue_sizes
+        self.shared_memory, self.drain_timeout = device.shared_memory, device.drain_timeout
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._log = LimitedLog(log)
+
+    @property
+    def config(self) -> bytes:
+        """The configuration space."""
+        return self._device.config
+
+    @config.setter
+    def config(self, value: bytes) -> None:
+        self._device.config = value
+
+    @property
+    def acknowledged(self) -> int:
+        """The features that the driver took."""
+        return self._device.acknowledged
+
+    @acknowledged.setter
+    def acknowledged(self, value: int) -> None:
+        self._device.acknowledged = value
+
+    # For the loop
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Run the device's coroutines in that loop from now on."""
+        if self._loop is not None:
+            raise LocalProtocolError("this back-end serves already")
+        self._loop = loop
+
+    async def detach(self) -> None:
+        """Cancel what still runs, and wait for its end."""
+        self._loop = None
+        self._cancel()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # In the core's threads
+
+    def process(self, queue: int, chain: DescriptorChain) -> Keep:
+        """Let a task handle the request."""
+        self._running().call_soon_threadsafe(self._begin, queue, chain)
+        return KEEP
+
+    def driver_ready(self) -> None:
+        """Wait for the device to be ready; a reset ends the wait."""
+        done: Future[None] = Future()
+        self._running().call_soon_threadsafe(lambda: _chain(self._spawn(self._device.driver_ready()), done))
+        with contextlib.suppress(concurrent.futures.CancelledError):
+            done.result()
+
+    def reset(self) -> None:
+        """Cancel what is in progress, and tell the device."""
+        if self._loop is not None:
+            self._in_loop(self._reset)
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Let the device take a write to its configuration space."""
+        self._in_loop(lambda: self._device.write_config(offset, data))
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            raise Disconnected("no event loop runs this device any more")
+        return self._loop
+
+    def _in_loop(self, function: Callable[[], None]) -> None:
+        """Call a function in the event loop and wait for its end; raises what it does."""
+        done: Future[None] = Future()
+        self._running().call_soon_threadsafe(_call, function, done)
+        try:
+            done.result(LOOP_TIMEOUT)
+        except TimeoutError:
+            done.cancel()
+            raise DeadlineExpired(f"the event loop is busy for more than {LOOP_TIMEOUT:g} s") from None
+
+    # In the event loop
+
+    def _begin(self, queue: int, chain: DescriptorChain) -> None:
+        self._spawn(self._handle(queue, chain)).add_done_callback(lambda _: self.complete(queue, chain))
+
+    async def _handle(self, queue: int, chain: DescriptorChain) -> None:
+        """Process a request; an exception fails it alone."""
+        try:
+            await self._device.process(queue, chain)
+        except VhostUserError as error:
+            self._log.warning(f"a request of queue {queue} failed: {error}")
+        except Exception:
+            self._log.exception(f"{type(self._device).__name__}.process failed for a request of queue {queue}")
+
+    def _reset(self) -> None:
+        self._cancel()
+        self._device.reset()
+
+
+def _call(function: Callable[[], None], done: Future[None]) -> None:
+    if not done.set_running_or_notify_cancel():
+        return
+    try:
+        function()
+        done.set_result(None)
+    except Exception as error:
+        done.set_exception(error)
+
+
+def _chain(task: asyncio.Task[None], done: Future[None]) -> None:
+    """Let `done` become what the task does."""
+
+    def copy(ended: asyncio.Task[None]) -> None:
+        if ended.cancelled():
+            done.cancel()
+        elif error := ended.exception():
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    task.add_done_callback(copy)
