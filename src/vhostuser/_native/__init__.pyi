@@ -1,4 +1,5 @@
 from . import caller as caller
+from . import chain as chain
 from . import packed as packed
 from . import ring as ring
 from . import server as server

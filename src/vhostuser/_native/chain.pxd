@@ -1,5 +1,7 @@
 """A request as a compiled ring gives it: where its buffers lie, and no view of them until somebody wants one."""
 
+from cpython.long cimport PyLong_CheckExact
+from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
@@ -34,7 +36,12 @@ cdef class RingChain:
 cdef RingChain new_chain(table, const Taken *taken, const Piece *pieces)
 
 
-cdef inline object number(PyObject *field):
+cdef inline object number(field):
+    """A number that a device left: what Python takes for an index."""
+    return field if PyLong_CheckExact(field) else PyNumber_Index(field)
+
+
+cdef inline object held(PyObject *field):
     """What is in a field, or AttributeError."""
     if field == NULL:
         raise AttributeError("a field of a chain was deleted")

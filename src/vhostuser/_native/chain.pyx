@@ -1,14 +1,13 @@
-"""A request as a compiled ring gives it: `virtio.chain.DescriptorChain` to whoever looks, made in a tenth of the time.
+"""A request as a compiled ring gives it: a `virtio.chain.DescriptorChain` to whoever asks, with no views that nobody wants.
 
-It knows where its buffers lie, and makes views of them when they are asked for; `read` and `write` copy without any. What is
-not plain (views that a device has put there or released, a `written` that is no number) goes to the methods of the pure
-class, which do to this one what they do to theirs.
+It knows where its buffers lie, and makes views of them at the first look; `read` and `write` copy without any. What is not
+plain (views that a device has replaced or released, a `written` that is no number) goes to the methods of the pure class,
+which treat this one as one of theirs.
 """
 
 cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.long cimport PyLong_AsLongLong, PyLong_CheckExact, PyLong_FromLong
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.memoryview cimport PyMemoryView_FromObject, PyMemoryView_GET_BUFFER
 from cpython.object cimport PyObject
@@ -150,7 +149,8 @@ cdef RingChain new_chain(table, const Taken *taken, const Piece *pieces):
 cdef class RingChain:
     """One request: its bytes to read in order, then its bytes to write in order. Rings make it, nobody else.
 
-    It is no garbage collector's concern, so nobody takes the memory away before the pieces that lie in it.
+    The garbage collector knows nothing of it, so nothing takes its memory away before it is gone itself; a device that puts a
+    request into a field of its own makes it stay for good.
     """
 
     def __init__(self):
@@ -164,8 +164,8 @@ cdef class RingChain:
             PyMem_Free(self.pieces)
 
     def __reduce__(self):
-        fields = {"written": number(self.written), "_read": self._read}
-        return DescriptorChain, (number(self.head), self.readable, self.writable, number(self.entries)), (None, fields)
+        fields = {"written": held(self.written), "_read": self._read}
+        return DescriptorChain, (held(self.head), self.readable, self.writable, held(self.entries)), (None, fields)
 
     @property
     def __class__(self):
@@ -205,7 +205,6 @@ cdef class RingChain:
         cdef uint32_t readable = self.readable_count
         return size_of(self.pieces + readable, self.count - readable) if self.untouched() else WRITABLE_SIZE(self)
 
-    @cython.binding(False)
     def read(self, size=-1):
         """The next `size` readable bytes, or all that are left; fewer at the end. Copied: the guest can't change them."""
         cdef Py_ssize_t left = size_of(self.pieces, self.readable_count) - self._read, wanted = vhu_plain(<PyObject *>size)
@@ -218,7 +217,6 @@ cdef class RingChain:
         self._read += left
         return data
 
-    @cython.binding(False)
     def write(self, data):
         """Append to the writable bytes; the number that fitted."""
         cdef Piece *pieces = self.pieces + self.readable_count

@@ -10,7 +10,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
 from ..errors import QueueBroken
-from .chain cimport Piece, RingChain, Taken, new_chain, number
+from .chain cimport Piece, RingChain, Taken, held, new_chain, number
 from .live cimport *
 
 
@@ -138,11 +138,12 @@ cdef class DeviceRing:
         cdef Taken taken
         taken.readable = taken.count = 0
         if type(chain) is RingChain:
-            taken.head, taken.entries = number((<RingChain>chain).head), number((<RingChain>chain).entries)
-            self.finish(&taken, number((<RingChain>chain).written))
+            taken.head = number(held((<RingChain>chain).head))
+            taken.entries = number(held((<RingChain>chain).entries))
+            self.finish(&taken, number(held((<RingChain>chain).written)))
         else:
-            taken.head, taken.entries = chain.head, chain.entries
-            self.finish(&taken, chain.written)
+            taken.head, taken.entries = number(chain.head), number(chain.entries)
+            self.finish(&taken, number(chain.written))
 
     def publish(self):
         """Show the driver all that was pushed; whether to notify it."""
