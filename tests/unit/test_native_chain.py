@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.memory_map import areas
-from tests.virtio_rig import BUFFERS, NEXT, PACKED_RIGS, SPLIT_RIGS, WRITE, Rig
+from tests.virtio_rig import BUFFERS, NEXT, PACKED_RIGS, SPLIT_RIGS, WRITE, CompiledRig, Rig
 from vhostuser import DescriptorChain, _native
 from vhostuser.errors import QueueBroken
 from vhostuser.memory.guest import GuestMemory, GuestRegion
@@ -106,6 +107,8 @@ def replace(name: str, views: Callable[[Sequence[memoryview]], object]) -> Step:
     return lambda chain: setattr(chain, name, views(getattr(chain, name)))
 
 
+GONE = memoryview(b"released")
+GONE.release()
 DATA = (
     *(
         b"",
@@ -117,7 +120,7 @@ DATA = (
         memoryview(b"a view")[::2],
     ),
     *(memoryview(b"signed").cast("b"), memoryview(b"of words").cast("H"), memoryview(b"square").cast("B", (2, 3))),
-    *("text", None, 3, [1, 2], memoryview(b"scalar")[:1].cast("B", ())),
+    *("text", None, 3, [1, 2], memoryview(b"scalar")[:1].cast("B", ()), GONE),
 )
 SIZES = (-1, 0, 1, 2, 7, 100, 1 << 40, 1 << 70, -5, -(1 << 70), True, None, 2.5, "3")
 NUMBERS = (0, 1, 5, 40, 1 << 33, 1 << 70, -1, -(1 << 70), True, None, 2.5, "3")
@@ -131,6 +134,7 @@ either = st.one_of(
 odd = st.one_of(
     st.sampled_from(NUMBERS).map(lambda value: put("written", value)),
     st.builds(put, st.sampled_from(["head", "entries"]), st.sampled_from(NUMBERS)),
+    st.sampled_from([0, 3, 50, 1000, -1, -50]).map(lambda value: put("_read", value)),
     st.sampled_from(["head", "entries", "written"]).map(delete),
     st.builds(release, sides, st.integers(0, 3)),
     st.builds(move, st.just("writable"), sides),
@@ -196,6 +200,42 @@ def test_it_may_have_as_many_pieces_as_it_likes(count: int) -> None:
     chain, rig = request(COMPILED["compiled"], [(40 * at, 3) for at in range(count - 1)], [(1000, 3)])
     assert chain.read() == b"".join(bytes(rig.buffers[40 * at : 40 * at + 3]) for at in range(count - 1))
     assert (chain.write(b"four"), bytes(rig.buffers[1000:1003])) == (3, b"fou")
+
+
+def test_its_fields_hold_what_was_put_there_and_no_more() -> None:
+    chain, _ = request(COMPILED["compiled"], [(0, 4)], [(8, 600)])
+    values = [int(f"{at}00") for at in (3, 4, 5)]
+
+    def counts() -> list[int]:
+        return [sys.getrefcount(value) for value in values]
+
+    before = counts()
+    chain.head, chain.entries, chain.written = values
+    assert counts() == [count + 1 for count in before]
+    assert (chain.write(b"x"), chain.written) == (1, 501)
+    assert counts() == [before[0] + 1, before[1] + 1, before[2]]
+    del chain
+    assert counts() == before
+
+
+def test_its_pieces_go_with_it() -> None:
+    rig = CompiledRig(16)
+
+    def serve() -> int:
+        for _ in range(200):
+            rig.offer(0)
+            chain = rig.device.pop()
+            assert chain is not None
+            assert len(chain.read()) == 45
+            rig.device.push(chain)
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    for at in range(16):
+        rig.describe(at, BUFFERS + 40 * at, 3, NEXT if at < 15 else WRITE, at + 1)
+    serve()
+    before = serve()
+    assert serve() - before < 50
 
 
 def test_one_that_no_ring_made_harms_nobody() -> None:
