@@ -4,8 +4,9 @@ from libc.stdint cimport uint8_t, uint16_t
 from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from vhostuser._native.chain cimport Taken
 from vhostuser._native.live cimport vhu_fence
-from vhostuser._native.walk cimport DeviceRing, Taken
+from vhostuser._native.walk cimport DeviceRing
 
 
 cdef bint once(DeviceRing ring) noexcept nogil:

@@ -1,5 +1,6 @@
 from . import block as block
 from . import caller as caller
+from . import chain as chain
 from . import packed as packed
 from . import ring as ring
 from . import server as server

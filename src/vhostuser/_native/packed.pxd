@@ -1,6 +1,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
-from .walk cimport DeviceRing, Taken
+from .chain cimport Taken
+from .walk cimport DeviceRing
 
 cdef class PackedRing(DeviceRing):
     cdef uint8_t *descriptors

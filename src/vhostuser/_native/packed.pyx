@@ -11,8 +11,9 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from ..virtio.packed import FIRST_BASE, PackedQueue, read_base
+from .chain cimport Taken
 from .live cimport *
-from .walk cimport ENTRY, INDIRECT, NEXT, WRITE, DeviceRing, Region, RegionTable, Taken, enter, lay, start_of
+from .walk cimport ENTRY, INDIRECT, NEXT, WRITE, DeviceRing, Region, RegionTable, enter, lay, start_of
 
 cdef enum:
     # Where a descriptor has these, and an event suppression area.

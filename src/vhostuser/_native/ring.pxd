@@ -1,6 +1,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from .walk cimport DeviceRing, Taken
+from .chain cimport Taken
+from .walk cimport DeviceRing
 
 cdef class SplitRing(DeviceRing):
     cdef public uint16_t base

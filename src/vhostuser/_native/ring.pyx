@@ -11,8 +11,9 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from . cimport walk
 from ..virtio.split import SplitQueue
+from .chain cimport Taken
 from .live cimport *
-from .walk cimport ENTRY, INDIRECT, NEXT, WRITE, DeviceRing, Region, Taken, enter, lay, start_of
+from .walk cimport ENTRY, INDIRECT, NEXT, WRITE, DeviceRing, Region, enter, lay, start_of
 from .walk import RegionTable, fence
 
 cdef enum:

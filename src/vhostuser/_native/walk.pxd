@@ -6,6 +6,8 @@ The short functions are inline, so that each format has them in its own module.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from .chain cimport Piece, Taken
+
 cdef enum:
     ENTRY = 16  # bytes of a descriptor
     SPARE = 16  # pieces beyond one a descriptor, for buffers that cross regions
@@ -23,17 +25,6 @@ ctypedef struct Region:
     uint8_t *at
     void *view
     bint readonly
-
-ctypedef struct Piece:
-    uint8_t *at
-    uint32_t len
-    void *view
-
-ctypedef struct Taken:
-    uint16_t head
-    uint16_t entries  # descriptors that it takes up in a packed ring, else 1
-    uint32_t readable
-    uint32_t count
 
 cdef class RegionTable:
     cdef Region *regions

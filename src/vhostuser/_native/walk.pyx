@@ -5,67 +5,13 @@ takes a chain into `pieces`, keeps it, gives it back and shows all of them to th
 """
 
 cimport cython
-from cpython.list cimport PyList_New, PyList_SET_ITEM
 from cpython.memoryview cimport PyMemoryView_FromObject, PyMemoryView_GET_BUFFER
-from cpython.ref cimport Py_INCREF
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
-from types import MemberDescriptorType
-
 from ..errors import QueueBroken
-from ..virtio.chain import DescriptorChain
+from .chain cimport Piece, RingChain, Taken, held, new_chain, number
 from .live cimport *
-
-cdef extern from *:
-    """
-    #include <structmember.h>
-
-    /* Where a slot lies in the objects of its class, by its descriptor. */
-    static inline Py_ssize_t vhu_slot(PyObject *slot) { return ((PyMemberDescrObject *)slot)->d_member->offset; }
-    /* Fill an empty slot: what `object.name = value` does, without looking the name up. */
-    static inline void vhu_fill_slot(PyObject *object, Py_ssize_t slot, PyObject *value)
-    { Py_INCREF(value); *(PyObject **)((char *)object + slot) = value; }
-    /* What `object.name` is, or AttributeError. */
-    static inline PyObject *vhu_slot_of(PyObject *object, Py_ssize_t slot)
-    {
-        PyObject *value = *(PyObject **)((char *)object + slot);
-        if (value)
-            Py_INCREF(value);
-        else
-            PyErr_SetString(PyExc_AttributeError, "a field of a chain was deleted");
-        return value;
-    }
-    static inline PyObject *vhu_new(PyTypeObject *type) { return PyType_GenericNew(type, NULL, NULL); }
-    """
-    Py_ssize_t vhu_slot(object slot)
-    void vhu_fill_slot(object object, Py_ssize_t slot, object value)
-    object vhu_slot_of(object object, Py_ssize_t slot)
-    object vhu_new(type kind)
-
-cdef type Chain = DescriptorChain
-cdef Py_ssize_t HEAD = slot_of(DescriptorChain.head), READABLE = slot_of(DescriptorChain.readable)
-cdef Py_ssize_t WRITABLE = slot_of(DescriptorChain.writable), ENTRIES = slot_of(DescriptorChain.entries)
-cdef Py_ssize_t WRITTEN = slot_of(DescriptorChain.written)
-cdef enum:
-    MOST = 8
-cdef tuple OTHERS = tuple(
-    [name for name in DescriptorChain.__slots__ if name not in ("head", "readable", "writable", "entries")]
-)  # the slots that begin alike in every chain, and how
-cdef tuple VALUES = tuple([getattr(DescriptorChain(0, (), ()), name) for name in OTHERS])
-cdef Py_ssize_t PLACES[MOST]
-
-
-cdef Py_ssize_t slot_of(slot) except -1:
-    if type(slot) is not MemberDescriptorType:
-        raise TypeError(f"{slot!r} is no slot")
-    return vhu_slot(slot)
-
-
-if len(OTHERS) > MOST:
-    raise ImportError(f"a chain has {len(OTHERS)} more slots than this module knows of")
-for at, name in enumerate(OTHERS):
-    PLACES[at] = slot_of(getattr(DescriptorChain, name))
 
 
 def fence():
@@ -118,26 +64,6 @@ cdef uint8_t *start_of(view, Py_ssize_t needed) except NULL:
     if buffer.len < needed:
         raise ValueError(f"a part of the ring has {buffer.len} bytes, {needed} are needed")
     return <uint8_t *>buffer.buf
-
-
-cdef object view_of(Piece *piece):
-    """A view of a piece of a region: what slicing the region's view gives, without making a slice object first."""
-    cdef Py_buffer *buffer
-    view = PyMemoryView_FromObject(<object>piece.view)
-    buffer = PyMemoryView_GET_BUFFER(view)
-    buffer.buf, buffer.len = piece.at, piece.len
-    buffer.shape[0] = piece.len
-    return view
-
-
-cdef object views_of(Piece *pieces, uint32_t count):
-    cdef uint32_t at
-    views = PyList_New(count)
-    for at in range(count):
-        view = view_of(&pieces[at])
-        Py_INCREF(view)  # for the list, which takes it over
-        PyList_SET_ITEM(views, at, view)
-    return views
 
 
 cdef int lay_pieces(DeviceRing ring, uint64_t addr, uint64_t len, bint writable, int count) noexcept nogil:
@@ -211,12 +137,13 @@ cdef class DeviceRing:
         """Give a request back; the driver sees it at the next `publish`."""
         cdef Taken taken
         taken.readable = taken.count = 0
-        if type(chain) is Chain:
-            taken.head, taken.entries = vhu_slot_of(chain, HEAD), vhu_slot_of(chain, ENTRIES)
-            self.finish(&taken, vhu_slot_of(chain, WRITTEN))
+        if type(chain) is RingChain:
+            taken.head = number(held((<RingChain>chain).head))
+            taken.entries = number(held((<RingChain>chain).entries))
+            self.finish(&taken, number(held((<RingChain>chain).written)))
         else:
-            taken.head, taken.entries = chain.head, chain.entries
-            self.finish(&taken, chain.written)
+            taken.head, taken.entries = number(chain.head), number(chain.entries)
+            self.finish(&taken, number(chain.written))
 
     def publish(self):
         """Show the driver all that was pushed; whether to notify it."""
@@ -235,16 +162,9 @@ cdef class DeviceRing:
     cdef object next_chain(self):
         """The chain that waits next."""
         cdef Taken taken
-        cdef Py_ssize_t at
         if not self.take(&taken):
             return self.explain()
-        chain = vhu_new(Chain)
-        vhu_fill_slot(chain, HEAD, taken.head)
-        vhu_fill_slot(chain, READABLE, views_of(self.pieces, taken.readable))
-        vhu_fill_slot(chain, WRITABLE, views_of(self.pieces + taken.readable, taken.count - taken.readable))
-        vhu_fill_slot(chain, ENTRIES, taken.entries)
-        for at in range(len(VALUES)):
-            vhu_fill_slot(chain, PLACES[at], VALUES[at])
+        chain = new_chain(self.table, &taken, self.pieces)
         self.keep(&taken)
         return chain
 
