@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from .errors import QueueBroken, VhostUserError
+from .kick_poller import MOST_EMPTY, KickPoller
 from .limited_log import LimitedLog
 from .ring_work import RingWork
-from .transport.loop import Poller, Waker
+from .transport.loop import Waker
 from .vring import Vring
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class QueueThread:
 
     def _serve(self) -> None:
         while not self._closing:
-            poller = Poller().watch(self._waker.fileno())
+            poller = KickPoller().watch(self._waker.fileno())
             kicks: dict[int, Vring] = {}
             for vring in self._vrings:
                 if vring.active and (fd := vring.kick_fd()) is not None:
@@ -95,7 +96,7 @@ class QueueThread:
             except Exception:
                 self._log.exception("the start of the device failed")
 
-    def _wait(self, poller: Poller, kicks: dict[int, Vring]) -> None:
+    def _wait(self, poller: KickPoller, kicks: dict[int, Vring]) -> None:
         """Serve kicks until something about the rings has changed, or a device has completed what it kept."""
         while True:
             for fd in poller.wait(None):
@@ -105,9 +106,13 @@ class QueueThread:
                 vring = kicks[fd]
                 if not vring.active:
                     return
+                before = vring.base
                 try:
                     vring.take_kick(fd)
                 except QueueBroken as error:
                     self._work.break_off(vring, error)
                     return
                 self._work.work(vring)
+                vring.empty_kicks = vring.empty_kicks + 1 if vring.base == before else 0
+                if vring.empty_kicks > MOST_EMPTY:
+                    poller.rest(fd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final, NamedTuple
@@ -14,6 +15,7 @@ from .errors import Disconnected, ProtocolError, QueueBroken, RemoteProtocolErro
 from .guest_table import GuestTable
 from .limited_log import LimitedLog
 from .memory.inflight import InflightArea, new_area
+from .patience import BROKEN, Patience
 from .port import Port
 from .protocol.dialects import Dialect, diagnose_front_end
 from .protocol.framing import reply_frame
@@ -101,6 +103,7 @@ class Serving:
         device.queues = self._rings
         self._guest = GuestTable(self._session, self._rings, exports_memory=bool(regions))
         self._inflight: InflightArea | None = None
+        self._patience = Patience()
         self._diagnosed = False
         self._log = limited
 
@@ -109,6 +112,8 @@ class Serving:
         try:
             while stop.fileno() not in wait((self._channel, stop), None):
                 self._handle(self._channel.receive())
+                if rest := self._patience.rest():
+                    wait((stop,), time.monotonic() + rest)
         except Disconnected as reason:
             log.info("%s", reason)
         finally:
@@ -179,6 +184,7 @@ class Serving:
     def _refuse(self, frame: OwnedFrame, state: State, error: ProtocolError) -> None:
         """Say no in the way that the request has; where it has none, the connection ends."""
         self._counters.refused += 1
+        self._patience.spend()
         self._log.warning(f"refused: {error}")
         rule = FRONTEND.get(frame.request)
         if rule is None:
@@ -321,6 +327,8 @@ class Serving:
         index = _body(message, VringState).index
         ring = self._session.state.rings[index]
         bound = self._rings.vrings[index].queue is not None
+        if self._rings.vrings[index].broken:
+            self._patience.spend(BROKEN)
         record = self._inflight is not None and self._session.state.has(F.GET_VRING_BASE_INFLIGHT)
         base = self._rings.stop(index, record=record) if bound else ring.base
         if base is None:

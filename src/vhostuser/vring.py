@@ -44,12 +44,19 @@ class Vring:
     """Requests that the device keeps, and the memory in which they lie. The lock guards it."""
     completion: threading.Event = field(default_factory=threading.Event)
     """Set when the device has completed one of them."""
+    empty_kicks: int = 0
+    """Kicks in a row, up to now, that found nothing in the ring."""
     used_log: int | None = None
     """Where in guest memory the used ring lies for the dirty log, if writes to it are to be logged."""
     _settled: Place | None = None
     _completed: deque[DescriptorChain] = field(default_factory=deque)
     _files: dict[str, OwnedFd] = field(default_factory=dict)
     _files_lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def base(self) -> int | None:
+        """The next available index of the queue, if it lies anywhere."""
+        return queue.base if (queue := self.queue) else None
 
     @property
     def settled(self) -> bool:

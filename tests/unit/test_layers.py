@@ -40,11 +40,12 @@ SIDES = {
             "virtqueue",
             "vring",
             "ring_work",
+            "kick_poller",
             "queue_thread",
             "rings",
             "driver_watch",
         ),
-        *("serving", "guest_table", "backend"),
+        *("patience", "serving", "guest_table", "backend"),
     },
     "front-end": {
         *("asking", "answering", "driving", "negotiation", "queue", "queues", "shared_region", "sharing", "tracking"),
