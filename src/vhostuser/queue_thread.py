@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from .errors import QueueBroken, VhostUserError
+from .faults import device_faults
 from .kick_poller import MOST_EMPTY, KickPoller
 from .limited_log import LimitedLog
 from .ring_work import RingWork
@@ -93,7 +94,7 @@ class QueueThread:
                 self._ready()
             except VhostUserError as error:
                 self._log.warning(f"the start of the device failed: {error}")
-            except Exception:
+            except device_faults():
                 self._log.exception("the start of the device failed")
 
     def _wait(self, poller: KickPoller, kicks: dict[int, Vring]) -> None:

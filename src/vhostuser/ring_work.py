@@ -15,6 +15,7 @@ from typing import Final
 from .counters import Counters
 from .device import Device, Keep
 from .errors import MemoryFault, QueueBroken, VhostUserError
+from .faults import device_faults
 from .limited_log import LimitedLog
 from .memory.dirty_log import DirtyLog
 from .memory.fragile import pour_back
@@ -147,7 +148,7 @@ class RingWork:
     def _wanted(self, index: int) -> bool:
         try:
             return not self._choosy or self._device.takes(index)
-        except Exception:
+        except device_faults():
             self._log.exception(f"{type(self._device).__name__}.takes failed for queue {index}")
             return False
 
@@ -156,7 +157,7 @@ class RingWork:
             return self._device.process(index, chain)
         except VhostUserError as error:
             self._log.warning(f"a request of queue {index} failed: {error}")
-        except Exception:
+        except device_faults():
             self._log.exception(f"{type(self._device).__name__}.process failed for a request of queue {index}")
         return None
 

@@ -12,6 +12,7 @@ from .counters import Counters
 from .device import Device
 from .driver_watch import DriverWatch
 from .errors import Disconnected, ProtocolError, QueueBroken, RemoteProtocolError, VhostUserError
+from .faults import device_faults
 from .guest_table import GuestTable
 from .limited_log import LimitedLog
 from .memory.inflight import InflightArea, new_area
@@ -167,7 +168,7 @@ class Serving:
             raise RemoteProtocolError(f"{name}: {error}", request=name) from error
         except OSError as error:
             raise RemoteProtocolError(f"{name}: {error}", request=name) from error
-        except Exception as error:
+        except device_faults() as error:
             self._log.exception(f"{name} failed in {type(self._device).__name__}")
             raise RemoteProtocolError(f"{name} failed: {type(error).__name__}", request=name) from error
 

@@ -33,6 +33,7 @@ SIDES = {
     "back-end": {
         *(
             "device",
+            "faults",
             "shared_memory",
             "port",
             "tracked_split",
