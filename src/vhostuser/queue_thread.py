@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -34,6 +35,7 @@ class QueueThread:
         self._thread: threading.Thread | None = None
         self._closing = False
         self._ready_due = False
+        self._rounds: deque[threading.Event] = deque()
 
     def start(self) -> None:
         """Let it work on the rings that are active now."""
@@ -51,6 +53,13 @@ class QueueThread:
     def wake(self) -> None:
         """Let the thread look anew at what it waits on."""
         self._waker.set()
+
+    def look(self) -> threading.Event:
+        """Let the thread look for requests in all its rings; what is set when it has done what there was."""
+        done = threading.Event()
+        self._rounds.append(done)
+        self._waker.set()
+        return done
 
     def close(self) -> None:
         """End the thread and close the eventfds; a thread with a request in progress does that itself."""
@@ -78,13 +87,17 @@ class QueueThread:
         while not self._closing:
             poller = KickPoller().watch(self._waker.fileno())
             kicks: dict[int, Vring] = {}
-            for vring in self._vrings:
-                if vring.active and (fd := vring.kick_fd()) is not None:
+            rounds = [self._rounds.popleft() for _ in range(len(self._rounds))]
+            active = [vring for vring in self._vrings if vring.active]
+            for vring in active:
+                if (fd := vring.kick_fd()) is not None:
                     kicks[fd] = vring
                     poller.watch(fd)
             self._call_ready()
-            for vring in kicks.values():
+            for vring in active:
                 self._work.work(vring)
+            for done in rounds:
+                done.set()
             self._wait(poller, kicks)
 
     def _call_ready(self) -> None:

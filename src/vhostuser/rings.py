@@ -80,6 +80,13 @@ class Rings:
             vring.active = True
             self._thread.start()
 
+    def kick(self, index: int, *, wait: bool) -> None:
+        """Let the thread look into a ring that is active; with `wait` until it has, as long as a stop would wait."""
+        if wait and self.vrings[index].active:
+            self._thread.look().wait(self._drain_timeout)
+        else:
+            self._thread.wake()
+
     def announce(self) -> None:
         """Let the thread call `ready` before it does anything else."""
         self._thread.announce()

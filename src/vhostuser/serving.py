@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final, NamedTuple
 
+from .bell import Bell
 from .counters import Counters
 from .device import Device
 from .driver_watch import DriverWatch
@@ -60,6 +61,7 @@ PROTOCOL_FEATURES: Final = mask(
         F.BACKEND_SEND_FD,
         F.INFLIGHT_SHMFD,
         F.RESET_DEVICE,
+        F.INBAND_NOTIFICATIONS,
         F.STATUS,
         F.GET_VRING_BASE_INFLIGHT,
     )
@@ -104,6 +106,8 @@ class Serving:
         device.queues = self._rings
         self._guest = GuestTable(self._session, self._rings, exports_memory=bool(regions))
         self._inflight: InflightArea | None = None
+        self._bell = Bell(port, self._lose, limited)
+        self._lost: RemoteProtocolError | None = None
         self._patience = Patience()
         self._diagnosed = False
         self._log = limited
@@ -116,15 +120,24 @@ class Serving:
                 if rest := self._patience.rest():
                     wait((stop,), time.monotonic() + rest)
         except Disconnected as reason:
+            if self._lost:
+                raise self._lost from None
             log.info("%s", reason)
         finally:
             self._counters.closed += 1
             self._end()
 
+    def _lose(self, error: VhostUserError | OSError) -> None:
+        """In the thread of the bell: a call did not arrive, so nobody will take what was done. The connection ends."""
+        if not self._channel.ended():
+            self._lost = RemoteProtocolError(f"a notification in-band was lost: {error}", fatal=True)
+            self._channel.shutdown()
+
     def _end(self) -> None:
         """Release all that the connection owned."""
         self._device.queues = None
         self._port.shutdown()
+        self._bell.close()
         self._rings.close()
         self._port.close()
         self._channel.close()
@@ -219,7 +232,9 @@ class Serving:
         return U64(self._session.dialect.to_wire(self._session.state.protocol_offered))
 
     def on_set_protocol_features(self, message: OwnedMessage) -> None:
-        pass
+        bell = self._bell.ring if self._session.state.has(F.INBAND_NOTIFICATIONS) else None
+        for vring in self._rings.vrings:
+            vring.bell = bell
 
     def on_get_queue_num(self, message: OwnedMessage) -> Payload:
         return U64(len(self._device.queue_sizes))
@@ -349,6 +364,20 @@ class Serving:
         self._rings.wake()
         self._refresh()
 
+    def on_vring_kick(self, message: OwnedMessage) -> None:
+        """The ring is looked at; who wants a reply gets it when what was there is done and shown ("VRING_KICK").
+
+        In a simulation time goes on only then. But it comes after `drain_timeout` seconds at the latest, and does not wait
+        for what the device keeps, nor for the front-end's answer to the call.
+        """
+        index = _body(message, VringState).index
+        vring = self._rings.vrings[index]
+        if not vring.active:
+            if vring.queue is None:
+                self._bind(index, "VRING_KICK")
+            self._refresh()
+        self._rings.kick(index, wait=message.need_reply)
+
     def on_set_vring_call(self, message: OwnedMessage) -> None:
         """That of a ring which goes on is set once: whoever ran it before may have given back requests and not said so."""
         index, state = self._replace(message, "call"), self._session.state
@@ -365,7 +394,9 @@ class Serving:
     def _replace(self, message: OwnedMessage, name: str) -> int:
         """Put the eventfd of the message in its ring's place; the ring's index."""
         index = _body(message, U64).value & VRING_INDEX_MASK
-        self._rings.vrings[index].replace(name, _take(message) if message.fds else None)
+        vring = self._rings.vrings[index]
+        vring.replace(name, _take(message) if message.fds else None)
+        (vring.polled.discard if message.fds else vring.polled.add)(name)
         return index
 
     def _set_base(self, index: int, base: int) -> None:

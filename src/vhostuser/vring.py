@@ -7,8 +7,9 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from .errors import QueueBroken
 from .memory.guest import GuestMemory
@@ -44,6 +45,10 @@ class Vring:
     """Requests that the device keeps, and the memory in which they lie. The lock guards it."""
     completion: threading.Event = field(default_factory=threading.Event)
     """Set when the device has completed one of them."""
+    bell: Callable[[Literal["call", "err"], int], None] | None = None
+    """What tells the driver where no eventfd does, if anything."""
+    polled: set[str] = field(default_factory=set)
+    """The eventfds in whose place the driver looks by itself."""
     empty_kicks: int = 0
     """Kicks in a row, up to now, that found nothing in the ring."""
     used_log: int | None = None
@@ -123,12 +128,16 @@ class Vring:
                 except OSError as error:
                     raise QueueBroken(f"its kick can't be read: {error.strerror}") from None
 
-    def signal(self, name: str) -> None:
-        """Set the eventfd `call` or `err`, if there is one; one that is full is as good as set."""
+    def signal(self, name: Literal["call", "err"]) -> None:
+        """Set the eventfd `call` or `err`, or ring the bell if there is none; an eventfd that is full is as good as set."""
         with self._files_lock:
-            if (fd := self._files.get(name)) and wait((), 0, (fd,)):
-                with contextlib.suppress(OSError):
-                    os.write(fd.fileno(), (1).to_bytes(8, sys.byteorder))
+            if fd := self._files.get(name):
+                if wait((), 0, (fd,)):
+                    with contextlib.suppress(OSError):
+                        os.write(fd.fileno(), (1).to_bytes(8, sys.byteorder))
+                return
+        if self.bell and name not in self.polled:
+            self.bell(name, self.index)
 
     def close(self) -> None:
         """Close the eventfds, and let go of guest memory."""

@@ -34,6 +34,7 @@ SIDES = {
         *(
             "device",
             "faults",
+            "bell",
             "shared_memory",
             "port",
             "tracked_split",
