@@ -25,7 +25,9 @@ Name = Literal["call", "err"]
 class Bell:
     """What tells one front-end of its rings.
 
-    The thread begins with the first message; `lost` is called in it, at most once, if one could not be delivered.
+    The thread begins with the first message; `lost` is called in it, at most once, if one could not be delivered. Who never
+    gave a channel is not told: QEMU acknowledges the feature, as every bit up to its last one, and knows nothing of it; it
+    has eventfds for all that matters.
     """
 
     def __init__(self, port: Port, lost: Callable[[VhostUserError | OSError], None], limited: LimitedLog) -> None:
@@ -59,8 +61,10 @@ class Bell:
             try:
                 self._send(*due)
             except (VhostUserError, OSError) as error:
-                self._end(error)
-                return
+                if self._port.opened:
+                    self._end(error)
+                    return
+                self._log.warning(f"{REQUESTS[due[0]].name} of queue {due[1]} was not sent: {error}")
 
     def _next(self) -> tuple[Name, int] | None:
         with self._changed:

@@ -42,7 +42,7 @@ class Port:
         self._running = False
         self._lost = "no front-end is connected"
         self.opened = 0
-        """How many channels there have been."""
+        """How many channels this front-end has given."""
         self._settled = threading.Event()
 
     @property
@@ -59,7 +59,7 @@ class Port:
 
     def connect(self, session: Session) -> None:
         """A front-end is there; it has not given its channel yet."""
-        self._session, self._lost = session, NO_CHANNEL
+        self._session, self._lost, self.opened = session, NO_CHANNEL, 0
         self.update()
 
     def open(self, channel: Channel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +15,7 @@ from vhostuser.protocol.numbers import BackendRequest as B
 from vhostuser.protocol.numbers import FrontendRequest as Q
 from vhostuser.protocol.numbers import ProtocolFeature as F
 from vhostuser.protocol.payloads import U64, VringAddr, VringState
-from vhostuser.testing import ServedRawFrontend, Wire, joined, raw_frontend, sparse_file
+from vhostuser.testing import ServedRawFrontend, Wire, joined, raw_frontend, sparse_file, wait_until
 from vhostuser.testing.files import message
 from vhostuser.testing.raw_frontend import PROTOCOL_FEATURES
 
@@ -208,6 +209,21 @@ def test_an_eventfd_is_preferred_and_who_polls_is_not_called() -> None:
         hand.heard(hand.channel, B.VRING_ERR)
         answer(hand.channel, B.VRING_ERR)
         hand.raw.alive()
+
+
+def test_who_gave_no_channel_is_not_called_and_lives_as_qemu_does() -> None:
+    """It acknowledges the feature without knowing it, and has eventfds."""
+    with raw_frontend(patient()) as raw:
+        raw.negotiate(protocol=INBAND)
+        memory = raw.share_memory()
+        os.pwrite(memory.fileno(), b"\xff\x7f", 16 * 16 + 2)
+        raw.accepted(Q.SET_VRING_NUM, VringState(0, 16))
+        raw.accepted(Q.SET_VRING_ADDR, RING)
+        raw.accepted(Q.SET_VRING_KICK, U64(0), fds=[raw.eventfd()])
+        raw.accepted(Q.SET_VRING_ENABLE, VringState(0, 1))
+        wait_until(lambda: raw.served.backend.counters.broken == 1, "the queue is broken")
+        raw.reply(Q.GET_VRING_BASE, VringState(0, 0))
+        raw.alive()
 
 
 @pytest.mark.parametrize("lacking", [F.BACKEND_REQ, F.REPLY_ACK])
