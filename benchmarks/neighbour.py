@@ -86,6 +86,7 @@ def break_its_ring(raw: RawFrontend) -> Iterator[Step]:
 @contextlib.contextmanager
 def be_refused(raw: RawFrontend) -> Iterator[Step]:
     """Ask for rings that are not there, as fast as the back-end reads."""
+    keep_little_on_the_way(raw)
     flood = message(Q.SET_VRING_NUM, VringState(0xFFFF, 16)) * 64
     yield lambda: raw.send(flood)
     raw.alive()
@@ -94,6 +95,7 @@ def be_refused(raw: RawFrontend) -> Iterator[Step]:
 @contextlib.contextmanager
 def be_unknown(raw: RawFrontend) -> Iterator[Step]:
     """Send requests that nobody knows, of another number each."""
+    keep_little_on_the_way(raw)
     flood = b"".join(message(0x1000 + number, bytes(64)) for number in range(64))
     yield lambda: raw.send(flood)
     raw.alive()
@@ -125,6 +127,11 @@ def change_memory(raw: RawFrontend) -> Iterator[Step]:
     """Share memory anew, over and over."""
     memory, table = raw.share_memory(), MemoryTable([MemoryRegion(0, 1 << 20, 0, 0)])
     yield lambda: raw.accepted(Q.SET_MEM_TABLE, table, fds=[memory])
+
+
+def keep_little_on_the_way(raw: RawFrontend) -> None:
+    """Let the socket hold few messages, so that the attack ends soon after the last one is sent."""
+    raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 13)
 
 
 def rest() -> None:

@@ -15,6 +15,7 @@ from typing import Final, TypedDict
 from .counters import Counters
 from .device import Device
 from .errors import DeadlineExpired, LocalProtocolError, RemoteProtocolError
+from .faults import device_faults
 from .limited_log import LimitedLog
 from .memory.table import new_quota
 from .port import Port
@@ -160,7 +161,7 @@ class Backend:
         """Tell the device that its driver is gone."""
         try:
             self.device.reset()
-        except Exception:
+        except device_faults():
             self._log.exception(f"{type(self.device).__name__}.reset failed")
 
 

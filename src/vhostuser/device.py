@@ -46,7 +46,8 @@ class Device:
     """A virtio device. Subclasses say what it is in class attributes, and what it does in `process`.
 
     All methods but `write_config` and `reset` are called in a queue thread, these two in the thread that serves the
-    front-end. An exception in any of them fails that request alone.
+    front-end. An exception in any of them fails that request alone, SystemExit too; but in the main thread that and
+    KeyboardInterrupt pass, and end the program.
     """
 
     virtio_id: ClassVar[int] = 0

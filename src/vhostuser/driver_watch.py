@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 from .device import Device
 from .errors import LocalProtocolError
+from .faults import device_faults
 from .limited_log import LimitedLog
 from .port import Port
 from .protocol.numbers import BackendRequest
@@ -125,7 +126,7 @@ class DriverWatch:
         """Tell the device, while it can map nothing; what it makes of it does not undo the reset."""
         try:
             self._device.reset()
-        except Exception:
+        except device_faults():
             self._log.exception(f"{type(self._device).__name__}.reset failed")
 
     def forget(self) -> None:

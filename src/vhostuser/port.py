@@ -41,6 +41,9 @@ class Port:
         self._channel: Channel | None = None
         self._running = False
         self._lost = "no front-end is connected"
+        self.opened = 0
+        """How many channels this front-end has given."""
+        self._settled = threading.Event()
 
     @property
     def running(self) -> bool:
@@ -56,16 +59,23 @@ class Port:
 
     def connect(self, session: Session) -> None:
         """A front-end is there; it has not given its channel yet."""
-        self._session, self._lost = session, NO_CHANNEL
+        self._session, self._lost, self.opened = session, NO_CHANNEL, 0
         self.update()
 
     def open(self, channel: Channel) -> None:
         """Use `channel`; one that was there before is closed."""
+        self._settled.clear()
+        self.opened += 1
         self.shutdown()
         with self.lock:
             self._drop(NO_CHANNEL)
             self._channel = channel
             self.line.use(channel.socket, channel.reply_timeout)
+        self._settled.set()
+
+    def reopened(self, opened: int) -> bool:
+        """Whether there is another channel since there were so many; waits until it may be used. The lock must be free."""
+        return self.opened != opened and self._settled.wait()
 
     def shutdown(self) -> None:
         """End the wait of whoever sends at the moment."""

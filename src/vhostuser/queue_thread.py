@@ -9,11 +9,13 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 
 from .errors import QueueBroken
+from .kick_poller import MOST_EMPTY, KickPoller
 from .ring_work import Post, RingWork
-from .transport.loop import Poller, Waker
+from .transport.loop import Waker
 from .vring import Vring
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ class QueueThread:
         self._waker = Waker()
         self._thread: threading.Thread | None = None
         self._closing = False
+        self._rounds: deque[threading.Event] = deque()
 
     def start(self) -> None:
         """Let it work on the rings that are active now."""
@@ -47,6 +50,13 @@ class QueueThread:
                 vring.handover.leave()
         self._waker.set()
 
+    def look(self) -> threading.Event:
+        """Let the thread look for requests in all its rings; what is set when it has done what there was."""
+        done = threading.Event()
+        self._rounds.append(done)
+        self.wake()
+        return done
+
     def close(self) -> None:
         """End the thread and close the eventfds; a thread with a request in progress does that itself."""
         self._closing = True
@@ -54,12 +64,15 @@ class QueueThread:
         if self._thread is None:
             self._release()
 
-    def join(self, deadline: float) -> None:
-        """Wait for its end until then (time.monotonic)."""
-        if self._thread is not None:
-            self._thread.join(max(0.0, deadline - time.monotonic()))
-            if self._thread.is_alive():
-                log.warning("a request is still in progress; its thread ends with it")
+    def join(self, deadline: float) -> threading.Thread | None:
+        """Wait for its end until then (time.monotonic): the thread, if it has not ended."""
+        if self._thread is None:
+            return None
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        if not self._thread.is_alive():
+            return None
+        log.warning("a request is still in progress; its thread ends with it")
+        return self._thread
 
     def _release(self) -> None:
         self._waker.close()
@@ -75,19 +88,23 @@ class QueueThread:
 
     def _serve(self) -> None:
         """Work on the rings that are active now, until something about them changes."""
-        poller = Poller().watch(self._waker.fileno())
+        poller = KickPoller().watch(self._waker.fileno())
         kicks: dict[int, Vring] = {}
-        for vring in self._vrings:
-            if vring.active and (fd := vring.kick_fd()) is not None:
+        rounds = [self._rounds.popleft() for _ in range(len(self._rounds))]
+        active = [vring for vring in self._vrings if vring.active]
+        for vring in active:
+            if (fd := vring.kick_fd()) is not None:
                 kicks[fd] = vring
                 poller.watch(fd)
         self._work.begin()
-        post = Post(self._waker.fileno(), self._spin) if len(kicks) == 1 else None
-        for vring in kicks.values():
-            self._work.work(vring, post)
+        post = Post(self._waker.fileno(), self._spin) if len(kicks) == len(active) == 1 else None
+        for vring in active:
+            self._work.work(vring, None if rounds else post)
+        for done in rounds:
+            done.set()
         self._wait(poller, kicks, post)
 
-    def _wait(self, poller: Poller, kicks: dict[int, Vring], post: Post | None) -> None:
+    def _wait(self, poller: KickPoller, kicks: dict[int, Vring], post: Post | None) -> None:
         """Serve kicks until something about the rings has changed, or a device has completed what it kept."""
         while True:
             for fd in self._ready(poller):
@@ -97,14 +114,18 @@ class QueueThread:
                 vring = kicks[fd]
                 if not vring.active:
                     return
+                before = vring.base
                 try:
                     vring.take_kick(fd)
                 except QueueBroken as error:
                     self._work.break_off(vring, error)
                     return
                 self._work.work(vring, post)
+                vring.empty_kicks = vring.empty_kicks + 1 if vring.base == before else 0
+                if vring.empty_kicks > MOST_EMPTY:
+                    poller.rest(fd)
 
-    def _ready(self, poller: Poller) -> list[int]:
+    def _ready(self, poller: KickPoller) -> list[int]:
         """The fds that are ready soon, without sleep, or else whenever that is."""
         end = time.monotonic_ns() + self._spin
         while time.monotonic_ns() < end:

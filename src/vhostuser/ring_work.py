@@ -19,6 +19,7 @@ from .bare_ring import bare_ring
 from .counters import Counters
 from .device import CompiledHandler, Device, Keep
 from .errors import MemoryFault, QueueBroken, VhostUserError
+from .faults import device_faults
 from .limited_log import LimitedLog
 from .memory.dirty_log import DirtyLog
 from .memory.fragile import FragileQueue, pour_back
@@ -73,7 +74,7 @@ class RingWork:
             self._ready()
         except VhostUserError as error:
             self._log.warning(f"the start of the device failed: {error}")
-        except Exception:
+        except device_faults():
             self._log.exception("the start of the device failed")
 
     def work(self, vring: Vring, post: Post | None = None) -> None:
@@ -105,7 +106,8 @@ class RingWork:
     def _turn(self, vring: Vring, queue: DeviceQueue, epoch: int, post: Post | None) -> bool:
         """What there is to do for a ring; whether there may be more."""
         ring = None if self._choosy else _compiled(queue)
-        handler = self._device.compiled() if _native.accelerated and not self.log else None  # it logs nothing
+        plain = _native.accelerated and not (self.log or self._choosy or vring.bell)  # compiled code logs and calls less
+        handler = self._device.compiled() if plain else None
         if post is None or not (ring or (handler and isinstance(queue, FragileQueue))):
             return self._quietly(vring, ring, epoch) if ring else self._batch(vring, queue, queue.size)
         with vring.lent_kick() as kick:
@@ -148,7 +150,11 @@ class RingWork:
             ring = vring.bare = bare_ring(vring.place, queue)
         if ring is None or not vring.handover:
             return _native.block.LEFT
-        why = handler.serve(ring, vring.handover, epoch, kick, post.waker, post.spin)
+        vring.in_compiled = True
+        try:
+            why = handler.serve(ring, vring.handover, epoch, kick, post.waker, post.spin)
+        finally:
+            vring.in_compiled = False
         with vring.books:
             if vring.epoch == epoch:
                 vring.catch_up()
@@ -162,6 +168,8 @@ class RingWork:
             self._take_completed(vring, queue, vring.epoch)
             with vring.books:
                 self.publish(vring, queue)
+                if ring := _compiled(queue):
+                    ring.enable_kicks()  # for whoever has it next
         except QueueBroken as error:
             self._log.warning(f"queue {vring.index}: {error}")
 
@@ -243,7 +251,7 @@ class RingWork:
     def _wanted(self, index: int) -> bool:
         try:
             return self._device.takes(index)
-        except Exception:
+        except device_faults():
             self._log.exception(f"{type(self._device).__name__}.takes failed for queue {index}")
             return False
 
@@ -252,7 +260,7 @@ class RingWork:
             return self._device.process(index, chain)
         except VhostUserError as error:
             self._log.warning(f"a request of queue {index} failed: {error}")
-        except Exception:
+        except device_faults():
             self._log.exception(f"{type(self._device).__name__}.process failed for a request of queue {index}")
         return None
 

@@ -9,6 +9,7 @@ thread waits for a ring in compiled code, which it leaves when it is woken.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -82,12 +83,23 @@ class Rings:
     def start(self, index: int) -> None:
         """Let the thread take requests from the ring; what waits in it already is taken without a kick."""
         vring = self.vrings[index]
-        if not vring.broken:
+        if not vring.broken and not vring.active:
             vring.active = True
-            self._thread_of(index).start()
+            try:
+                self._thread_of(index).start()
+            except BaseException:
+                vring.active = False
+                raise
 
     def _thread_of(self, index: int) -> QueueThread:
         return self._threads[min(index, len(self._threads) - 1)]
+
+    def kick(self, index: int, *, wait: bool) -> None:
+        """Let the thread look into a ring that is active; with `wait` until it has, as long as a stop would wait."""
+        if wait and self.vrings[index].active:
+            self._thread_of(index).look().wait(self._device.drain_timeout)
+        else:
+            self._thread_of(index).wake()
 
     def announce(self) -> None:
         """Have `ready` called before anything else is done in any thread."""
@@ -103,32 +115,46 @@ class Rings:
                     self._interrupt(vring)
 
     def _interrupt(self, vring: Vring) -> None:
-        """Have the thread of an active ring leave it, and come back. A request that takes too long is done once more."""
+        """Have the thread of an active ring leave compiled code, and come back.
+
+        A request that takes too long there is done once more; one that Python does takes as long as it takes.
+        """
         vring.active = False
         self._thread_of(vring.index).wake()
         if vring.lock.acquire(timeout=self._device.drain_timeout):
             vring.lock.release()
-        else:
+        elif vring.in_compiled:
             self._abandon(vring)
         self.start(vring.index)
 
-    def stop(self, index: int, *, record: bool = False) -> int:
+    def stop_all(self) -> None:
+        """Stop every ring, all of them in the time of one."""
+        deadline = time.monotonic() + self._device.drain_timeout
+        for vring in self.vrings:
+            vring.active = False
+        self.wake()
+        for vring in self.vrings:
+            self.stop(vring.index, deadline=deadline)
+
+    def stop(self, index: int, *, record: bool = False, deadline: float | None = None) -> int:
         """Pause the ring and forget where it lies; the next available index.
 
         With `record` what the device keeps stays in the inflight area, for whoever starts the ring next.
         """
-        self.pause(index, record=record)
+        self.pause(index, record=record, deadline=deadline)
         vring = self.vrings[index]
         queue, vring.queue, vring.moved, vring.broken = vring.queue, None, None, False
         vring.unsettle()
         return queue.base if queue else 0
 
-    def pause(self, index: int, *, record: bool = False) -> None:
+    def pause(self, index: int, *, record: bool = False, deadline: float | None = None) -> None:
         """Take no more requests from the ring, and wait for what is in progress or kept by the device."""
+        if deadline is None:
+            deadline = time.monotonic() + self._device.drain_timeout
         vring = self.vrings[index]
         vring.active = False
         self._thread_of(index).wake()
-        if not self._drain(vring, time.monotonic() + self._device.drain_timeout, record=record):
+        if not self._drain(vring, deadline, record=record):
             self._abandon(vring)
             log.warning("ring %d was stopped while a request of it was still in progress", index)
 
@@ -182,13 +208,15 @@ class Rings:
         for thread in self._threads:
             thread.wake()
 
-    def close(self) -> None:
-        """Stop all rings, end the threads, close the eventfds; a thread with a request in progress does that itself."""
+    def close(self) -> list[threading.Thread]:
+        """Stop all rings, end the threads, close the eventfds; a thread with a request in progress does that itself.
+
+        Those threads are what is left.
+        """
         for vring in self.vrings:
             vring.active = False
             vring.abandon()
         for thread in self._threads:
             thread.close()
         deadline = time.monotonic() + CLOSE_TIMEOUT
-        for thread in self._threads:
-            thread.join(deadline)
+        return [left for thread in self._threads if (left := thread.join(deadline))]

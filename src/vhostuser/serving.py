@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final, NamedTuple
 
+from .bell import Bell
 from .counters import Counters
 from .device import Device
 from .driver_watch import DriverWatch
 from .errors import Disconnected, ProtocolError, QueueBroken, RemoteProtocolError, VhostUserError
+from .faults import device_faults
 from .guest_table import GuestTable
 from .limited_log import LimitedLog
 from .memory.inflight import InflightArea, new_area
+from .patience import BROKEN, Patience
 from .port import Port
 from .protocol.dialects import Dialect, diagnose_front_end
 from .protocol.framing import reply_frame
@@ -57,6 +61,7 @@ PROTOCOL_FEATURES: Final = mask(
         F.BACKEND_SEND_FD,
         F.INFLIGHT_SHMFD,
         F.RESET_DEVICE,
+        F.INBAND_NOTIFICATIONS,
         F.STATUS,
     )
 )
@@ -100,6 +105,9 @@ class Serving:
         device.queues = self._rings
         self._guest = GuestTable(self._session, self._rings, exports_memory=bool(regions))
         self._inflight: InflightArea | None = None
+        self._bell = Bell(port, self._lose, limited)
+        self._lost: RemoteProtocolError | None = None
+        self._patience = Patience()
         self._diagnosed = False
         self._log = limited
 
@@ -108,17 +116,28 @@ class Serving:
         try:
             while stop.fileno() not in wait((self._channel, stop), None):
                 self._handle(self._channel.receive())
+                if rest := self._patience.rest():
+                    wait((stop,), time.monotonic() + rest)
         except Disconnected as reason:
+            if self._lost:
+                raise self._lost from None
             log.info("%s", reason)
         finally:
             self._counters.closed += 1
             self._end()
 
+    def _lose(self, error: VhostUserError | OSError) -> None:
+        """In the thread of the bell: a call did not arrive, so nobody will take what was done. The connection ends."""
+        if not self._channel.ended():
+            self._lost = RemoteProtocolError(f"a notification in-band was lost: {error}", fatal=True)
+            self._channel.shutdown()
+
     def _end(self) -> None:
         """Release all that the connection owned."""
         self._device.queues = None
         self._port.shutdown()
-        self._rings.close()
+        self._bell.close()
+        self.unfinished = self._rings.close()
         self._port.close()
         self._channel.close()
         self._watch.forget()
@@ -161,7 +180,7 @@ class Serving:
             raise RemoteProtocolError(f"{name}: {error}", request=name) from error
         except OSError as error:
             raise RemoteProtocolError(f"{name}: {error}", request=name) from error
-        except Exception as error:
+        except device_faults() as error:
             self._log.exception(f"{name} failed in {type(self._device).__name__}")
             raise RemoteProtocolError(f"{name} failed: {type(error).__name__}", request=name) from error
 
@@ -178,6 +197,7 @@ class Serving:
     def _refuse(self, frame: OwnedFrame, state: State, error: ProtocolError) -> None:
         """Say no in the way that the request has; where it has none, the connection ends."""
         self._counters.refused += 1
+        self._patience.spend()
         self._log.warning(f"refused: {error}")
         rule = FRONTEND.get(frame.request)
         if rule is None:
@@ -211,7 +231,9 @@ class Serving:
         return U64(self._session.dialect.to_wire(self._session.state.protocol_offered))
 
     def on_set_protocol_features(self, message: OwnedMessage) -> None:
-        pass
+        bell = self._bell.ring if self._session.state.has(F.INBAND_NOTIFICATIONS) else None
+        for vring in self._rings.vrings:
+            vring.bell = bell
 
     def on_get_queue_num(self, message: OwnedMessage) -> Payload:
         return U64(len(self._device.queue_sizes))
@@ -320,6 +342,8 @@ class Serving:
         index = _body(message, VringState).index
         ring = self._session.state.rings[index]
         bound = self._rings.vrings[index].queue is not None
+        if self._rings.vrings[index].broken:
+            self._patience.spend(BROKEN)
         record = self._inflight is not None and self._session.state.has(F.GET_VRING_BASE_INFLIGHT)
         base = self._rings.stop(index, record=record) if bound else ring.base
         if base is None:
@@ -336,8 +360,22 @@ class Serving:
         if self._rings.vrings[index].queue is None:
             self._bind(index, "SET_VRING_KICK")
         self._replace(message, "kick")
-        self._rings.wake()
+        self._rings.kick(index, wait=False)
         self._refresh()
+
+    def on_vring_kick(self, message: OwnedMessage) -> None:
+        """The ring is looked at; who wants a reply gets it when what was there is done and shown ("VRING_KICK").
+
+        In a simulation time goes on only then. But it comes after `drain_timeout` seconds at the latest, and does not wait
+        for what the device keeps, nor for the front-end's answer to the call.
+        """
+        index = _body(message, VringState).index
+        vring = self._rings.vrings[index]
+        if not vring.active:
+            if vring.queue is None:
+                self._bind(index, "VRING_KICK")
+            self._refresh()
+        self._rings.kick(index, wait=message.need_reply)
 
     def on_set_vring_call(self, message: OwnedMessage) -> None:
         """That of a ring which goes on is set once: whoever ran it before may have given back requests and not said so."""
@@ -355,7 +393,9 @@ class Serving:
     def _replace(self, message: OwnedMessage, name: str) -> int:
         """Put the eventfd of the message in its ring's place; the ring's index."""
         index = _body(message, U64).value & VRING_INDEX_MASK
-        self._rings.vrings[index].replace(name, _take(message) if message.fds else None)
+        vring = self._rings.vrings[index]
+        vring.replace(name, _take(message) if message.fds else None)
+        (vring.polled.discard if message.fds else vring.polled.add)(name)
         return index
 
     def _set_base(self, index: int, base: int) -> None:
@@ -404,8 +444,7 @@ class Serving:
 
     def _reset(self) -> None:
         """The device is as new."""
-        for index in range(len(self._rings.vrings)):
-            self._rings.stop(index)
+        self._rings.stop_all()
         if self._inflight:
             self._inflight.forget()
         self._watch.reset()

@@ -7,9 +7,9 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from . import _native
 from .bare_ring import catch_up
@@ -56,6 +56,14 @@ class Vring:
     """What compiled code shares with the thread that serves the front-end: the eventfd `call`, and word to leave."""
     bare: SplitRing | None = None
     """What compiled code works on in place of a queue in memory that may shrink."""
+    bell: Callable[[Literal["call", "err"], int], None] | None = None
+    """What tells the driver where no eventfd does, if anything."""
+    polled: set[str] = field(default_factory=set)
+    """The eventfds in whose place the driver looks by itself."""
+    empty_kicks: int = 0
+    """Kicks in a row, up to now, that found nothing in the ring."""
+    in_compiled: bool = False
+    """Compiled code serves it now."""
     used_log: int | None = None
     """Where in guest memory the used ring lies for the dirty log, if writes to it are to be logged."""
     _settled: Place | None = None
@@ -63,6 +71,11 @@ class Vring:
     _files: dict[str, OwnedFd] = field(default_factory=dict)
     _lent: OwnedFd | None = None
     _files_lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def base(self) -> int | None:
+        """The next available index of the queue, if it lies anywhere."""
+        return queue.base if (queue := self.queue) else None
 
     @property
     def settled(self) -> bool:
@@ -161,15 +174,19 @@ class Vring:
                 except OSError as error:
                     raise QueueBroken(f"its kick can't be read: {error.strerror}") from None
 
-    def signal(self, name: str) -> None:
-        """Set the eventfd `call` or `err`, if there is one; one that is full is as good as set."""
-        if name == "call" and self.handover:
+    def signal(self, name: Literal["call", "err"]) -> None:
+        """Set the eventfd `call` or `err`, or ring the bell if there is none; an eventfd that is full is as good as set."""
+        if name == "call" and self.handover and "call" in self._files:
             self.handover.signal()
             return
         with self._files_lock:
-            if (fd := self._files.get(name)) and wait((), 0, (fd,)):
-                with contextlib.suppress(OSError):
-                    os.write(fd.fileno(), (1).to_bytes(8, sys.byteorder))
+            if fd := self._files.get(name):
+                if wait((), 0, (fd,)):
+                    with contextlib.suppress(OSError):
+                        os.write(fd.fileno(), (1).to_bytes(8, sys.byteorder))
+                return
+        if self.bell and name not in self.polled:
+            self.bell(name, self.index)
 
     def close(self) -> None:
         """Close the eventfds, and let go of guest memory."""

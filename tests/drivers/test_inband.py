@@ -14,7 +14,7 @@ from vhostuser.protocol.numbers import BackendRequest as B
 from vhostuser.protocol.numbers import FrontendRequest as Q
 from vhostuser.protocol.numbers import ProtocolFeature as F
 from vhostuser.protocol.payloads import VringState
-from vhostuser.testing import DEADLINE, RawBackend, message
+from vhostuser.testing import DEADLINE, RawBackend, message, wait_until
 from vhostuser.testing.raw_backend import FEATURES, PROTOCOL_FEATURES
 from vhostuser.testing.wire import ACK
 from vhostuser.transport.fds import OwnedFd
@@ -119,5 +119,6 @@ def test_eventfds_stay_where_messages_are_not_asked_for_or_not_to_be_had(inband:
         assert "INBAND_NOTIFICATIONS" not in frontend.protocol_features
         frontend.share_memory(1 << 20)
         frontend.start_queue(0, size=16).notify()
+        wait_until(lambda: Q.SET_VRING_ENABLE in raw.seen, "all that was sent is seen")
         assert Q.SET_VRING_KICK in raw.seen
         assert Q.VRING_KICK not in raw.seen

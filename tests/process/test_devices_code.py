@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable
 
 import pytest
 
 from tests.wire.devices import Scripted
-from vhostuser import DescriptorChain, MapRequest, RequestFailed
-from vhostuser.protocol.numbers import FrontendRequest
-from vhostuser.protocol.payloads import Config
-from vhostuser.testing import joined, sparse_file
+from vhostuser import Backend, DescriptorChain, MapRequest, RequestFailed
+from vhostuser.protocol.numbers import FrontendRequest, ProtocolFeature, VhostFeature
+from vhostuser.protocol.payloads import U64, Config
+from vhostuser.testing import RawFrontend, joined, message, sparse_file
 
 PAGE = 4096
+FIRST = b"".join(
+    (
+        message(FrontendRequest.GET_FEATURES),
+        message(FrontendRequest.SET_PROTOCOL_FEATURES, U64(1 << ProtocolFeature.CONFIG)),
+        message(FrontendRequest.SET_FEATURES, U64(1 << VhostFeature.PROTOCOL_FEATURES)),
+    )
+)
 
 
 class Faulty(Scripted):
     """Raises wherever it is told to."""
 
     faults: frozenset[str] = frozenset()
+    kind: type[BaseException] = ZeroDivisionError
 
     def _fail(self, where: str) -> None:
         if where in self.faults:
-            raise ZeroDivisionError(f"a bug in {where}")
+            raise self.kind(f"a bug in {where}")
 
     def process(self, queue: int, chain: DescriptorChain) -> None:
         self._fail("process")
@@ -41,10 +50,22 @@ class Faulty(Scripted):
         self._fail("write_config")
         self.written.append((offset, data))
 
+    def takes(self, queue: int) -> bool:
+        if "takes" in self.faults:
+            self.faults = frozenset()
+            self.resume(queue)
+            raise self.kind("a bug in takes")
+        return True
 
-@pytest.mark.parametrize("where", ["process", "driver_ready", "reset", "write_config"])
-def test_p19_one_place_fails_and_the_rest_lives(where: str, caplog: pytest.LogCaptureFixture) -> None:
+
+@pytest.mark.parametrize("kind", [ZeroDivisionError, SystemExit, KeyboardInterrupt, GeneratorExit])
+@pytest.mark.parametrize("where", ["process", "takes", "driver_ready", "reset", "write_config"])
+def test_p19_one_place_fails_and_the_rest_lives(
+    where: str, kind: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a thread that is not the main one nothing of a device's ends it, not even what ends a program."""
     device = Faulty()
+    device.kind = kind
     device.faults = frozenset({where})
     with joined(device) as both, sparse_file(PAGE) as file:
         frontend = both.frontend
@@ -67,6 +88,22 @@ def test_p19_one_place_fails_and_the_rest_lives(where: str, caplog: pytest.LogCa
     assert len(errors) == 1
     assert f"a bug in {where}" in errors[0].getMessage()
     assert "Traceback" in errors[0].getMessage()
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_p19_what_ends_the_program_passes_in_the_main_thread(kind: type[BaseException]) -> None:
+    """A signal handler's exception comes up in the device's code, if that is what the main thread does."""
+    device = Faulty()
+    device.faults, device.kind = frozenset({"write_config"}), kind
+    backend = Backend(device)
+    ours, theirs = socket.socketpair()
+    with RawFrontend(ours) as raw:
+        raw.send(FIRST + message(FrontendRequest.SET_CONFIG, Config(0, 1, 0, b"x")))
+        with pytest.raises(kind, match="a bug in write_config"):
+            backend.serve_fd(theirs.detach())
+        raw.receive()
+        raw.closes()
+    assert device.resets == 1
 
 
 def test_p19_a_thousand_faults_are_a_few_lines(caplog: pytest.LogCaptureFixture) -> None:

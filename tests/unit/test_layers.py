@@ -33,6 +33,8 @@ SIDES = {
     "back-end": {
         *(
             "device",
+            "faults",
+            "bell",
             "shared_memory",
             "port",
             "tracked_split",
@@ -41,11 +43,12 @@ SIDES = {
             "bare_ring",
             "vring",
             "ring_work",
+            "kick_poller",
             "queue_thread",
             "rings",
             "driver_watch",
         ),
-        *("serving", "guest_table", "backend"),
+        *("patience", "serving", "guest_table", "backend"),
     },
     "front-end": {
         *("asking", "answering", "driving", "negotiation", "queue", "queues", "shared_region", "sharing", "tracking"),

@@ -61,6 +61,14 @@ cdef extern from *:
             return;
     }
 
+    /* Read an eventfd without waiting, even if its other owner has just made it one that waits, and emptied it. */
+    static inline ssize_t vhu_take(int fd, uint64_t *count)
+    {
+        struct iovec part = {count, sizeof(*count)};
+        ssize_t got = preadv2(fd, &part, 1, -1, RWF_NOWAIT);
+        return got < 0 && errno == EOPNOTSUPP ? read(fd, count, sizeof(*count)) : got;
+    }
+
     /* Wait for a kick or the waker: 1 a kick, which is taken; 0 the waker; -1 a kick that can't be read. */
     static inline int vhu_sleep(int kick, int waker)
     {
@@ -71,11 +79,18 @@ cdef extern from *:
                 continue;
             if (watched[0].revents)
                 return 0;
-            ssize_t got = read(kick, &count, sizeof(count));
+            ssize_t got = vhu_take(kick, &count);
             if (got > 0 || (got < 0 && (errno == EAGAIN || errno == EINTR)))
                 return 1;
             return -1;
         }
+    }
+
+    /* Do nothing for a millisecond, unless the waker is set: whether it is. */
+    static inline int vhu_rest(int waker)
+    {
+        struct pollfd watched = {.fd = waker, .events = POLLIN};
+        return poll(&watched, 1, 1) > 0;
     }
 
     static inline ssize_t vhu_move(int writes, int fd, struct iovec *parts, int count, off_t offset)
@@ -130,6 +145,7 @@ cdef extern from *:
     int64_t vhu_nanoseconds() noexcept nogil
     void vhu_set_eventfd(int fd) noexcept nogil
     int vhu_sleep(int kick, int waker) noexcept nogil
+    int vhu_rest(int waker) noexcept nogil
     ssize_t vhu_move(bint writes, int fd, iovec *parts, int count, int64_t offset) noexcept nogil
     int vhu_sync(int fd) noexcept nogil
     ssize_t vhu_copy(bint writes, void *ours, uint64_t address, size_t size) noexcept nogil
@@ -157,6 +173,7 @@ cdef enum:
 cdef enum:
     EMPTY = -1  # nothing waits
     ROUNDS = 16  # looks at a ring between two at the clock
+    MOST_EMPTY = 256  # kicks in a row that may find nothing, as in `kick_poller`
 
 
 @cython.final
@@ -287,7 +304,12 @@ def progress(SplitRing ring not None):
 cdef int idle(DeviceRing ring, Handover handover, int kick, int waker, int64_t spin) noexcept nogil:
     """Look for a request without pause, then ask for a kick, look once more and sleep. With WORK no kicks are wanted."""
     cdef int why = awake(ring, handover, spin) if spin > 0 else EMPTY
+    cdef int empty = 0
     while why == EMPTY:
+        if empty > MOST_EMPTY and vhu_rest(waker):  # a kick that is set without end: a look a millisecond is enough
+            why = WOKEN
+            break
+        empty += 1
         ring.resting = False
         if ring.ask():
             why = quiet(ring)
@@ -544,8 +566,9 @@ cdef int batch(DeviceRing ring, BlockFile file, Handover handover, int epoch) no
 cdef inline int give_back(DeviceRing ring, Taken *taken, int64_t written) noexcept nogil:
     """Say that a request went well; how many more wait."""
     cdef Piece *last = &ring.pieces[taken.count - 1]
-    cdef int left = ring.keep(taken)
-    last.at[last.len - 1] = 0
+    cdef int left
+    last.at[last.len - 1] = 0  # before anything is said of the request: the memory may be gone
+    left = ring.keep(taken)
     ring.finish(taken, <uint32_t>min(written, <int64_t>0xFFFFFFFF))
     return left
 

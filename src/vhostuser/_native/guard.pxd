@@ -14,31 +14,39 @@ cdef extern from *:
 
     static __thread sigjmp_buf vhu_start __attribute__((tls_model("initial-exec")));
     static __thread volatile sig_atomic_t vhu_inside __attribute__((tls_model("initial-exec")));
+    static __thread volatile sig_atomic_t vhu_passing __attribute__((tls_model("initial-exec")));
     static struct sigaction vhu_others;
-    static volatile sig_atomic_t vhu_passed;
 
-    /* Go back to the start of this thread's guard. Without one the fault is not ours: whoever was here before has it, once. */
+    /* Go back to the start of this thread's guard, if memory is gone. Else it is for whoever was here before; a fault of his is
+       for nobody. */
     static void vhu_on_fault(int number, siginfo_t *info, void *context)
     {
-        if (vhu_inside)
+        int theirs = (vhu_others.sa_flags & SA_SIGINFO)
+                     || (vhu_others.sa_handler != SIG_DFL && vhu_others.sa_handler != SIG_IGN);
+        if (vhu_inside && info->si_code > 0)
             siglongjmp(vhu_start, 1);
-        if (!vhu_passed++) {
-            if (vhu_others.sa_flags & SA_SIGINFO) {
-                vhu_others.sa_sigaction(number, info, context);
-                return;
-            }
-            if (vhu_others.sa_handler != SIG_DFL && vhu_others.sa_handler != SIG_IGN) {
-                vhu_others.sa_handler(number);
-                return;
-            }
+        if (!theirs || vhu_passing) {
+            signal(number, SIG_DFL);
+            if (info->si_code <= 0)
+                raise(number);
+            return;
         }
-        signal(number, SIG_DFL);
+        vhu_passing = 1;
+        if (vhu_others.sa_flags & SA_SIGINFO)
+            vhu_others.sa_sigaction(number, info, context);
+        else
+            vhu_others.sa_handler(number);
+        vhu_passing = 0;
     }
 
-    /* See to it that faults come here, whoever has asked for them since. The GIL must be held. */
+    /* See to it that this thread's faults come here, whoever has asked for them since. The GIL must be held. */
     static inline void vhu_catch_faults(void)
     {
         struct sigaction now, ours;
+        sigset_t faults;
+        sigemptyset(&faults);
+        sigaddset(&faults, SIGBUS);
+        pthread_sigmask(SIG_UNBLOCK, &faults, NULL);
         if (sigaction(SIGBUS, NULL, &now) || ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == vhu_on_fault))
             return;
         memset(&ours, 0, sizeof(ours));

@@ -96,6 +96,8 @@ class BlockDevice(Device):
 
     def compiled(self) -> CompiledHandler | None:
         """The disk for compiled code, which is to make writes durable for a driver that did not take FLUSH."""
+        if type(self).process is not BlockDevice.process:
+            return None
         if file := self._disk.compiled:
             file.durable = not self.acknowledged & _FLUSH
         return file

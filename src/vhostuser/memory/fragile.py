@@ -156,6 +156,8 @@ class FragileQueue(SplitQueue):
         """Somebody else has worked on the ring meanwhile, as far as these indices."""
         self.base, self._used = base, used
         self._given.refresh()
+        self._used_indices[0] = 0
+        self._given.write_back(0, USED_HEADER)
 
     def pop(self) -> DescriptorChain | None:
         """As any queue does; the table is read at most once a chain. With EVENT_IDX an empty queue asks for a kick."""

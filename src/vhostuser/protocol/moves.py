@@ -20,6 +20,7 @@ from .numbers import (
     VRING_NO_FD,
     BackendRequest,
     FrontendRequest,
+    ProtocolFeature,
     VhostFeature,
     missing_requirements,
 )
@@ -99,13 +100,16 @@ def _set_features(step: Step, body: U64) -> State:
 
 
 def _set_protocol_features(step: Step, body: U64) -> State:
+    """Kicks as messages without what they need end the connection: there is no other answer ("In-band notifications")."""
     offered_wire = step.dialect.to_wire(step.state.protocol_offered)
     if body.value & ~offered_wire:
         raise step.refuse("features", body.value, offered_wire, "has bits that were not offered;")
     value = step.dialect.from_wire(body.value)
     for feature, needed in missing_requirements(value):
         text = f"has {feature.name} without what it requires,"
-        raise step.refuse("features", body.value, needed.name, text)
+        error = step.refuse("features", body.value, needed.name, text)
+        error.fatal = feature is ProtocolFeature.INBAND_NOTIFICATIONS
+        raise error
     return replace(step.state, protocol_acknowledged=value)
 
 

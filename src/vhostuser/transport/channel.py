@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import struct
 import time
@@ -96,6 +97,12 @@ class Channel:
         except BaseException:
             close_all(self._decoder.abandon())
             raise
+
+    def ended(self) -> bool:
+        """The peer sends no more; what it has sent may wait still."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def shutdown(self) -> None:
         """End the connection: whoever waits on it, in this thread or another, gets Disconnected."""
