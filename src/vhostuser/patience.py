@@ -15,7 +15,7 @@ PER_SECOND: Final = 1000
 """Refusals a second that may come for ever."""
 AT_ONCE: Final = 16
 """Refusals between one rest and the next: to wake up costs the others more than to refuse."""
-BROKEN: Final = 16
+BROKEN: Final = 32
 """What a ring that was broken costs when it is stopped, in refusals: to set it up and to break it off takes as long."""
 
 
