@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -66,6 +67,8 @@ class Backend:
         self._stopping = False
         self._channel: Channel | None = None
         self._port = Port()
+        self._unfinished: list[threading.Thread] = []
+        """Threads of former connections whose request in progress has not ended."""
         self._log = LimitedLog(log)
         quota = new_quota("device", DEVICE_QUOTA)
         sizes = _checked_sizes(device)
@@ -135,6 +138,7 @@ class Backend:
                 continue
             with sock:
                 try:
+                    self._await_unfinished(stop)
                     self._serve_socket(sock, stop)
                 except (RemoteProtocolError, DeadlineExpired, OSError):
                     if once:
@@ -148,7 +152,10 @@ class Backend:
         try:
             regions = self.device.shm
             serving = Serving(self.device, channel, self._port, self._counters, self._dialect, regions, self._log)
-            serving.run(stop)
+            try:
+                serving.run(stop)
+            finally:
+                self._unfinished += serving.unfinished
         except (RemoteProtocolError, DeadlineExpired, OSError) as error:
             if not self._stopping:
                 self._log.warning(f"closed: {error}")
@@ -156,6 +163,14 @@ class Backend:
         finally:
             self._channel = None
             self._reset_device()
+
+    def _await_unfinished(self, stop: Waker) -> None:
+        """What the front-end before was waiting for must not reach the host after what this one asks for."""
+        deadline = time.monotonic() + self.device.drain_timeout
+        for thread in self._unfinished:
+            while thread.is_alive() and time.monotonic() < deadline and not wait((stop,), 0):
+                thread.join(ACCEPT_PAUSE)
+        self._unfinished = [thread for thread in self._unfinished if thread.is_alive()]
 
     def _reset_device(self) -> None:
         """Tell the device that its driver is gone."""

@@ -88,7 +88,7 @@ class Device:
         return None
 
     def takes(self, queue: int) -> bool:
-        """Whether the device wants the next request of that queue now. After a no it waits for `resume`, or a kick."""
+        """Whether the device wants the next request of that queue now. After a no it waits for `resume`."""
         return True
 
     def complete(self, queue: int, chain: DescriptorChain) -> None:

@@ -141,13 +141,26 @@ class Rings:
 
         With `record` what the device keeps stays in the inflight area, for whoever starts the ring next.
         """
-        self.pause(index, record=record, deadline=deadline)
+        self._pause(index, record=record, deadline=deadline)
         vring = self.vrings[index]
         queue, vring.queue, vring.moved, vring.broken = vring.queue, None, None, False
         vring.unsettle()
         return queue.base if queue else 0
 
-    def pause(self, index: int, *, record: bool = False, deadline: float | None = None) -> None:
+    def is_tracked(self, index: int) -> bool:
+        """What is in progress in the ring is in an inflight area."""
+        place = self.vrings[index].place
+        return place is not None and place.fields is not None
+
+    def rest(self, index: int) -> None:
+        """Take no more requests from the ring for now, and wait for the one in progress; what the device keeps it keeps."""
+        vring = self.vrings[index]
+        vring.active = False
+        self._thread_of(index).wake()
+        if vring.lock.acquire(timeout=self._device.drain_timeout):
+            vring.lock.release()
+
+    def _pause(self, index: int, *, record: bool, deadline: float | None) -> None:
         """Take no more requests from the ring, and wait for what is in progress or kept by the device."""
         if deadline is None:
             deadline = time.monotonic() + self._device.drain_timeout

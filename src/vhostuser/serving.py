@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -105,6 +106,8 @@ class Serving:
         device.queues = self._rings
         self._guest = GuestTable(self._session, self._rings, exports_memory=bool(regions))
         self._inflight: InflightArea | None = None
+        self.unfinished: list[threading.Thread] = []
+        """The threads that still had a request in progress at the end."""
         self._bell = Bell(port, self._lose, limited)
         self._lost: RemoteProtocolError | None = None
         self._patience = Patience()
@@ -344,7 +347,7 @@ class Serving:
         bound = self._rings.vrings[index].queue is not None
         if self._rings.vrings[index].broken:
             self._patience.spend(BROKEN)
-        record = self._inflight is not None and self._session.state.has(F.GET_VRING_BASE_INFLIGHT)
+        record = self._rings.is_tracked(index) and self._session.state.has(F.GET_VRING_BASE_INFLIGHT)
         base = self._rings.stop(index, record=record) if bound else ring.base
         if base is None:
             base = ring_format(self._session.state.acknowledged).first_base
@@ -435,7 +438,7 @@ class Serving:
                 except RemoteProtocolError as error:
                     self._log.warning(f"ring {index} rests: {error}")
             if vring.active and not ring.active:
-                self._rings.pause(index)
+                self._rings.rest(index)
         if any(ring.active for ring in self._session.state.rings) and self._watch.begin():
             self._rings.announce()
         for index, ring in enumerate(self._session.state.rings):

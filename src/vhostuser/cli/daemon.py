@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Final
@@ -16,6 +17,8 @@ from .arguments import Parser, between, dialect_of
 from .logs import add_log_level, log_to_stderr
 from .outcome import CommandError, Exit, on_end, program_arguments, put, run
 
+FILES: Final = 1 << 16
+"""As many open files a daemon wants at most."""
 ENDING: Final = """
 exit status: 0 the front-end went or a signal came, 1 failed, 2 usage, 3 the front-end broke the protocol
 SIGTERM, SIGINT and SIGHUP end it cleanly; the second one ends it at once. SIGPIPE is ignored.
@@ -40,6 +43,7 @@ def daemon(
             return Exit.DONE
         options = parser().parse_args(arguments)
         log_to_stderr(program, options.log_level)
+        _raise_file_limit()
         with device(options) as made:
             backend = Backend(made, dialect=dialect_of(options))
             on_end(backend.stop)
@@ -47,6 +51,14 @@ def daemon(
         return Exit.DONE
 
     return run(program, command)
+
+
+def _raise_file_limit() -> None:
+    """Open as many files as the process may: a ring takes four, a guest's memory some more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def add_socket(parser: Parser) -> None:
