@@ -21,7 +21,7 @@ Q = FrontendRequest
 class Keeper(Device):
     """Keeps every request but `now`, until the test completes it."""
 
-    queue_sizes = (16, 16)
+    queue_sizes: tuple[int, ...] = (16, 16)
     drain_timeout = 0.2
 
     def __init__(self) -> None:
