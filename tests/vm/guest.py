@@ -31,7 +31,7 @@ class Guest:
     """A context manager around a guest that has booted. `devices` are words for QEMU, `seconds` bounds every wait."""
 
     def __init__(
-        self, devices: Sequence[str], *, modules: Iterable[str] = (), memory: int = 256, cpus: int = 1, seconds: float = 60
+        self, devices: Sequence[str], *, modules: Iterable[str] = (), memory: int = 256, cpus: int = 1, seconds: float = 120
     ) -> None:
         self._devices, self._modules, self._memory, self._cpus = devices, modules, memory, cpus
         self.seconds = seconds
@@ -127,7 +127,8 @@ class Guest:
         deadline = time.monotonic() + self.seconds
         while not (found := pattern.search(self._heard)):
             if not select.select([self._console], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise GuestFailed(f"not within {self.seconds:g} s: {what}")
+                heard = self._heard[-2000:].decode(errors="replace")
+                raise GuestFailed(f"not within {self.seconds:g} s: {what}; the guest said last: {heard}")
             data = self._console.recv(1 << 16)
             if not data:
                 raise GuestFailed(f"QEMU ended with {self.process.wait(self.seconds)} before the end of: {what}")
