@@ -418,6 +418,16 @@ def test_a_back_end_that_is_there_is_not_left() -> None:
         raw.take_over(frontend)
 
 
+@pytest.mark.parametrize("shared_memory", [{0: 1 << 20}, {}], ids=["regions", "none"])
+def test_one_whose_channels_have_both_ended_is_gone_though_nobody_waits(shared_memory: dict[int, int]) -> None:
+    with RawBackend(shared_memory=shared_memory) as first, first.frontend() as frontend:
+        first.channel.socket.shutdown(socket.SHUT_RDWR)
+        end(first)
+        with RawBackend(shared_memory=shared_memory) as raw:
+            raw.take_over(frontend)
+            frontend.config(0, 1)
+
+
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [
