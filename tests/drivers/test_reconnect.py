@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Final
 
 import pytest
@@ -201,6 +201,16 @@ def test_an_area_that_is_none_is_refused_and_nothing_is_kept(size: int, with_fd:
         raw.answers[Q.GET_INFLIGHT_FD] = Inflight(AREA, 0, 2, SIZE)
         raw.files[Q.GET_INFLIGHT_FD] = [raw.area]
         frontend.track_inflight(SIZE)
+
+
+def test_an_area_far_larger_than_its_queues_need_is_refused() -> None:
+    """A reset writes zeroes to all of it, and a sparse file may have any size."""
+    with Tracked() as raw, raw.frontend(inflight=True) as frontend:
+        for size, taken in ((1 << 62, False), ((2 << 20) + 1, False), (2 << 20, True)):
+            os.ftruncate(raw.area.fileno(), size)
+            raw.answers[Q.GET_INFLIGHT_FD] = Inflight(size, 0, 2, SIZE)
+            with nullcontext() if taken else pytest.raises(RemoteProtocolError, match=f"mmap_size {size:#x} is more than"):
+                frontend.track_inflight(SIZE)
 
 
 def test_an_area_that_the_back_end_does_not_take_back_is_not_kept() -> None:
@@ -452,6 +462,27 @@ def test_a_back_end_that_lacks_what_is_in_use_is_refused_and_the_next_one_may_ha
         with Tracked() as raw:
             raw.take_over(frontend)
             answer_all(device_half(queue, True))
+            assert {each.ticket: each.data for each in queue.completions(DEADLINE)} == wanted
+
+
+@pytest.mark.parametrize(
+    ("asked", "count", "error"),
+    [
+        (Q.GET_QUEUE_NUM, 1, "GET_QUEUE_NUM num 1 is less than the 2 of the last connection"),
+        (Q.GET_MAX_MEM_SLOTS, 31, "GET_MAX_MEM_SLOTS num 31 is less than the 32 of the last connection"),
+    ],
+)
+def test_fewer_queues_or_memory_slots_than_before_are_refused(asked: Q, count: int, error: str) -> None:
+    with begun(packed=False) as (first, frontend, queue):
+        wanted = submit(queue, 1)
+        end(first)
+        with Tracked() as raw:
+            raw.answers[asked] = struct.pack("<Q", count)
+            with pytest.raises(RemoteProtocolError, match=error):
+                raw.take_over(frontend)
+        with Tracked() as raw:
+            raw.take_over(frontend)
+            answer_all(device_half(queue, False))
             assert {each.ticket: each.data for each in queue.completions(DEADLINE)} == wanted
 
 
