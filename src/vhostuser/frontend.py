@@ -235,7 +235,8 @@ class Frontend:
         and for writes that nobody overtakes.
 
         AddressError and Disconnected if there is no back-end, RemoteProtocolError if it lacks what was agreed with the old
-        one, QueueBroken if that has left nonsense in a queue.
+        one, QueueBroken if that has left nonsense in a queue. `resubmit` is the way out of the latter, also with
+        `track_inflight`: every queue begins anew with what is in flight.
         """
         deadline = time.monotonic() + wait
         with self._driving.turn():

@@ -194,9 +194,11 @@ class Queue:
         return sum(flight.ticket in self._owed for flight in self._flights.values())
 
     def settle(self) -> None:
-        """The back-end is gone: take what it had done."""
-        self._collect()
-        self.calm()
+        """The back-end is gone: take what it had done. QueueBroken if there is nonsense behind that."""
+        try:
+            self._collect()
+        finally:
+            self.calm()
 
     def calm(self) -> None:
         """Forget all that either side has told the other by eventfds."""

@@ -69,10 +69,14 @@ class Tracking:
 
     def renew(self) -> None:
         """The device was reset: nothing is in progress. OSError if the area can't be written."""
+        self.forget()
+        self.resume()
+
+    def forget(self) -> None:
+        """Note that nothing is in progress. OSError as `renew`."""
         if self._area:
             body, fd = self._area
             _clear(fd, body.mmap_offset, body.mmap_size)
-            self._tell(body, fd)
 
     def resume(self) -> None:
         """Give the area to the back-end, which is another one ("SET_INFLIGHT_FD")."""

@@ -104,14 +104,18 @@ def test_an_end_at_a_kick_in_band_is_one_that_on_disconnect_hears_of() -> None:
     """The kick of many requests is a message, too: the back-end may go before it answers."""
     with ExitStack() as stack:
         disk = Disk()
-        served = [Served(disk)]
-        stack.callback(lambda: [each.stop() for each in served])
-        frontend = stack.enter_context(Frontend(served[0].connected(), features=FEATURES, inband=True))
+        served: list[Served] = []
+
+        def serve() -> Served:
+            served.append(Served(disk))
+            stack.callback(served[-1].stop)
+            return served[-1]
+
+        frontend = stack.enter_context(Frontend(serve().connected(), features=FEATURES, inband=True))
         frontend.share_memory(1 << 20)
 
         def go_on() -> None:
-            served.append(Served(disk))
-            frontend.reconnect(served[-1].connected(), wait=DEADLINE, resubmit=True)
+            frontend.reconnect(serve().connected(), wait=DEADLINE, resubmit=True)
 
         driver = BlockDriver(frontend, timeout=DEADLINE, on_disconnect=go_on)
 

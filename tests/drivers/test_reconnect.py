@@ -31,6 +31,7 @@ from vhostuser.protocol.numbers import FrontendRequest as Q
 from vhostuser.protocol.numbers import ProtocolFeature as F
 from vhostuser.protocol.numbers import mask
 from vhostuser.protocol.payloads import Inflight, ShmemConfig, VringState
+from vhostuser.queue import Completion
 from vhostuser.testing import DEADLINE, RawBackend, Served, joined, listening, memory_file, message, sparse_file
 from vhostuser.testing.raw_backend import FEATURES, PROTOCOL_FEATURES
 from vhostuser.testing.wire import ACK
@@ -568,7 +569,64 @@ def test_nonsense_that_the_old_one_left_is_named() -> None:
             raw.take_over(frontend)
 
 
+@formats
+@pytest.mark.parametrize("inflight", [False, True], ids=["untracked", "tracked"])
+def test_nonsense_that_the_old_one_left_does_not_matter_to_a_ring_that_begins_anew(packed: bool, inflight: bool) -> None:
+    with begun(packed, inflight=inflight) as (first, frontend, queue):
+        wanted = submit(queue, 3)
+        half = device_half(queue, packed)
+        answer(half, [pop(half)])
+        spoil(half)
+        os.pwrite(first.area.fileno(), b"\1" * AREA, 0)
+        end(first)
+        for _ in range(2):
+            with Tracked() as raw, pytest.raises(QueueBroken, match="gave back chain 6"):
+                raw.take_over(frontend)
+        with Tracked() as raw:
+            raw.take_over(frontend, resubmit=True)
+            assert base_of(raw) == (0x80008000 if packed else 0)
+            assert os.pread(first.area.fileno(), AREA, 0) == bytes([not inflight]) * AREA
+            assert answer_all(device_half(queue, packed)) == 2
+            assert {each.ticket: each.data for each in drained(queue)} == wanted
+
+
+def spoil(half: DeviceQueue) -> None:
+    """Give back what it has not: number 6."""
+    chain = pop(half)
+    chain.head = 6
+    half.push(chain)
+    half.publish()
+
+
+def drained(queue: Queue) -> list[Completion]:
+    """All that is in flight, once it is done."""
+    done: list[Completion] = []
+    while queue.in_flight:
+        done += queue.completions(DEADLINE)
+    return done
+
+
 # Stopped with requests in progress
+
+
+@pytest.mark.parametrize(("packed", "base"), [(False, 0x10000), (False, 0x12345678), (True, 0x80088000), (True, 0x80008008)])
+@pytest.mark.parametrize("inflight", [False, True], ids=["untracked", "tracked"])
+def test_a_base_that_is_none_is_refused_and_the_queue_may_be_started_again(packed: bool, base: int, inflight: bool) -> None:
+    with begun(packed, inflight=inflight) as (raw, frontend, queue):
+        half = device_half(queue, packed)
+        ticket = queue.submit([b"abc"], [3])
+        answer(half, [pop(half)])
+        raw.answers[Q.GET_VRING_BASE] = VringState(0, base)
+        with pytest.raises(RemoteProtocolError, match=f"GET_VRING_BASE num {base:#x} is no base of queue 0 of {SIZE}"):
+            frontend.stop_queue(0)
+        again = frontend.start_queue(0, size=SIZE)
+        assert (again is queue) is inflight
+        told = VringState.unpack(raw.all(Q.SET_VRING_BASE)[-1]).num
+        if inflight:
+            assert told == (0x80028002 if packed else 1)
+            assert queue.finish(ticket, timeout=DEADLINE).data == b"abc"
+        else:
+            assert told == (0x80008000 if packed else 0)
 
 
 @formats
