@@ -9,7 +9,9 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Final
+from unittest import mock
 
 import pytest
 
@@ -35,6 +37,7 @@ from vhostuser.queue import Completion
 from vhostuser.testing import DEADLINE, RawBackend, Served, joined, listening, memory_file, message, sparse_file
 from vhostuser.testing.raw_backend import FEATURES, PROTOCOL_FEATURES
 from vhostuser.testing.wire import ACK
+from vhostuser.transport import listen
 from vhostuser.transport.fds import OwnedFd
 from vhostuser.virtio.formats import DeviceQueue, ring_format
 from vhostuser.virtio.numbers import Feature
@@ -546,6 +549,55 @@ def test_close_from_another_thread_ends_a_reconnect() -> None:
         assert len(ended) == 1
         with pytest.raises(LocalProtocolError, match="was closed"):
             frontend.reconnect("/nonexistent/socket")
+
+
+class Reached:
+    """A path that says when it is about to be connected to."""
+
+    def __init__(self, path: Path) -> None:
+        self.now, self._path = threading.Event(), str(path)
+
+    def __fspath__(self) -> str:
+        self.now.set()
+        return self._path
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["nobody", "busy"])
+def test_close_from_another_thread_ends_the_wait_for_a_listener(busy: bool, tmp_path: Path) -> None:
+    """Be it that nobody listens there, or that somebody does and has no room for a connection more."""
+    ended: list[Exception] = []
+    path = Reached(tmp_path / "socket")
+
+    def reconnect() -> None:
+        try:
+            frontend.reconnect(path, wait=600)
+        except Disconnected as error:
+            ended.append(error.with_traceback(None))
+
+    with begun(packed=False) as (first, frontend, _), ExitStack() as stack:
+        stack.enter_context(mock.patch.object(listen, "CONNECT_TIMEOUT", 600))
+        if busy:
+            occupy(stack.enter_context(socket.socket(socket.AF_UNIX)), str(tmp_path / "socket"), stack)
+        end(first)
+        waiting, closing = (threading.Thread(target=each, daemon=True) for each in (reconnect, frontend.close))
+        waiting.start()
+        assert path.now.wait(DEADLINE)
+        closing.start()
+        closing.join(DEADLINE)
+        assert not closing.is_alive()
+        waiting.join(DEADLINE)
+        assert [str(error) for error in ended] == ["closed"]
+
+
+def occupy(listener: socket.socket, path: str, stack: ExitStack) -> None:
+    """Listen on a path, with no room for a connection more."""
+    listener.bind(path)
+    listener.listen(0)
+    with suppress(BlockingIOError):
+        while True:
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            sock.setblocking(False)
+            sock.connect(path)
 
 
 def test_nobody_at_the_path_leaves_all_as_it_was() -> None:
