@@ -235,14 +235,23 @@ class Frontend:
         and for writes that nobody overtakes.
 
         AddressError and Disconnected if there is no back-end, RemoteProtocolError if it lacks what was agreed with the old
-        one, QueueBroken if that has left nonsense in a queue.
+        one, QueueBroken if that has left nonsense in a queue. `resubmit` is the way out of the latter, also with
+        `track_inflight`: every queue begins anew with what is in flight.
         """
         deadline = time.monotonic() + wait
         with self._driving.turn():
             self._await_end(deadline)
             self._queues.settle(resubmit=resubmit)
-            sock = to if isinstance(to, socket.socket) else connect(to, wait=max(0.0, deadline - time.monotonic()))
+            sock = to if isinstance(to, socket.socket) else self._connect(to, deadline)
             self._go_on(sock)
+
+    def _connect(self, path: str | os.PathLike[str], deadline: float) -> socket.socket:
+        """A connection to a path, unless this front-end is closed meanwhile: Disconnected."""
+        return connect(path, wait=max(0.0, deadline - time.monotonic()), check=self._check_open)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Disconnected("closed")
 
     def _await_end(self, deadline: float) -> None:
         """The connection is over at the deadline, though not by `close`; else LocalProtocolError."""
@@ -260,8 +269,7 @@ class Frontend:
         self._session.state = State(rings=(Ring(),))
         try:
             self._driving.begin(sock)
-            if self._closed:
-                raise Disconnected("closed")
+            self._check_open()
             negotiate_again(self, self._session, before)
             self._open_requests()
             self._reserve_windows()

@@ -65,7 +65,10 @@ def negotiate(asking: Asking, session: Session, features: int, protocol_features
 
 
 def negotiate_again(asking: Asking, session: Session, before: State) -> None:
-    """Acknowledge what was acknowledged before, no more and no less. RemoteProtocolError if it is not offered any more."""
+    """Acknowledge what was acknowledged before, no more and no less. RemoteProtocolError if it is not offered any more.
+
+    So it is if there are fewer queues or memory slots than before: what is in use would find no place.
+    """
     asking.request(Q.GET_FEATURES)
     _check_offered("GET_FEATURES", session.state.offered, before.acknowledged, feature_names)
     if before.acknowledged >> VhostFeature.PROTOCOL_FEATURES & 1:
@@ -73,6 +76,8 @@ def negotiate_again(asking: Asking, session: Session, before: State) -> None:
         offered, needed = session.state.protocol_offered, before.protocol_acknowledged
         _check_offered("GET_PROTOCOL_FEATURES", offered, needed, protocol_feature_names)
         _acknowledge_protocol(asking, session, needed)
+        _check_count("GET_QUEUE_NUM", len(session.state.rings), len(before.rings))
+        _check_count("GET_MAX_MEM_SLOTS", session.state.max_slots, before.max_slots)
     asking.request(Q.SET_OWNER)
     asking.request(Q.SET_FEATURES, U64(before.acknowledged))
 
@@ -81,6 +86,12 @@ def _check_offered(request: str, offered: int, needed: int, names: Callable[[int
     if missing := needed & ~offered:
         text = f"{request} features {offered:#x} lack {', '.join(sorted(names(missing)))}, in use since the last connection"
         raise RemoteProtocolError(text, request=request, field="features", value=offered, limit=needed)
+
+
+def _check_count(request: str, count: int, needed: int) -> None:
+    if count < needed:
+        text = f"{request} num {count} is less than the {needed} of the last connection"
+        raise RemoteProtocolError(text, request=request, field="num", value=count, limit=needed)
 
 
 def _acknowledge_protocol(asking: Asking, session: Session, features: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -13,6 +14,7 @@ from .memory.arena import Arena
 from .protocol.payloads import VringAddr
 from .transport.fds import OwnedFd, close_all
 from .transport.loop import drain
+from .transport.socket import wait
 from .virtio.buffers import Buffer, Table, table_size
 from .virtio.formats import DriverHalf, ring_format
 
@@ -124,15 +126,19 @@ class Queue:
         """Tell the device of what was submitted since the last time. In-band, what `Frontend.request` raises."""
         self._running()
         if not self._notified:
-            self._notified = True
             self.wake()
 
     def wake(self) -> None:
-        """Tell the device to look, be there anything or not."""
-        if self.in_band:
-            self.in_band()
-        else:
-            os.eventfd_write(self.kick.fileno(), 1)
+        """Tell the device to look, be there anything or not. An eventfd that is full is as good as set."""
+        self._notified = True
+        try:
+            if self.in_band:
+                self.in_band()
+            elif wait((), 0, (self.kick,)):
+                _set(self.kick)
+        except BaseException:
+            self._notified = False
+            raise
 
     @property
     def in_flight(self) -> int:
@@ -188,9 +194,11 @@ class Queue:
         return sum(flight.ticket in self._owed for flight in self._flights.values())
 
     def settle(self) -> None:
-        """The back-end is gone: take what it had done."""
-        self._collect()
-        self.calm()
+        """The back-end is gone: take what it had done. QueueBroken if there is nonsense behind that."""
+        try:
+            self._collect()
+        finally:
+            self.calm()
 
     def calm(self) -> None:
         """Forget all that either side has told the other by eventfds."""
@@ -277,6 +285,12 @@ class Queue:
     def _give_back(self, blocks: Sequence[int]) -> None:
         for start in blocks:
             self._memory.give_back(start)
+
+
+def _set(eventfd: OwnedFd) -> None:
+    """Set an eventfd, unless its other owner has just filled it."""
+    with contextlib.suppress(BlockingIOError):
+        os.eventfd_write(eventfd.fileno(), 1)
 
 
 def _eventfds(count: int) -> list[OwnedFd]:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Literal
+from typing import Final, Literal
 
 from .asking import Asking
-from .errors import LocalProtocolError
+from .errors import LocalProtocolError, QueueBroken, RemoteProtocolError
 from .memory.arena import Arena
 from .protocol.numbers import FrontendRequest, ProtocolFeature, VhostFeature
 from .protocol.payloads import U64, VringState
 from .protocol.session import Session
 from .queue import Queue
 from .tracking import Tracking
+from .virtio.formats import ring_format
 from .virtio.numbers import Feature
+from .virtio.packed import read_base
 
 Q = FrontendRequest
+LARGEST_INDEX: Final = 0xFFFF
+"""Where a split ring's indexes wrap."""
 
 
 class Queues:
@@ -57,13 +61,19 @@ class Queues:
         return queue
 
     def stop(self, index: int) -> int:
-        """Stop a queue, or suspend it; the base that the back-end says ("GET_VRING_BASE")."""
+        """Stop a queue, or suspend it; the base that the back-end says ("GET_VRING_BASE").
+
+        RemoteProtocolError if that is none; the queue is stopped all the same, and goes on, if it does, at its used index.
+        """
         if self._enables:
             self._asking.request(Q.SET_VRING_ENABLE, VringState(index, 0))
         body = self._asking.request(Q.GET_VRING_BASE, VringState(index, 0))
         base = body.num if isinstance(body, VringState) else 0
         if queue := self._started.pop(index, None):
-            self._put_away(queue, base)
+            wrong = self._wrong_base(queue, base)
+            self._put_away(queue, _used_base(queue) if wrong else base)
+            if wrong:
+                raise wrong
         return base
 
     def stop_all(self) -> None:
@@ -78,12 +88,15 @@ class Queues:
     def settle(self, *, resubmit: bool) -> None:
         """The back-end is gone: take what it had done, and see to what it had not.
 
-        LocalProtocolError if nobody knows what that is, and `resubmit` does not say to do it again.
+        LocalProtocolError if nobody knows what that is, and `resubmit` does not say to do it again. QueueBroken if it has
+        left nonsense, and `resubmit` does not say to begin anew: with all queues, if they are tracked, for so does the area.
         """
-        for queue in self:
-            queue.settle()
-        if self._tracking.active:
+        broken = [error for queue in self if (error := _settled(queue))]
+        if broken and not resubmit:
+            raise broken[0]
+        if self._tracking.active and not broken:
             return
+        self._tracking.forget()
         if not resubmit and (left := sum(queue.waiting for queue in self)):
             text = f"reconnect: {left} requests are in flight and not tracked; resubmit=True does them at least once"
             raise LocalProtocolError(text, field="in_flight", value=left, limit=0)
@@ -120,6 +133,14 @@ class Queues:
             self._suspended[queue.index] = queue, base
         else:
             queue.close()
+
+    def _wrong_base(self, queue: Queue, base: int) -> RemoteProtocolError | None:
+        """What is to be said of a base that is none of the queue."""
+        packed = ring_format(self._session.state.acknowledged).is_packed
+        if _is_packed_base(base, queue.size) if packed else base <= LARGEST_INDEX:
+            return None
+        text = f"GET_VRING_BASE num {base:#x} is no base of queue {queue.index} of {queue.size}"
+        return RemoteProtocolError(text, request="GET_VRING_BASE", field="num", value=base, limit=queue.size)
 
     def _go_on(self, index: int, size: int, *, indirect: bool) -> Queue:
         queue, base = self._suspended[index]
@@ -175,3 +196,26 @@ class Queues:
     def _enables(self) -> bool:
         """Rings have to be enabled."""
         return bool(self._session.state.acknowledged >> VhostFeature.PROTOCOL_FEATURES & 1)
+
+
+def _settled(queue: Queue) -> QueueBroken | None:
+    """Take what is done of a queue; what is wrong behind that, if anything."""
+    try:
+        queue.settle()
+    except QueueBroken as error:
+        return error
+    return None
+
+
+def _is_packed_base(base: int, size: int) -> bool:
+    try:
+        read_base(base, size)
+    except QueueBroken:
+        return False
+    return True
+
+
+def _used_base(queue: Queue) -> int:
+    """Where a queue goes on, by itself: behind all that is done."""
+    _settled(queue)
+    return queue.base

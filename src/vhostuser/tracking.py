@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+from typing import Final
 
 from .asking import Asking
 from .errors import LocalProtocolError, RemoteProtocolError, RequestFailed
+from .memory.inflight import PACKED, area_size
 from .protocol.numbers import MAX_QUEUE_SIZE, FrontendRequest, ProtocolFeature
 from .protocol.payloads import Inflight
 from .protocol.session import Session
 from .transport.fds import OwnedFd, close_all
 
 Q = FrontendRequest
+MUCH: Final = 2 << 20
+"""Bytes that any area may have: a huge page."""
+TIMES: Final = 4
+"""How many times the size that its queues need here an area may have."""
 
 
 class Tracking:
@@ -63,10 +69,14 @@ class Tracking:
 
     def renew(self) -> None:
         """The device was reset: nothing is in progress. OSError if the area can't be written."""
+        self.forget()
+        self.resume()
+
+    def forget(self) -> None:
+        """Note that nothing is in progress. OSError as `renew`."""
         if self._area:
             body, fd = self._area
             _clear(fd, body.mmap_offset, body.mmap_size)
-            self._tell(body, fd)
 
     def resume(self) -> None:
         """Give the area to the back-end, which is another one ("SET_INFLIGHT_FD")."""
@@ -84,7 +94,7 @@ class Tracking:
 
 
 def _checked(wanted: Inflight, body: object, fds: tuple[OwnedFd, ...]) -> Inflight:
-    """The area in the answer. RequestFailed if there is none, RemoteProtocolError if it is not in its file."""
+    """The area in the answer. RequestFailed if there is none, RemoteProtocolError if it is not in its file, or too large."""
     if not isinstance(body, Inflight) or not body.mmap_size or not fds:
         raise RequestFailed("GET_INFLIGHT_FD", 1, "GET_INFLIGHT_FD was answered with no area: the back-end has none")
     there, end = os.fstat(fds[0].fileno()).st_size, body.mmap_offset + body.mmap_size
@@ -93,7 +103,16 @@ def _checked(wanted: Inflight, body: object, fds: tuple[OwnedFd, ...]) -> Inflig
         raise RemoteProtocolError(
             f"{text} {there:#x}", request="GET_INFLIGHT_FD", field="mmap_size", value=body.mmap_size, limit=there
         )
+    _check_size(wanted, body.mmap_size)
     return Inflight(body.mmap_size, body.mmap_offset, wanted.num_queues, wanted.queue_size)
+
+
+def _check_size(wanted: Inflight, size: int) -> None:
+    """RemoteProtocolError if an area is far larger than its queues need: all of it is written at a reset."""
+    limit = max(MUCH, TIMES * area_size(PACKED, wanted.num_queues, wanted.queue_size))
+    if size > limit:
+        text = f"GET_INFLIGHT_FD mmap_size {size:#x} is more than {limit:#x}, far more than its queues need"
+        raise RemoteProtocolError(text, request="GET_INFLIGHT_FD", field="mmap_size", value=size, limit=limit)
 
 
 def _clear(fd: OwnedFd, start: int, size: int) -> None:

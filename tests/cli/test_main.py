@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from vhostuser import VhostUserError
 from vhostuser.cli import demo
+from vhostuser.cli.drive import DEVICES
 from vhostuser.cli.main import COMMANDS
 from vhostuser.cli.outcome import CommandError
 from vhostuser.version import VERSION
@@ -31,6 +33,12 @@ def test_vhu_says_what_it_is(command: list[str]) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert VERSION in done.stdout
     assert command in (["--version"], ["-V"]) or all(f"vhu {name}" in done.stdout for name in COMMANDS)
+
+
+def test_the_overview_names_every_device_that_can_be_driven() -> None:
+    lines = run(VHU, "--help").stdout.partition("vhu drive")[2].partition("vhu explain")[0]
+    named = set(re.findall(r"\w+", lines))
+    assert named >= {"console", *DEVICES, *(action for actions in DEVICES.values() for action in actions)}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -98,3 +98,32 @@ def test_what_it_raises_ends_the_request() -> None:
         with pytest.raises(DeadlineExpired, match="nobody came"):
             made.driver.read(0, 1)
         assert made.driver.queue.in_flight == 0
+
+
+def test_an_end_at_a_kick_in_band_is_one_that_on_disconnect_hears_of() -> None:
+    """The kick of many requests is a message, too: the back-end may go before it answers."""
+    with ExitStack() as stack:
+        disk = Disk()
+        served: list[Served] = []
+
+        def serve() -> Served:
+            served.append(Served(disk))
+            stack.callback(served[-1].stop)
+            return served[-1]
+
+        frontend = stack.enter_context(Frontend(serve().connected(), features=FEATURES, inband=True))
+        frontend.share_memory(1 << 20)
+
+        def go_on() -> None:
+            frontend.reconnect(serve().connected(), wait=DEADLINE, resubmit=True)
+
+        driver = BlockDriver(frontend, timeout=DEADLINE, on_disconnect=go_on)
+
+        def given() -> Iterator[tuple[int, int]]:
+            yield 0, 1
+            served[-1].stop()
+            yield 1, 1
+
+        content = bytes(disk.content)
+        assert dict(driver.read_many(given())) == {at: content[at * SECTOR :][:SECTOR] for at in range(2)}
+        assert len(served) == 2

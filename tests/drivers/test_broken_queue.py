@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from vhostuser import Disconnected, Frontend, QueueBroken
+from vhostuser import DeadlineExpired, Disconnected, Frontend, QueueBroken
 from vhostuser.protocol.framing import Frame
 from vhostuser.protocol.numbers import FrontendRequest as Q
 from vhostuser.protocol.payloads import U64
@@ -108,3 +108,24 @@ def test_a_back_end_may_say_so_of_its_own_accord_and_then_go() -> None:
         raw.main.end()
         with pytest.raises(Disconnected):
             queue.completions()
+
+
+def test_a_kick_that_is_full_is_as_good_as_set() -> None:
+    """The back-end has the eventfd, too: it may fill it, and let writes wait until somebody reads."""
+    kicks: list[int] = []
+
+    def keep(frame: Frame[OwnedFd]) -> bytes:
+        kicks.append(os.dup(frame.fds[0].fileno()))
+        return message(frame.request, bytes(8), flags=ACK)
+
+    with RawBackend() as raw:
+        raw.raw_answers[Q.SET_VRING_KICK] = keep
+        with raw.frontend() as frontend:
+            frontend.share_memory(1 << 20)
+            queue = frontend.start_queue(0, size=16)
+            os.eventfd_write(kicks[0], (1 << 64) - 2)
+            for waits in (False, True):
+                os.set_blocking(kicks[0], waits)
+                with pytest.raises(DeadlineExpired, match="queue 0: no answer"):
+                    queue.exchange(b"x", 1, timeout=0)
+    os.close(kicks[0])

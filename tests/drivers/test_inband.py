@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from vhostuser import Frontend, Queue, QueueBroken
+from vhostuser import Frontend, Queue, QueueBroken, RequestFailed
 from vhostuser.errors import DeadlineExpired
 from vhostuser.protocol.framing import Frame
 from vhostuser.protocol.numbers import BackendRequest as B
@@ -109,6 +109,18 @@ def test_another_back_end_is_kicked_once_as_it_is_started() -> None:
             raw.half = device_half(queue, False)
             frontend.request(Q.VRING_KICK, VringState(0, 0))
             assert {each.ticket: each.data for each in queue.completions(DEADLINE)} == wanted
+
+
+def test_a_kick_that_was_refused_is_sent_again_at_the_next_wait() -> None:
+    with begun() as (raw, _, queue):
+        wanted = submit(queue, 1)
+        raw.raw_answers[Q.VRING_KICK] = message(Q.VRING_KICK, (1).to_bytes(8, "little"), flags=ACK)
+        for _ in range(2):
+            with pytest.raises(RequestFailed, match="VRING_KICK"):
+                queue.notify()
+        raw.raw_answers[Q.VRING_KICK] = raw._kicked
+        assert {each.ticket: each.data for each in queue.completions(DEADLINE)} == wanted
+        assert len(raw.kicks) == 2  # one to start
 
 
 @pytest.mark.parametrize(

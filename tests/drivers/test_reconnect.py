@@ -8,8 +8,10 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Final
+from unittest import mock
 
 import pytest
 
@@ -31,9 +33,11 @@ from vhostuser.protocol.numbers import FrontendRequest as Q
 from vhostuser.protocol.numbers import ProtocolFeature as F
 from vhostuser.protocol.numbers import mask
 from vhostuser.protocol.payloads import Inflight, ShmemConfig, VringState
+from vhostuser.queue import Completion
 from vhostuser.testing import DEADLINE, RawBackend, Served, joined, listening, memory_file, message, sparse_file
 from vhostuser.testing.raw_backend import FEATURES, PROTOCOL_FEATURES
 from vhostuser.testing.wire import ACK
+from vhostuser.transport import listen
 from vhostuser.transport.fds import OwnedFd
 from vhostuser.virtio.formats import DeviceQueue, ring_format
 from vhostuser.virtio.numbers import Feature
@@ -201,6 +205,16 @@ def test_an_area_that_is_none_is_refused_and_nothing_is_kept(size: int, with_fd:
         raw.answers[Q.GET_INFLIGHT_FD] = Inflight(AREA, 0, 2, SIZE)
         raw.files[Q.GET_INFLIGHT_FD] = [raw.area]
         frontend.track_inflight(SIZE)
+
+
+def test_an_area_far_larger_than_its_queues_need_is_refused() -> None:
+    """A reset writes zeroes to all of it, and a sparse file may have any size."""
+    with Tracked() as raw, raw.frontend(inflight=True) as frontend:
+        for size, taken in ((1 << 62, False), ((2 << 20) + 1, False), (2 << 20, True)):
+            os.ftruncate(raw.area.fileno(), size)
+            raw.answers[Q.GET_INFLIGHT_FD] = Inflight(size, 0, 2, SIZE)
+            with nullcontext() if taken else pytest.raises(RemoteProtocolError, match=f"mmap_size {size:#x} is more than"):
+                frontend.track_inflight(SIZE)
 
 
 def test_an_area_that_the_back_end_does_not_take_back_is_not_kept() -> None:
@@ -418,6 +432,16 @@ def test_a_back_end_that_is_there_is_not_left() -> None:
         raw.take_over(frontend)
 
 
+@pytest.mark.parametrize("shared_memory", [{0: 1 << 20}, {}], ids=["regions", "none"])
+def test_one_whose_channels_have_both_ended_is_gone_though_nobody_waits(shared_memory: dict[int, int]) -> None:
+    with RawBackend(shared_memory=shared_memory) as first, first.frontend() as frontend:
+        first.channel.socket.shutdown(socket.SHUT_RDWR)
+        end(first)
+        with RawBackend(shared_memory=shared_memory) as raw:
+            raw.take_over(frontend)
+            frontend.config(0, 1)
+
+
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [
@@ -442,6 +466,27 @@ def test_a_back_end_that_lacks_what_is_in_use_is_refused_and_the_next_one_may_ha
         with Tracked() as raw:
             raw.take_over(frontend)
             answer_all(device_half(queue, True))
+            assert {each.ticket: each.data for each in queue.completions(DEADLINE)} == wanted
+
+
+@pytest.mark.parametrize(
+    ("asked", "count", "error"),
+    [
+        (Q.GET_QUEUE_NUM, 1, "GET_QUEUE_NUM num 1 is less than the 2 of the last connection"),
+        (Q.GET_MAX_MEM_SLOTS, 31, "GET_MAX_MEM_SLOTS num 31 is less than the 32 of the last connection"),
+    ],
+)
+def test_fewer_queues_or_memory_slots_than_before_are_refused(asked: Q, count: int, error: str) -> None:
+    with begun(packed=False) as (first, frontend, queue):
+        wanted = submit(queue, 1)
+        end(first)
+        with Tracked() as raw:
+            raw.answers[asked] = struct.pack("<Q", count)
+            with pytest.raises(RemoteProtocolError, match=error):
+                raw.take_over(frontend)
+        with Tracked() as raw:
+            raw.take_over(frontend)
+            answer_all(device_half(queue, False))
             assert {each.ticket: each.data for each in queue.completions(DEADLINE)} == wanted
 
 
@@ -506,6 +551,55 @@ def test_close_from_another_thread_ends_a_reconnect() -> None:
             frontend.reconnect("/nonexistent/socket")
 
 
+class Reached:
+    """A path that says when it is about to be connected to."""
+
+    def __init__(self, path: Path) -> None:
+        self.now, self._path = threading.Event(), str(path)
+
+    def __fspath__(self) -> str:
+        self.now.set()
+        return self._path
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["nobody", "busy"])
+def test_close_from_another_thread_ends_the_wait_for_a_listener(busy: bool, tmp_path: Path) -> None:
+    """Be it that nobody listens there, or that somebody does and has no room for a connection more."""
+    ended: list[Exception] = []
+    path = Reached(tmp_path / "socket")
+
+    def reconnect() -> None:
+        try:
+            frontend.reconnect(path, wait=600)
+        except Disconnected as error:
+            ended.append(error.with_traceback(None))
+
+    with begun(packed=False) as (first, frontend, _), ExitStack() as stack:
+        stack.enter_context(mock.patch.object(listen, "CONNECT_TIMEOUT", 600))
+        if busy:
+            occupy(stack.enter_context(socket.socket(socket.AF_UNIX)), str(tmp_path / "socket"), stack)
+        end(first)
+        waiting, closing = (threading.Thread(target=each, daemon=True) for each in (reconnect, frontend.close))
+        waiting.start()
+        assert path.now.wait(DEADLINE)
+        closing.start()
+        closing.join(DEADLINE)
+        assert not closing.is_alive()
+        waiting.join(DEADLINE)
+        assert [str(error) for error in ended] == ["closed"]
+
+
+def occupy(listener: socket.socket, path: str, stack: ExitStack) -> None:
+    """Listen on a path, with no room for a connection more."""
+    listener.bind(path)
+    listener.listen(0)
+    with suppress(BlockingIOError):
+        while True:
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            sock.setblocking(False)
+            sock.connect(path)
+
+
 def test_nobody_at_the_path_leaves_all_as_it_was() -> None:
     with begun(packed=False) as (first, frontend, queue):
         wanted = submit(queue, 1)
@@ -527,7 +621,64 @@ def test_nonsense_that_the_old_one_left_is_named() -> None:
             raw.take_over(frontend)
 
 
+@formats
+@pytest.mark.parametrize("inflight", [False, True], ids=["untracked", "tracked"])
+def test_nonsense_that_the_old_one_left_does_not_matter_to_a_ring_that_begins_anew(packed: bool, inflight: bool) -> None:
+    with begun(packed, inflight=inflight) as (first, frontend, queue):
+        wanted = submit(queue, 3)
+        half = device_half(queue, packed)
+        answer(half, [pop(half)])
+        spoil(half)
+        os.pwrite(first.area.fileno(), b"\1" * AREA, 0)
+        end(first)
+        for _ in range(2):
+            with Tracked() as raw, pytest.raises(QueueBroken, match="gave back chain 6"):
+                raw.take_over(frontend)
+        with Tracked() as raw:
+            raw.take_over(frontend, resubmit=True)
+            assert base_of(raw) == (0x80008000 if packed else 0)
+            assert os.pread(first.area.fileno(), AREA, 0) == bytes([not inflight]) * AREA
+            assert answer_all(device_half(queue, packed)) == 2
+            assert {each.ticket: each.data for each in drained(queue)} == wanted
+
+
+def spoil(half: DeviceQueue) -> None:
+    """Give back what it has not: number 6."""
+    chain = pop(half)
+    chain.head = 6
+    half.push(chain)
+    half.publish()
+
+
+def drained(queue: Queue) -> list[Completion]:
+    """All that is in flight, once it is done."""
+    done: list[Completion] = []
+    while queue.in_flight:
+        done += queue.completions(DEADLINE)
+    return done
+
+
 # Stopped with requests in progress
+
+
+@pytest.mark.parametrize(("packed", "base"), [(False, 0x10000), (False, 0x12345678), (True, 0x80088000), (True, 0x80008008)])
+@pytest.mark.parametrize("inflight", [False, True], ids=["untracked", "tracked"])
+def test_a_base_that_is_none_is_refused_and_the_queue_may_be_started_again(packed: bool, base: int, inflight: bool) -> None:
+    with begun(packed, inflight=inflight) as (raw, frontend, queue):
+        half = device_half(queue, packed)
+        ticket = queue.submit([b"abc"], [3])
+        answer(half, [pop(half)])
+        raw.answers[Q.GET_VRING_BASE] = VringState(0, base)
+        with pytest.raises(RemoteProtocolError, match=f"GET_VRING_BASE num {base:#x} is no base of queue 0 of {SIZE}"):
+            frontend.stop_queue(0)
+        again = frontend.start_queue(0, size=SIZE)
+        assert (again is queue) is inflight
+        told = VringState.unpack(raw.all(Q.SET_VRING_BASE)[-1]).num
+        if inflight:
+            assert told == (0x80028002 if packed else 1)
+            assert queue.finish(ticket, timeout=DEADLINE).data == b"abc"
+        else:
+            assert told == (0x80008000 if packed else 0)
 
 
 @formats

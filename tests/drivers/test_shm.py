@@ -205,6 +205,8 @@ def test_a_request_may_lie_in_many_pieces(tmp_path: Path, packed: bool) -> None:
         (b"\0" + bytes(31), RemoteProtocolError, "answered with 31 bytes, no whole mappings"),
         (b"\0" + ENTRY.pack(8, 4, 0, 0) + ENTRY.pack(4, 4, 0, 0), RemoteProtocolError, "from 0xc on was answered with one"),
         (b"\0" + ENTRY.pack(0, 8, 0, 0) * 2, RemoteProtocolError, "from 0x8 on was answered with one at 0x0"),
+        (b"\0" + ENTRY.pack(0, 0, 0, 0) * AT_ONCE, RemoteProtocolError, "len 0x0 is not between 1 and 0x10000000000000000"),
+        (b"\0" + ENTRY.pack((1 << 64) - 1, 2, 0, 0), RemoteProtocolError, r"shm_offset 0xf{16} \+ len 0x2 passes 0x10{16}"),
         (b"\7why not", RequestFailed, "MAPPINGS was answered with status 7: why not"),
         (b"\1\xff\xfe", RequestFailed, r"MAPPINGS was answered with REFUSED: \\xff\\xfe"),
         (b"\2", RequestFailed, "MAPPINGS was answered with INVALID: no more"),
@@ -218,6 +220,24 @@ def test_an_answer_that_is_none_is_said_to_be(answer: bytes, error: type[Excepti
         both.frontend.share_memory(MIB)
         with pytest.raises(error, match=text):
             ShmDriver(both.frontend).mappings()
+
+
+def test_a_list_of_mappings_without_end_is_refused() -> None:
+    def reply(chain: DescriptorChain) -> None:
+        start = MapperRequest.unpack(chain.read()).shm_offset
+        chain.write(b"\0" + b"".join(ENTRY.pack(start + at, 1, 0, 0) for at in range(AT_ONCE)))
+
+    with joined(Answering(reply)) as both:
+        both.frontend.share_memory(MIB)
+        with pytest.raises(RemoteProtocolError, match="MAPPINGS was answered with more than 16384"):
+            ShmDriver(both.frontend).mappings()
+
+
+def test_a_list_may_end_where_addresses_do() -> None:
+    rows = [ENTRY.pack((1 << 64) - AT_ONCE + at, 1, 0, 0) for at in range(AT_ONCE)]
+    with joined(Answering(lambda chain: chain.write(b"\0" + b"".join(rows)))) as both:
+        both.frontend.share_memory(MIB)
+        assert len(ShmDriver(both.frontend).mappings()) == AT_ONCE
 
 
 @pytest.mark.parametrize("fields", [{"shm_offset": -1}, {"len": 1 << 64}, {"file": 1 << 32}, {"shmid": -1}])

@@ -1,4 +1,4 @@
-"""`vhu drive`: use a block or entropy device without a VM."""
+"""`vhu drive`: use a block, entropy, console or shared memory device without a VM."""
 
 from __future__ import annotations
 

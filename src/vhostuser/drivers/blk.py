@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from ..errors import Disconnected, LocalProtocolError, RequestFailed
 from ..frontend import Frontend
@@ -20,6 +20,8 @@ DESCRIPTORS: Final = 3
 """The most that a request takes: header, data and status, apart, since not every device takes them otherwise."""
 CONFIG_SIZES: Final = (CONFIG_SIZE, 36, 8)
 """Back-ends give whole configuration spaces only, and older ones are shorter: up to write-zeroes, queues, capacity."""
+
+Result = TypeVar("Result")
 
 
 class _Ask(NamedTuple):
@@ -133,7 +135,7 @@ class BlockDriver:
                 answers = [(flying.pop(each.ticket), each) for each in done]
                 for ask in islice(asks, room - len(flying)):
                     flying[self._submit(ask)] = ask
-                self.queue.notify()  # the device works while the caller does
+                self._outlive(self.queue.notify)  # the device works while the caller does
                 yield from ((ask, _answer(ask, each)) for ask, each in answers)
                 if not flying:
                     return
@@ -151,9 +153,13 @@ class BlockDriver:
 
     def _completions(self, tickets: Collection[int]) -> list[Completion]:
         """Those that are done of some requests, be it by another back-end."""
+        return self._outlive(lambda: self.queue.completions(self.timeout, among=tickets))
+
+    def _outlive(self, act: Callable[[], Result]) -> Result:
+        """Do something that the end of the back-end may interrupt; again with the next one."""
         while True:
             try:
-                return self.queue.completions(self.timeout, among=tickets)
+                return act()
             except Disconnected:
                 if self._on_disconnect is None:
                     raise

@@ -6,7 +6,8 @@ from typing import Final
 
 from ..errors import LocalProtocolError, RemoteProtocolError, RequestFailed
 from ..frontend import Frontend
-from ..protocol.regions import Mapping
+from ..protocol.numbers import END_OF_ADDRESSES
+from ..protocol.regions import PROCESS_QUOTA, Mapping
 from ..queue import TIMEOUT
 from ..virtio.mapper import ENTRY, WRITABLE, MapperOp, MapperRequest, MapperStatus
 
@@ -46,7 +47,10 @@ class ShmDriver:
             data = self.ask(MapperRequest(MapperOp.MAPPINGS, shmid, shm_offset=start), AT_ONCE * ENTRY.size)
             more = _mappings(data, start)
             found += more
-            if len(more) < AT_ONCE:
+            if len(found) > PROCESS_QUOTA:
+                text = f"MAPPINGS was answered with more than {PROCESS_QUOTA} mappings, which is all that a process may have"
+                raise RemoteProtocolError(text, field="mappings", value=len(found), limit=PROCESS_QUOTA)
+            if len(more) < AT_ONCE or more[-1].end == END_OF_ADDRESSES:
                 return tuple(found)
 
     def ask(self, request: MapperRequest, room: int = WORDS) -> bytes:
@@ -73,7 +77,7 @@ def _packed(request: MapperRequest) -> bytes:
 
 
 def _mappings(data: bytes, start: int) -> list[Mapping]:
-    """The mappings of an answer. RemoteProtocolError if it is none, or if it goes back."""
+    """The mappings of an answer. RemoteProtocolError if it is none, if it goes back, or if one of them can't be."""
     if len(data) % ENTRY.size:
         raise RemoteProtocolError(f"MAPPINGS was answered with {len(data)} bytes, no whole mappings", field="len")
     rows = ENTRY.iter_unpack(data)
@@ -82,5 +86,17 @@ def _mappings(data: bytes, start: int) -> list[Mapping]:
         if each.shm_offset < start:
             text = f"MAPPINGS from {start:#x} on was answered with one at {each.shm_offset:#x}"
             raise RemoteProtocolError(text, field="shm_offset", value=each.shm_offset, limit=start)
+        _check(each)
         start = each.end
     return found
+
+
+def _check(mapping: Mapping) -> None:
+    """RemoteProtocolError if there is nothing of it, or no such place."""
+    if not mapping.len:
+        text = f"MAPPINGS was answered with one whose len 0x0 is not between 1 and {END_OF_ADDRESSES:#x}"
+        raise RemoteProtocolError(text, field="len", value=0, limit=END_OF_ADDRESSES)
+    if mapping.end > END_OF_ADDRESSES:
+        text = f"MAPPINGS was answered with one whose shm_offset {mapping.shm_offset:#x} + len {mapping.len:#x}"
+        text = f"{text} passes {END_OF_ADDRESSES:#x}"
+        raise RemoteProtocolError(text, field="len", value=mapping.len, limit=END_OF_ADDRESSES)

@@ -8,7 +8,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,8 @@ LONGEST_PATH: Final = 107
 SYSTEMD_FIRST_FD: Final = 3
 CONNECT_TIMEOUT: Final = 5
 """Seconds that a connection may wait for room in the queue of a listener that is busy."""
+STEP: Final = 100_000
+"""Microseconds of it at a time."""
 
 
 class AddressError(VhostUserError):
@@ -28,22 +30,38 @@ class AddressError(VhostUserError):
         self.what, self.why, self.advice = what, why, advice
 
 
-def connect(path: str | os.PathLike[str], *, wait: float = 0.0) -> socket.socket:
-    """A socket connected to `path`; tries again for `wait` seconds while nobody listens there. Raises AddressError."""
+def connect(path: str | os.PathLike[str], *, wait: float = 0.0, check: Callable[[], object] | None = None) -> socket.socket:
+    """A socket connected to `path`; tries again for `wait` seconds while nobody listens there. Raises AddressError.
+
+    `check` is called before each try, some times a second: what it raises is the end of it.
+    """
     name = _checked(path, "cannot connect to")
-    deadline = time.monotonic() + wait
+    now = time.monotonic()
+    deadlines = dict.fromkeys((errno.ENOENT, errno.ECONNREFUSED), now + wait) | {
+        errno.EAGAIN: now + max(wait, CONNECT_TIMEOUT)
+    }
     while True:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        if check:
+            check()
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", CONNECT_TIMEOUT, 0))
-            sock.connect(name)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, 0))
-            return sock
+            return _try_to_connect(name)
         except OSError as error:
-            sock.close()
-            if error.errno not in (errno.ENOENT, errno.ECONNREFUSED) or time.monotonic() >= deadline:
+            if time.monotonic() >= deadlines.get(error.errno or 0, now):
                 raise AddressError(f"cannot connect to {name}", _words(error), _advice(error)) from None
-            time.sleep(0.01)
+        time.sleep(0.01)
+
+
+def _try_to_connect(name: str) -> socket.socket:
+    """A socket connected to a path. Raises OSError: EAGAIN if the listener has no room for one more."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, STEP))
+        sock.connect(name)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, 0))
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def listen(path: str | os.PathLike[str]) -> socket.socket:
