@@ -79,7 +79,7 @@ class Flood:
             rig.available[4:] = b"".join(index.to_bytes(2, "little") for index in range(rig.size))
 
     def _descriptors(self, first: int) -> bytes:
-        """A whole table from a position on. It is made apart: the device looks at a packed ring that began, kicked or not."""
+        """A whole table from a position on. It is made apart: the device looks at the ring already, kicked or not."""
         size = self.rig.size
         if self.rig.format.is_packed:
             flags = WRITE | available_flags(first, size)
