@@ -2,9 +2,11 @@
 
 The order of stores is the specification's, and after each of them the back-end may be killed: what comes after it takes
 again what was taken and not given back, and nothing else. A request is given back once the driver can see it, that is by the
-flags of the first descriptor of its batch. Stores before that are rolled back, those that had to follow are made up for. A
-batch that the driver can't see yet may have left used flags further on: they are taken back, or the driver would take them
-for the next batch. Descriptors are kept in the area, for used ones are written over them.
+flags of the first descriptor of its batch. Stores before that are rolled back, those that had to follow are made up for. If
+both heads of the free list agree and the used positions do not, some of these were made, and the flags may be the driver's
+next: so a rollback restores that head last. A batch that the driver can't see yet may have left used flags further on: they
+are taken back, or the driver would take them for the next batch. Descriptors are kept in the area, for used ones are written
+over them.
 """
 
 from __future__ import annotations
@@ -105,18 +107,17 @@ class TrackedPacked:
 
     def publish(self) -> bool:
         """Show the driver all that was pushed, and then forget it; whether to notify."""
-        entries = [self._entries.pop(chain.head) for chain in self._batch]
-        if not entries:
-            return self.queue.publish()
-        fields = self._fields
+        batch, self._batch = self._batch, []
+        if not batch:
+            return False
+        entries, fields = [self._entries.pop(chain.head) for chain in batch], self._fields
         for entry in entries:
             fields.put(packed_entry(fields.get(packed_entry(entry) + LAST, 2)) + NEXT, 2, fields.get(FREE, 2))
             fields.put(FREE, 2, entry)
         used = _position(fields, USED, USED_WRAP, self.size)
-        used = (used + sum(chain.entries for chain in self._batch)) % (2 * self.size)
+        used = (used + sum(chain.entries for chain in batch)) % (2 * self.size)
         fields.put(USED, 2, used % self.size)
         fields.put(USED_WRAP, 1, int(used < self.size))
-        self._batch.clear()
         notify = self.queue.publish()
         for entry in entries:
             fields.put(packed_entry(entry), 1, 0)
@@ -133,11 +134,11 @@ def recover_packed(fields: Fields, size: int, ring: RingPart, used: int) -> tupl
         _make_ready(fields, size, used)
     ring.refresh()
     position = _position(fields, OLD_USED, OLD_USED_WRAP, size)
-    if position != _position(fields, USED, USED_WRAP, size) and _flags(ring, position, size) != available_flags(
-        position, size
+    if position != _position(fields, USED, USED_WRAP, size) and (
+        fields.get(FREE, 2) == fields.get(OLD_FREE, 2) or _flags(ring, position, size) != available_flags(position, size)
     ):
         _commit(fields)
-    for new, old, width in PAIRS:
+    for new, old, width in reversed(PAIRS):
         fields.put(new, width, fields.get(old, width))
     free = fields.get(FREE, 2)
     for _ in range(size):

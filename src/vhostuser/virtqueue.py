@@ -16,7 +16,7 @@ from .tracked_packed import TrackedPacked, recover_packed
 from .tracked_split import TrackedSplit, recover_split
 from .virtio.formats import ring_format
 from .virtio.numbers import DESCRIPTOR_SIZE, Feature
-from .virtio.packed import PackedQueue, read_base, write_base
+from .virtio.packed import PackedQueue, read_base, whole_base, write_base
 from .virtio.split import SplitQueue
 
 if TYPE_CHECKING:
@@ -116,11 +116,11 @@ class Place:
         QueueBroken if memory is gone, if there is no such base, or if the inflight area is none of this ring.
         """
         first = ring_format(self.features).first_base if base is None else base
-        if not self.is_packed and first > LARGEST_INDEX:
+        if self.is_packed:
+            return self._packed(whole_base(first))
+        if first > LARGEST_INDEX:
             raise QueueBroken(f"base {first:#x} is none of split ring {self.index}")
-        if not (fields := self.fields):
-            return self._queue(first)
-        return self._packed(fields, first) if self.is_packed else self._split(fields, first)
+        return self._split(fields, first) if (fields := self.fields) else self._queue(first)
 
     def go_on(self, queue: DeviceQueue) -> DeviceQueue:
         """The queue, all of whose requests are published, laid there from elsewhere. QueueBroken as `begin`."""
@@ -153,7 +153,9 @@ class Place:
         used.refresh()
         return int.from_bytes(used.copy[2:4], "little")
 
-    def _packed(self, fields: Fields, base: int) -> TrackedPacked:
+    def _packed(self, base: int) -> DeviceQueue:
+        if not (fields := self.fields):
+            return self._queue(base)
         ring, _, _ = self._parts(self.memory.ring_part)
         recovered, available, used = recover_packed(fields, self.size, ring, read_base(base, self.size)[1])
         return TrackedPacked(self._queue(write_base(available, used, self.size)), fields, self._look, recovered)

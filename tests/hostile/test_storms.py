@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.virtio_rig import BUFFERS, WRITE
+from tests.virtio_rig import BUFFERS, DESCRIPTOR, WRITE
 from tests.wire.devices import Scripted
 from vhostuser.protocol.numbers import FrontendRequest as Q
 from vhostuser.protocol.payloads import U64, VringState
 from vhostuser.testing import DEADLINE, BackendProcess, RawFrontend, sparse_file
 from vhostuser.transport.fds import OwnedFd
-from vhostuser.virtio.packed import used_flags
+from vhostuser.virtio.packed import available_flags, used_flags
 
 from .rig import (
     ANSWER,
@@ -74,15 +74,17 @@ class Flood:
     def __init__(self, rig: Connected) -> None:
         self.rig, self.done = rig, 0
         self.rounds = [self._descriptors(first) for first in (0, rig.size)]
-        rig.descriptors[:] = bytes(rig.descriptors.nbytes)
         if isinstance(rig, ConnectedSplit):
             rig.descriptors[:] = self.rounds[0]
             rig.available[4:] = b"".join(index.to_bytes(2, "little") for index in range(rig.size))
 
     def _descriptors(self, first: int) -> bytes:
-        for index in range(self.rig.size):
-            self.rig.describe(index + first if self.rig.format.is_packed else index, ANSWER, 8, WRITE, index)
-        return bytes(self.rig.descriptors)
+        """A whole table from a position on. It is made apart: the device looks at the ring already, kicked or not."""
+        size = self.rig.size
+        if self.rig.format.is_packed:
+            flags = WRITE | available_flags(first, size)
+            return b"".join(DESCRIPTOR.pack(ANSWER, 8, index, flags) for index in range(size))
+        return b"".join(DESCRIPTOR.pack(ANSWER, 8, WRITE, index) for index in range(size))
 
     def round(self) -> None:
         """Offer all of it once."""

@@ -21,6 +21,7 @@ from vhostuser.memory.guest import GuestMemory
 from vhostuser.memory.inflight import PACKED, SPLIT, InflightArea, new_area
 from vhostuser.protocol.payloads import Inflight, MemoryRegion, VringAddr
 from vhostuser.testing import sparse_file
+from vhostuser.tracked_packed import TrackedPacked
 from vhostuser.tracked_split import TrackedSplit
 from vhostuser.transport.fds import OwnedFd
 from vhostuser.virtio.driver import DriverQueue
@@ -60,10 +61,13 @@ class Shared:
 
     def begin(self) -> DeviceQueue:
         """What a back-end begins with: it knows of no base but the first, as after QEMU's reconnection."""
-        area = InflightArea(self.body, self.area_file.fileno())
+        return self.place().begin(self.base if self.features else self.used)
+
+    def place(self, *, tracked: bool = True) -> Place:
+        """Where the ring lies: it is number 1."""
+        area = InflightArea(self.body, self.area_file.fileno()) if tracked else None
         addresses = VringAddr(1, 0, PARTS[0], PARTS[2], PARTS[1], 0)
-        base = self.base if self.features else self.used
-        return Place(1, self.size, addresses, self.memory, self.features, area).begin(base)
+        return Place(1, self.size, addresses, self.memory, self.features, area)
 
     @property
     def used(self) -> int:
@@ -114,6 +118,18 @@ def make(features: int) -> Iterator[Callable[..., Shared]]:
     yield new
     for shared in made:
         shared.close()
+
+
+def pop_all(queue: DeviceQueue) -> list[DescriptorChain]:
+    """All that waits."""
+    return list(iter(queue.pop, None))
+
+
+def give_back(queue: DeviceQueue, *chains: DescriptorChain) -> None:
+    """Give requests back, and show it."""
+    for chain in chains:
+        queue.push(chain)
+    queue.publish()
 
 
 def serve(queue: DeviceQueue, order: random.Random, batch: int = 3) -> bool:
@@ -218,6 +234,48 @@ def test_p01_deaths_that_follow_each_other_lose_and_repeat_nothing(make: Callabl
         shared.close()
 
 
+@pytest.mark.parametrize(("lives", "size"), [(1, 3), (3, 4)])
+def test_p01_a_packed_ring_that_wraps_loses_and_repeats_nothing(size: int, lives: int) -> None:
+    """Chains of all descriptors but one: their flags stay behind, and look like those of what is offered next."""
+    chance = random.Random(size * lives)
+    for step in itertools.count(1):
+        shared = Shared(FORMATS["packed"], size)
+        for number in range(1, lives + 1):
+            shared.offer(number, size - 1)
+            outlive(shared)
+        shared.offer(lives + 1, size - 1)
+        killed = until_killed(step, partial(live, shared, step))
+        if killed and step % 2:
+            until_killed(chance.randrange(1, 150), partial(live, shared, step))
+        outlive(shared)
+        shared.offer(lives + 2, size - 1)
+        outlive(shared)
+        assert sorted(shared.written) == list(range(1, lives + 3)), step
+        shared.close()
+        if not killed:
+            break
+    assert step > 50, "the lines of a life were counted"
+
+
+def test_p01_a_rollback_that_is_killed_before_any_line_is_made_by_the_next_one() -> None:
+    for step in itertools.count(1):
+        shared = Shared(FORMATS["packed"], 5)
+        shared.offer(1, 3)
+        queue = shared.begin()
+        taken = pop_all(queue)
+        assert isinstance(queue, TrackedPacked)
+        queue.queue = mock.Mock(size=5, push=queue.queue.push, publish=mock.Mock(side_effect=Killed))
+        with pytest.raises(Killed):
+            give_back(queue, *taken)
+        killed = until_killed(step, shared.begin)
+        outlive(shared)
+        assert shared.written == [1], step
+        shared.close()
+        if not killed:
+            break
+    assert step > 50, "the lines of a recovery were counted"
+
+
 @pytest.mark.skipif(not accelerated, reason="nothing is compiled")
 def test_the_compiled_ring_keeps_the_same_books() -> None:
     """After each step the area has the same bytes, and so has the ring."""
@@ -282,6 +340,76 @@ def test_an_area_that_is_gone_breaks_the_queue(make: Callable[..., Shared]) -> N
     os.ftruncate(shared.area_file.fileno(), 0)
     with pytest.raises(QueueBroken, match="the inflight area is gone"):
         serve(queue, random.Random(0))
+
+
+def test_an_area_that_goes_while_a_request_is_in_progress_breaks_a_packed_queue_once() -> None:
+    """What was to be published is not published later: nobody knows what the area says of it."""
+    shared = Shared(FORMATS["packed"], 8, sealed=False)
+    shared.offer(1, 2)
+    queue = shared.begin()
+    taken = pop_all(queue)
+    os.ftruncate(shared.area_file.fileno(), 0)
+    with pytest.raises(QueueBroken, match="the inflight area is gone"):
+        give_back(queue, *taken)
+    assert not queue.publish()
+    assert shared.collect() == 0
+    shared.close()
+
+
+def test_an_area_without_room_for_a_packed_ring_breaks_that_ring(make: Callable[..., Shared], features: int) -> None:
+    """One of an older front-end, say, whose parts are as large as those of split rings."""
+    shared = make(8)
+    shared.body = Inflight(inflight.area_size(SPLIT, 2, 8), 0, 2, 8)
+    if features:
+        with pytest.raises(QueueBroken, match="has 0x180 bytes, the part of ring 1 ends at 0x280"):
+            shared.begin()
+    else:
+        shared.begin()
+    InflightArea(shared.body, shared.area_file.fileno()).forget()
+
+
+def test_a_ring_that_the_area_is_not_for_is_not_tracked(make: Callable[..., Shared]) -> None:
+    shared = make(8)
+    shared.body = Inflight(inflight.area_size(PACKED, 1, 8), 0, 1, 8)
+    shared.offer(1, 2)
+    queue = shared.begin()
+    assert queue.pop()
+    assert not any(os.pread(shared.area_file.fileno(), 1 << 16, 0))
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+@pytest.mark.parametrize("slot", range(8))
+def test_a_ring_full_of_what_is_in_progress_goes_on_elsewhere_where_it_was(slot: int, tracked: bool) -> None:
+    """Also from slot 0 of an even round, whose base is 0x8000."""
+    shared = Shared(FORMATS["packed"], 4)
+    place = shared.place(tracked=tracked)
+    queue = filled(shared, place.begin(None), slot)
+    taken = pop_all(queue)
+    queue = place.go_on(queue)
+    give_back(queue, *taken)
+    assert (len(taken), shared.collect()) == (4, 4)
+    shared.close()
+
+
+@pytest.mark.parametrize("slot", range(8))
+def test_a_ring_full_of_what_is_in_progress_is_taken_up_where_it_was(slot: int) -> None:
+    shared = Shared(FORMATS["packed"], 4)
+    assert len(pop_all(filled(shared, shared.begin(), slot))) == 4
+    queue = shared.begin()
+    give_back(queue, *pop_all(queue))
+    assert shared.collect() == 4
+    shared.close()
+
+
+def filled(shared: Shared, queue: DeviceQueue, slot: int) -> DeviceQueue:
+    """The queue, whose driver offers all of a ring of four descriptors from a position on."""
+    for number in range(slot):
+        shared.offer(number, 1)
+        give_back(queue, *pop_all(queue))
+        assert shared.collect() == 1
+    for number in range(4):
+        shared.offer(number, 1)
+    return queue
 
 
 def test_a_ring_larger_than_the_areas_parts_is_refused(make: Callable[..., Shared]) -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.virtio_rig import AVAIL, BUFFERS, INDIRECT, NEXT, PACKED_RIGS, USED, WRITE, CompiledPackedRig, PackedRig
 from vhostuser.errors import QueueBroken
 from vhostuser.virtio.chain import DescriptorChain
-from vhostuser.virtio.packed import FIRST_BASE, PackedQueue, packed_sizes, read_base
+from vhostuser.virtio.packed import FIRST_BASE, PackedQueue, packed_sizes, read_base, whole_base, write_base
 
 TABLE = BUFFERS + 0x100
 both = pytest.mark.parametrize("kind", PACKED_RIGS.values(), ids=PACKED_RIGS.keys())
@@ -171,12 +171,28 @@ def test_q26_a_driver_that_offers_what_the_device_still_has_breaks(kind: type[Pa
         (0x80000000, 8, (8, 0)),  # the device has the whole ring
         (0x00038001, 8, (1, 11)),
         (0x0003, 8, (11, 8)),  # three in progress
-        (0x8000, 8, (0, 0)),  # DPDK's half
-        (0x8005, 8, (5, 5)),
+        (0x8000, 8, (0, 8)),  # the same from the other round
+        (0x80018005, 8, (5, 1)),
     ],
 )
 def test_a_base_is_two_indices_and_two_wrap_counters(base: int, size: int, positions: tuple[int, int]) -> None:
     assert read_base(base, size) == positions
+    assert write_base(*positions, size) == base
+
+
+@pytest.mark.parametrize(
+    ("base", "whole"),
+    [
+        (0x8000, 0x80008000),
+        (0x8005, 0x80058005),
+        (0x80000000, 0x80000000),
+        (5, 5),
+        (0x50005, 0x50005),
+        (0x80018005, 0x80018005),
+    ],
+)
+def test_dpdks_half_of_a_base_is_that_of_an_idle_ring(base: int, whole: int) -> None:
+    assert whole_base(base) == whole
 
 
 @both

@@ -5,18 +5,23 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from vhostuser import KEEP, DescriptorChain, Device
 from vhostuser.device import Keep
+from vhostuser.memory.inflight import SPLIT, area_size
 from vhostuser.protocol.numbers import FrontendRequest, ProtocolFeature, mask
 from vhostuser.protocol.payloads import U64, Inflight, MemoryRegion, MemoryTable, VringState
-from vhostuser.testing import ServedRawFrontend, raw_frontend, sparse_file, usage, wait_until
-from vhostuser.testing.raw_frontend import PROTOCOL_FEATURES
+from vhostuser.testing import DEADLINE, ServedRawFrontend, joined, raw_frontend, sparse_file, usage, wait_until
+from vhostuser.testing.raw_frontend import FEATURES, PROTOCOL_FEATURES
 from vhostuser.transport.fds import OwnedFd
 from vhostuser.virtio.driver import DriverQueue
+from vhostuser.virtio.formats import PACKED
+from vhostuser.virtio.numbers import Feature
+from vhostuser.virtio.packed_driver import PackedDriverQueue
 from vhostuser.virtio.split import ring_sizes
 
 Q, F = FrontendRequest, ProtocolFeature
@@ -213,3 +218,94 @@ def test_a_new_call_fd_is_set_once(rig: Rig) -> None:
         call = raw.eventfd()
         raw.accepted(Q.SET_VRING_CALL, U64(0), fds=[call])
         assert os.eventfd_read(call.fileno()) == 1
+
+
+# Packed rings
+
+
+class Holder(Device):
+    """Keeps what it is told to keep until it is told to answer it."""
+
+    queue_sizes = (4,)
+
+    def __init__(self) -> None:
+        self.kept: list[DescriptorChain] = []
+
+    def process(self, queue: int, chain: DescriptorChain) -> Keep | None:
+        if chain.read() == b"keep":
+            self.kept.append(chain)
+            return KEEP
+        chain.write(b"done")
+        return None
+
+    def answer(self, chain: DescriptorChain) -> None:
+        chain.write(b"done")
+        self.complete(0, chain)
+
+
+@pytest.mark.parametrize("before", range(3, 6))
+def test_a_packed_ring_full_of_kept_requests_goes_on_when_memory_changes(before: int) -> None:
+    """Whatever slot it is full from: after 4 requests its base is 0x8000, which is DPDK's short form, too."""
+    device = Holder()
+    with joined(device, packed=True) as (frontend, _):
+        frontend.share_memory(1 << 20)
+        queue = frontend.start_queue(0, size=4, indirect=True)
+        for _ in range(before):
+            assert queue.exchange(b"now", 4, timeout=DEADLINE) == b"done"
+        tickets = [queue.submit([b"keep"], [4]) for _ in range(4)]
+        queue.notify()
+        wait_until(lambda: len(device.kept) == 4, "all are kept")
+        frontend.add_memory(4096)
+        while device.kept:
+            device.answer(device.kept.pop(0))
+        assert [queue.finish(each, timeout=DEADLINE).data for each in tickets] == [b"done"] * 4
+
+
+def test_an_area_without_room_for_a_packed_ring_is_refused_as_that_begins() -> None:
+    with raw_frontend(Keeper()) as raw, sparse_file(4096) as file:
+        raw.negotiate(features=FEATURES | 1 << Feature.RING_PACKED, protocol=TRACKED)
+        raw.share_memory()
+        raw.accepted(Q.SET_INFLIGHT_FD, Inflight(area_size(SPLIT, 2, SIZE), 0, 2, SIZE), fds=[file])
+        raw.set_up_queue(0, size=SIZE, ring=PACKED)
+        with pytest.raises(AssertionError, match=r"SET_VRING_KICK.*was refused"):
+            raw.set_up_queue(1, size=SIZE, at=0x4000, ring=PACKED)
+        raw.alive()
+
+
+class Waiting(Device):
+    """Answers once it may."""
+
+    queue_sizes = (SIZE,)
+
+    def __init__(self) -> None:
+        self.took, self.goes_on = threading.Event(), threading.Event()
+
+    def process(self, queue: int, chain: DescriptorChain) -> None:
+        self.took.set()
+        self.goes_on.wait(DEADLINE)
+        chain.write(b"ok")
+
+
+@pytest.mark.parametrize("resets", [False, True])
+def test_a_packed_queue_whose_area_is_lost_meanwhile_breaks_and_may_be_stopped(resets: bool) -> None:
+    device = Waiting()
+    with raw_frontend(device) as raw, sparse_file(1 << 20, seal=True) as file, sparse_file(4096) as area:
+        raw.negotiate(features=FEATURES | 1 << Feature.RING_PACKED, protocol=TRACKED)
+        memory = memoryview(mmap.mmap(file.fileno(), 1 << 20))
+        raw.accepted(Q.SET_MEM_TABLE, MemoryTable([MemoryRegion(0, 1 << 20, 0, 0)]), fds=[file])
+        raw.accepted(Q.SET_INFLIGHT_FD, Inflight(4096, 0, 1, SIZE), fds=[area])
+        raw.set_up_queue(size=SIZE, ring=PACKED)
+        table = PACKED.sizes(SIZE)[0]
+        driver = PackedDriverQueue(SIZE, memory[:table], memory[table : table + 4], memory[table + 4 : table + 8])
+        driver.add([(0x10000, 4)], [(0x10100, 4)])
+        assert raw.kick
+        os.eventfd_write(raw.kick.fileno(), 1)
+        assert device.took.wait(DEADLINE)
+        os.ftruncate(area.fileno(), 0)
+        device.goes_on.set()
+        wait_until(lambda: raw.served.backend.counters.broken == 1, "the queue is broken")
+        if resets:
+            raw.accepted(Q.RESET_DEVICE)
+        else:
+            raw.reply(Q.GET_VRING_BASE, VringState(0, 0))
+        raw.alive()

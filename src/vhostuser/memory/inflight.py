@@ -159,11 +159,14 @@ class InflightArea:
         self._address = mapping.start_of(mapped) + skip
 
     def part(self, index: int, layout: Layout) -> Fields | None:
-        """The part of a queue; None if the area has none for it, so that it is not tracked."""
+        """The part of a queue; None if the area is not for it: it is not tracked. QueueBroken if there is no room for it."""
+        if index >= self.num_queues:
+            return None
         size = layout.size(self.queue_size)
         start = index * size
-        if index >= self.num_queues or start + size > self._bytes.nbytes:
-            return None
+        if start + size > self._bytes.nbytes:
+            there = self._bytes.nbytes
+            raise QueueBroken(f"the inflight area has {there:#x} bytes, the part of ring {index} ends at {start + size:#x}")
         return Fields(self._bytes[start : start + size], self._address + start, self.queue_size, fragile=self._fragile)
 
     def forget(self) -> None:
@@ -176,7 +179,7 @@ class InflightArea:
                     return
 
     def _parts(self, layout: Layout) -> Iterator[Fields]:
-        for index in range(self.num_queues):
+        for index in range(min(self.num_queues, self._bytes.nbytes // layout.size(self.queue_size))):
             if fields := self.part(index, layout):
                 yield fields
 

@@ -49,14 +49,20 @@ def used_flags(position: int, size: int) -> int:
     return DESC_AVAIL | DESC_USED if position < size else 0
 
 
+def whole_base(base: int) -> int:
+    """A base that a front-end sent, with both halves.
+
+    DPDK sends the available half only, for the other is the same when nothing is in progress. It is taken so where the upper
+    half is 0 and the lower one begins with a 1, which else is a ring full of what is in progress, or nearly.
+    """
+    return base | base << 16 if base & WRAP and not base >> 16 else base
+
+
 def read_base(base: int, size: int) -> tuple[int, int]:
     """The next available and the next used position ("Vring descriptor indices for packed virtqueues").
 
-    DPDK sends and answers the available half only, for the other is the same when nothing is in progress. It is taken so
-    where the bits can't mean anything else. QueueBroken if the base is none of a ring of `size`.
+    QueueBroken if the base is none of a ring of `size`.
     """
-    if base & WRAP and not base >> 16:
-        base |= base << 16
     halves = (base & 0xFFFF, base >> 16)
     available, used = (half & _INDEX if half & WRAP else half + size for half in halves)
     if any(half & _INDEX >= size for half in halves) or (available - used) % (2 * size) > size:
