@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping as MappingOf
+from collections.abc import Sequence
 from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
@@ -86,6 +87,13 @@ class Device:
     def compiled(self) -> CompiledHandler | None:
         """What serves ordinary requests in place of `process`, if anything does; asked before each time."""
         return None
+
+    def process_batch(self, queue: int, chains: Sequence[DescriptorChain]) -> None:
+        """Handle all requests of queue number `queue` that wait, in order, if a subclass has this instead of `process`.
+
+        All of them are given back when it returns, or raises; a stop waits for all of them.
+        """
+        raise LocalProtocolError(f"{type(self).__name__} has no process_batch() for the requests of queue {queue}")
 
     def takes(self, queue: int) -> bool:
         """Whether the device wants the next request of that queue now. After a no it waits for `resume`."""

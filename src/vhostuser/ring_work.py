@@ -53,6 +53,7 @@ class RingWork:
     def __init__(self, device: Device, counters: Counters, ready: Callable[[], None], limited: LimitedLog) -> None:
         self._device, self._counters, self._ready, self._log = device, counters, ready, limited
         self._choosy = type(device).takes is not Device.takes
+        self._in_batches = type(device).process_batch is not Device.process_batch
         self._starting = threading.Lock()
         self._announced = self._started = 0
         self.log: DirtyLog | None = None
@@ -203,6 +204,9 @@ class RingWork:
                 if resting or vring.epoch != epoch or (self._choosy and not self._wanted(vring.index)):
                     chain = None
                     break
+                if self._in_batches:
+                    chain = self._handle_batch(vring, queue, most, epoch)
+                    break
                 if (chain := queue.pop()) is None:
                     break
                 self._handle(vring, queue, chain, epoch)
@@ -220,6 +224,21 @@ class RingWork:
             if vring.epoch == epoch and vring.place:
                 vring.kept[chain] = vring.place.memory
         self._take_completed(vring, queue, epoch)
+
+    def _handle_batch(self, vring: Vring, queue: DeviceQueue, most: int, epoch: int) -> DescriptorChain | None:
+        """Handle what waits, all at once: the last of it, if there is any."""
+        chains = _pop_many(queue, most)
+        if not chains:
+            return None
+        try:
+            self._device.process_batch(vring.index, chains)
+        except VhostUserError as error:
+            self._log.warning(f"{len(chains)} requests of queue {vring.index} failed: {error}")
+        except device_faults():
+            self._log.exception(f"{type(self._device).__name__}.process_batch failed for queue {vring.index}")
+        for chain in chains:
+            self._give_back(vring, queue, chain, epoch)
+        return chains[-1]
 
     def _take_completed(self, vring: Vring, queue: DeviceQueue, epoch: int) -> None:
         """Give back what the device has kept and completed. What it does not have any more it may complete in vain."""
@@ -263,6 +282,24 @@ class RingWork:
         except device_faults():
             self._log.exception(f"{type(self._device).__name__}.process failed for a request of queue {index}")
         return None
+
+
+def _pop_many(queue: DeviceQueue, most: int) -> list[DescriptorChain]:
+    """What waits in a queue; QueueBroken only where the first of it is broken."""
+    if ring := _compiled(queue):
+        return ring.pop_many(most)
+    chains: list[DescriptorChain] = []
+    while len(chains) < most:
+        try:
+            chain = queue.pop()
+        except QueueBroken:
+            if not chains:
+                raise
+            break
+        if chain is None:
+            break
+        chains.append(chain)
+    return chains
 
 
 def _compiled(queue: DeviceQueue) -> DeviceRing | None:

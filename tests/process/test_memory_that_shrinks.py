@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.wire.by_hand import SIZE, ByHand
 from tests.wire.devices import Scripted
 from vhostuser.memory import guest
 from vhostuser.memory.mapping import map_file
 from vhostuser.protocol.numbers import FrontendRequest as Q
 from vhostuser.protocol.payloads import MemoryRegion, MemoryTable, VringState
 from vhostuser.testing import BackendProcess, memory_file, raw_frontend
+from vhostuser.testing.mock_driver import SIZE, MockDriver
 from vhostuser.testing.raw_frontend import FEATURES, RawFrontend
 from vhostuser.testing.usage import usage, wait_until
 from vhostuser.testing.wire import DEADLINE
@@ -52,13 +52,13 @@ def raw(process: BackendProcess, form: Format) -> Iterator[RawFrontend]:
         yield raw
 
 
-def share(raw: RawFrontend, file: OwnedFd, form: Format) -> ByHand:
+def share(raw: RawFrontend, file: OwnedFd, form: Format) -> MockDriver:
     """Share the file, with a ring in its first page."""
     raw.accepted(Q.SET_MEM_TABLE, MemoryTable([MemoryRegion(0, PAGES * PAGE, 0, 0)]), fds=[file])
-    return ByHand(raw, map_file(file.fileno(), PAGE, 0), form=form)
+    return MockDriver(raw, map_file(file.fileno(), PAGE, 0), form=form)
 
 
-def load(ring: ByHand) -> None:
+def load(ring: MockDriver) -> None:
     """As many requests at once as the ring takes but one, half a megabyte each way in all."""
     each = HALF // SIZE
     for number in range(SIZE // 2 - 1):

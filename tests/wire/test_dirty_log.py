@@ -11,13 +11,12 @@ from vhostuser import DescriptorChain
 from vhostuser.memory.mapping import map_file
 from vhostuser.protocol.numbers import FrontendRequest, ProtocolFeature, VhostFeature, mask
 from vhostuser.protocol.payloads import U64, Log, MemoryRegion, MemoryTable, VringAddr
-from vhostuser.testing import ServedRawFrontend, memory_file, raw_frontend, sparse_file, usage
+from vhostuser.testing import MockDriver, ServedRawFrontend, memory_file, raw_frontend, sparse_file, usage
 from vhostuser.testing.raw_frontend import FEATURES, PROTOCOL_FEATURES
 from vhostuser.transport.fds import OwnedFd
 from vhostuser.virtio.formats import PACKED
 from vhostuser.virtio.numbers import Feature
 
-from .by_hand import ByHand
 from .devices import Scripted
 
 Q, F = FrontendRequest, ProtocolFeature
@@ -50,7 +49,7 @@ class Logged:
         raw.negotiate(features=FEATURES, protocol=SLOTS)
         rows = [MemoryRegion(0, PAGES * PAGE, 0, 0), MemoryRegion(SECOND, PAGES * PAGE, SECOND, 0)]
         raw.accepted(Q.SET_MEM_TABLE, MemoryTable(rows), fds=list(files))
-        self.ring = ByHand(raw, map_file(files[0].fileno(), PAGE, 0))
+        self.ring = MockDriver(raw, map_file(files[0].fileno(), PAGE, 0))
 
     def start(self, *, used: bool = True) -> None:
         """As QEMU does it when a migration begins: the log, LOG_ALL, and each ring's address once more."""
@@ -131,7 +130,7 @@ def test_the_descriptors_of_a_packed_ring_are_logged_where_they_lie(seal: bool) 
     ):
         raw.negotiate(features=FEATURES | 1 << Feature.RING_PACKED, protocol=SLOTS)
         raw.accepted(Q.SET_MEM_TABLE, MemoryTable([MemoryRegion(0, PAGES * PAGE, 0, 0)]), fds=[file])
-        ring = ByHand(raw, map_file(file.fileno(), 6 * PAGE, 0)[5 * PAGE :], at=5 * PAGE, form=PACKED)
+        ring = MockDriver(raw, map_file(file.fileno(), 6 * PAGE, 0)[5 * PAGE :], at=5 * PAGE, form=PACKED)
         raw.reply(Q.SET_LOG_BASE, Log(SIZE, 0), fds=[log])
         raw.accepted(Q.SET_FEATURES, U64(LOGGED | 1 << Feature.RING_PACKED))
         raw.accepted(Q.SET_VRING_ADDR, VringAddr(0, 1, 5 * PAGE, 5 * PAGE + 260, 5 * PAGE + 256, 9 * PAGE))

@@ -13,12 +13,19 @@ from vhostuser.memory.mapping import map_file
 from vhostuser.protocol.dialects import RELEASED, RUST_VMM_016, Dialect
 from vhostuser.protocol.numbers import MAX_MEM_SLOTS, FrontendRequest, ProtocolFeature, mask
 from vhostuser.protocol.payloads import SingleRegion, VringState
-from vhostuser.testing import ServedRawFrontend, leaving_nothing, memory_file, raw_frontend, read_only, sparse_file
+from vhostuser.testing import (
+    MockDriver,
+    ServedRawFrontend,
+    leaving_nothing,
+    memory_file,
+    raw_frontend,
+    read_only,
+    sparse_file,
+)
 from vhostuser.testing.raw_frontend import PROTOCOL_FEATURES
 from vhostuser.testing.usage import Usage, usage, wait_until
 from vhostuser.transport.fds import OwnedFd
 
-from .by_hand import ByHand
 from .devices import Scripted
 
 Q, F = FrontendRequest, ProtocolFeature
@@ -148,7 +155,7 @@ def test_a_thousand_regions_come_and_go_under_a_ring_that_runs(raw: ServedRawFro
     """Libblkio and QEMU add regions after rings have started: each carries a request, none is left behind."""
     ours = map_file(file.fileno(), 64 * PAGE, 0)
     raw.accepted(Q.ADD_MEM_REG, at(0, 32 * PAGE), fds=[file])
-    ring = ByHand(raw, ours)
+    ring = MockDriver(raw, ours)
     ours[PAGE : PAGE + 4] = b"ping"
     with leaving_nothing():
         for number in range(1000):
@@ -166,7 +173,7 @@ def test_a_removed_region_is_gone_although_the_ring_is_idle(raw: ServedRawFronte
     with memory_file(64) as extra:
         raw.accepted(Q.ADD_MEM_REG, at(0, 64 * PAGE), fds=[file])
         raw.accepted(Q.ADD_MEM_REG, at(FAR, 64 * PAGE), fds=[extra])
-        ring = ByHand(raw, map_file(file.fileno(), 64 * PAGE, 0))
+        ring = MockDriver(raw, map_file(file.fileno(), 64 * PAGE, 0))
         assert ring.exchange([(FAR, 4)], [(PAGE, 4)]) == 4
         raw.accepted(Q.REM_MEM_REG, at(FAR, 64 * PAGE))
         wait_until(lambda: mapped(extra) == 0, "it is not mapped any more")
@@ -176,7 +183,7 @@ def test_a_removed_region_is_gone_although_the_ring_is_idle(raw: ServedRawFronte
 
 def test_a_region_in_which_a_ring_lies_is_not_removed(raw: ServedRawFrontend, file: OwnedFd) -> None:
     raw.accepted(Q.ADD_MEM_REG, at(0, 64 * PAGE), fds=[file])
-    ring = ByHand(raw, map_file(file.fileno(), 64 * PAGE, 0))
+    ring = MockDriver(raw, map_file(file.fileno(), 64 * PAGE, 0))
     raw.refused(Q.REM_MEM_REG, at(0, 64 * PAGE))
     assert ring.exchange([(PAGE, 4)], [(2 * PAGE, 4)]) == 4
     raw.reply(Q.GET_VRING_BASE, VringState(0, 0))
@@ -192,7 +199,7 @@ def test_m15_a_buffer_that_spans_adjacent_regions_has_all_its_bytes(
     with memory_file(64, fill=b"", seal=second) as other:
         raw.accepted(Q.ADD_MEM_REG, at(0, 64 * PAGE), fds=[file])
         raw.accepted(Q.ADD_MEM_REG, at(64 * PAGE, 8 * PAGE, user=FAR), fds=[other])
-        ring = ByHand(raw, map_file(file.fileno(), 64 * PAGE, 0))
+        ring = MockDriver(raw, map_file(file.fileno(), 64 * PAGE, 0))
         border = 64 * PAGE
         os.pwrite(file.fileno(), b"over t", border - 6)
         os.pwrite(other.fileno(), b"he border", 0)
@@ -214,7 +221,7 @@ def test_m17_a_ring_that_straddles_two_regions_is_refused(raw: ServedRawFrontend
     with pytest.raises(AssertionError, match="was refused"):
         raw.set_up_queue(at=PAGE - 16)
     raw.reply(Q.GET_VRING_BASE, VringState(0, 0))
-    ring = ByHand(raw, map_file(file.fileno(), 64 * PAGE, 0)[PAGE:], at=PAGE)
+    ring = MockDriver(raw, map_file(file.fileno(), 64 * PAGE, 0)[PAGE:], at=PAGE)
     assert ring.exchange([(PAGE - 2, 4)], [(PAGE - 6, 4)]) == 4
 
 
@@ -222,7 +229,7 @@ def test_a_read_only_region_is_not_written(raw: ServedRawFrontend, file: OwnedFd
     with memory_file(8) as extra, read_only(extra) as read:
         raw.accepted(Q.ADD_MEM_REG, at(0, 64 * PAGE), fds=[file])
         raw.accepted(Q.ADD_MEM_REG, at(FAR, 8 * PAGE), fds=[read])
-        ring = ByHand(raw, map_file(file.fileno(), 64 * PAGE, 0))
+        ring = MockDriver(raw, map_file(file.fileno(), 64 * PAGE, 0))
         assert ring.exchange([(FAR + PAGE, 4)], [(PAGE, 4)]) == 4
         assert os.pread(file.fileno(), 4, PAGE) == b"\1\1\1\1"
         ring.offer([(PAGE, 4)], [(FAR, 4)])
@@ -252,7 +259,7 @@ def test_gpa_addresses_makes_ring_addresses_guest_addresses(file: OwnedFd, by_gu
         raw.negotiate(protocol=SLOTS | (mask((F.GPA_ADDRESSES,)) if by_guest else 0))
         region = at(FAR, 64 * PAGE, user=2 * FAR)
         raw.accepted(Q.ADD_MEM_REG, region, fds=[file])
-        ring = ByHand(raw, map_file(file.fileno(), 64 * PAGE, 0), at=FAR if by_guest else 2 * FAR)
+        ring = MockDriver(raw, map_file(file.fileno(), 64 * PAGE, 0), at=FAR if by_guest else 2 * FAR)
         assert ring.exchange([(FAR + PAGE, 4)], [(FAR, 4)]) == 4
         raw.reply(Q.GET_VRING_BASE, VringState(0, 0))
         with pytest.raises(AssertionError, match="was refused"):

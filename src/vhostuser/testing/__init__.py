@@ -6,12 +6,19 @@ Three lines make a test of a malformed request:
         raw.negotiate()
         raw.refused(FrontendRequest.SET_VRING_NUM, VringState(0xFFFF, 256))
 
-Every wait has a deadline; what was not as expected is an AssertionError.
+and two one of a device, without any connection:
+
+    MyDevice().process(0, chain := chain_of(b"ping", room=[4]))
+    assert answer_of(chain) == b"pong"
+
+`MockDriver` is a driver whose requests may be wrong. Every wait has a deadline; what was not as expected is
+an AssertionError.
 """
 
 from __future__ import annotations
 
 from .files import memory_file, message, read_only, sparse_file
+from .mock_driver import MockDriver, answer_of, chain_of
 from .pair import Joined, Served, ServedRawFrontend, joined, listening, raw_frontend
 from .process import BackendProcess
 from .raw_backend import RawBackend
@@ -23,12 +30,15 @@ __all__ = [
     "BackendProcess",
     "DEADLINE",
     "Joined",
+    "MockDriver",
     "RawBackend",
     "RawFrontend",
     "Served",
     "ServedRawFrontend",
     "Usage",
     "Wire",
+    "answer_of",
+    "chain_of",
     "is_listened_on",
     "joined",
     "leaving_nothing",
