@@ -48,7 +48,7 @@ SIDES = {
             "rings",
             "driver_watch",
         ),
-        *("patience", "serving", "guest_table", "backend"),
+        *("patience", "serving", "ring_requests", "guest_table", "backend"),
     },
     "front-end": {
         *("asking", "answering", "driving", "negotiation", "queue", "queues", "shared_region", "sharing", "tracking"),

@@ -27,7 +27,8 @@ from vhostuser.protocol.dialects import dialect_named
 from vhostuser.protocol.layout import Payload
 from vhostuser.protocol.numbers import PAGE, BackendRequest, ProtocolFeature
 from vhostuser.protocol.payloads import Mmap
-from vhostuser.serving import Serving, WithFd
+from vhostuser.ring_requests import WithFd
+from vhostuser.serving import Serving
 from vhostuser.transport.channel import OwnedMessage
 from vhostuser.virtio.chain import DescriptorChain
 
