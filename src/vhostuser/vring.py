@@ -135,6 +135,8 @@ class Vring:
             _never_block(fd)
         with self._files_lock:
             old = self._files.pop(name, None)
+            if name == "kick":
+                self.empty_kicks = 0
             if fd is not None:
                 self._files[name] = fd
             if name == "call" and self.handover:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +27,35 @@ REFUSED = message(Q.SET_VRING_NUM, VringState(0xFFFF, 16), flags=VERSION | NEED_
 
 
 # Kicks
+
+
+class Waiting(Scripted):
+    """Its thread waits in Python, where a test can see it look, and not in compiled code."""
+
+    def takes(self, queue: int) -> bool:
+        return True
+
+
+@pytest.fixture(params=KINDS)
+def rig(request: pytest.FixtureRequest) -> Iterator[Connected]:
+    """Queue 0, of 8 entries, of such a device."""
+    with connected(Waiting(), KINDS[request.param]) as rig:
+        yield rig
+
+
+@pytest.mark.parametrize("make", [full, endless])
+@pytest.mark.parametrize("kind", KINDS)
+def test_q28_a_kick_without_end_keeps_no_thread_from_another_queue_or_kick(kind: str, make: Callable[[], int]) -> None:
+    with connected(Scripted(), KINDS[kind]) as rig, OwnedFd(make()) as kick:
+        rig.raw.accepted(Q.SET_VRING_KICK, U64(0), fds=[kick])
+        rig.raw.alive()
+        rig.raw.accepted(Q.SET_VRING_KICK, U64(0), fds=[rig.kick])
+        echoes(rig)
+        rig.raw.accepted(Q.SET_VRING_KICK, U64(0), fds=[kick])
+        echoes(other := rig.another(index=1), 50)
+        rig.stop()
+        echoes(rig.another())
+        other.close()
 
 
 @pytest.fixture
