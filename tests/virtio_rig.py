@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from struct import Struct
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -24,7 +25,7 @@ Given: TypeAlias = tuple[int, int, int]
 """A descriptor without its place: address, length and flags."""
 
 
-class Rig:
+class Rig(ABC):
     """A queue, its driver, its device, and `size` bytes of buffers. `steps` counts the device's look-ups of buffers.
 
     The ring has been in use: `start` is the next available and used index, or position of a packed ring.
@@ -53,16 +54,17 @@ class Rig:
         """The device half."""
         return self.format.device(self.size, *self.parts, memory=self, base=base, indirect=indirect)
 
+    @abstractmethod
     def set_up(self, start: int) -> None:
         """Leave the ring as its use before `start` left it."""
 
+    @abstractmethod
     def base_at(self, index: int) -> int:
         """The base of a device that goes on at `index`, with nothing in progress."""
-        raise NotImplementedError
 
+    @abstractmethod
     def give(self, *chain: Given) -> int:
         """Make a chain available; what the device calls it."""
-        raise NotImplementedError
 
     def slices(self, guest_addr: int, len: int) -> list[memoryview]:
         """The buffers, in two pieces that touch, so that borders get crossed."""
@@ -76,9 +78,9 @@ class Rig:
         pieces = (self.buffers[start : start + cut], self.buffers[start + cut : start + len])
         return [piece for piece in pieces if piece.nbytes]
 
+    @abstractmethod
     def describe(self, index: int, addr: int = BUFFERS, len: int = 1, flags: int = 0, next: int = 0) -> None:
         """Write one descriptor as a driver may, sane or not."""
-        raise NotImplementedError
 
     def raw_table(self, addr: int, *entries: tuple[int, int, int, int]) -> int:
         """Write an indirect table into the buffers, field by field; its bytes."""
@@ -86,9 +88,9 @@ class Rig:
         self.buffers[addr - BUFFERS : addr - BUFFERS + len(data)] = data
         return len(data)
 
+    @abstractmethod
     def table(self, addr: int, *entries: Given) -> int:
         """Write an indirect table of one chain; its bytes."""
-        raise NotImplementedError
 
 
 class SplitRig(Rig):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Final, TypeAlias
 
@@ -106,9 +107,9 @@ class Connected(Rig):
         """Notify the device."""
         os.eventfd_write(self.kick.fileno(), 1)
 
+    @abstractmethod
     def give(self, *chain: Given) -> int:
         """As of any rig, and `collect` knows of it."""
-        raise NotImplementedError
 
     def collect(self) -> tuple[int, int]:
         """Wait for the next request to come back: what it is called, and the bytes that the device wrote."""
