@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -31,17 +32,28 @@ PAINT = 0x5C
 
 
 @contextlib.contextmanager
-def flipping(rig: Connected, file: OwnedFd, *, packed: bool, seed: int) -> Iterator[None]:
-    """In the block, another process flips fields of the rig's ring."""
+def flipping(rig: Connected, file: OwnedFd, *, packed: bool, seed: int) -> Iterator[subprocess.Popen[bytes]]:
+    """In the block, another process flips fields of the rig's ring: that process."""
     fds = (file.fileno(), rig.kick.fileno())
     words = [*map(str, fds), "packed" if packed else "split", str(os.getpid()), str(seed)]
     process = subprocess.Popen([sys.executable, str(Path(flip.__file__)), *words], pass_fds=fds)
     try:
-        yield
+        yield process
         assert process.poll() is None, "the flipping process has ended early"
     finally:
         process.kill()
         process.wait(DEADLINE)
+
+
+@contextlib.contextmanager
+def stopped(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """In the block, the process stands still."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
 
 
 def restart(rig: Connected, base: int) -> None:
@@ -70,6 +82,13 @@ def filled(rig: Connected) -> bool:
     return any(FILL * 8 in bytes(rig.buffers[start:end]) for start, end in flip.NAMED)
 
 
+def somewhere(rig: Connected, dice: random.Random, *, packed: bool) -> int:
+    """Where the device goes on, as SET_VRING_BASE says it: at most a ring behind what is available."""
+    if packed:
+        return rig.base_at(dice.randrange(rig.last))
+    return (int(rig.available.cast("H")[1]) - dice.choice((0, 1, 4, 16))) & 0xFFFF
+
+
 @pytest.mark.timeout(4 * DEADLINE + 3 * SECONDS)
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 def test_q23_a_driver_that_flips_fields_of_live_rings_harms_nobody(kind: Kind) -> None:
@@ -84,17 +103,18 @@ def test_q23_a_driver_that_flips_fields_of_live_rings_harms_nobody(kind: Kind) -
             watched = guards(rig)
             for guard in watched:
                 guard[:] = bytes([PAINT]) * guard.nbytes
-            with flipping(rig, file, packed=packed, seed=seed):
+            with flipping(rig, file, packed=packed, seed=seed) as flipper:
                 ends = time.monotonic() + SECONDS
                 late = ends + DEADLINE
                 while (now := time.monotonic()) < ends or (now < late and not (broken and filled(rig))):
                     rounds += 1
-                    echoes(other, 3)
+                    # Beside a fast driver a slow device may see broken rings only: now and then the ring stands still.
+                    with stopped(flipper) if rounds % 4 == 0 else contextlib.nullcontext():
+                        rig.stop()
+                        restart(rig, somewhere(rig, dice, packed=packed))
+                        echoes(other, 3)
                     if is_set(rig.err):
                         broken += os.eventfd_read(rig.err.fileno())
-                    rig.stop()
-                    base = rig.base_at(dice.randrange(rig.last)) if packed else int(rig.available.cast("H")[1])
-                    restart(rig, base)
             assert process.process.poll() is None, process.wait()
             assert broken, f"it never broke, in {rounds} rounds"
             assert filled(rig), f"the device never wrote, in {rounds} rounds"
