@@ -18,7 +18,7 @@ ROOT = Path(vhostuser.__file__).parent
 ROWS = [
     {"errors", "version", "limited_log", "counters", "protocol.numbers", "virtio.numbers"},
     {"protocol", "virtio"},
-    {"_native"},
+    {"fuse", "_native"},
     {"transport"},
     {"memory"},
     {"plain"},
@@ -61,7 +61,7 @@ SIDES = {
 FOR_PYTEST = {"testing.fixtures": {"pytest"}}
 """What is for those who run pytest anyway."""
 
-PURE = {"protocol", "virtio"}
+PURE = {"protocol", "virtio", "fuse"}
 PURE_NEEDS = {
     *("__future__", "array", "bisect", "collections", "collections.abc", "contextlib", "dataclasses", "enum", "functools"),
     *("itertools", "math", "operator", "re", "struct", "sys", "types", "typing"),

@@ -9,8 +9,8 @@ from operator import attrgetter
 from struct import Struct
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar, dataclass_transform
 
-_TYPES = {"B": "u8", "H": "u16", "I": "u32", "Q": "u64"}
-_CODE = re.compile(r"(\d*)([BHIQsx])")
+_TYPES = {"B": "u8", "H": "u16", "I": "u32", "Q": "u64", "i": "i32", "q": "i64"}
+_CODE = re.compile(r"(\d*)([BHIQiqsx])")
 
 
 class Field(NamedTuple):
