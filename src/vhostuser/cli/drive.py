@@ -1,4 +1,4 @@
-"""`vhu drive`: use a block, entropy, console or shared memory device without a VM."""
+"""`vhu drive`: use a block, entropy, console, file system or shared memory device without a VM."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..errors import RequestFailed
 from ..frontend import Frontend
 from ..protocol.numbers import MAX_QUEUE_SIZE
 from ..virtio.block import SECTOR, BlockFeature
-from . import drive_shm
+from . import drive_fs, drive_shm
 from .arguments import Parser, between, checked, seconds, size
 from .drive_console import drive_console
 from .info import in_units
@@ -228,6 +228,7 @@ DEVICES: Final[Mapping[str, Mapping[str, Action]]] = {
         "bench": Action({}, "read 4 KiB at random places, --depth at a time, for --seconds", _blk_bench),
     },
     "rng": {"get": Action({"N": size}, "N random bytes (4096, 4K, 1M) to standard output", _rng_get)},
+    "fs": {name: Action(*row) for name, row in drive_fs.ACTIONS.items()},
     "shm": {name: Action(*row) for name, row in drive_shm.ACTIONS.items()},
 }
 EPILOG: Final = "\n".join(
