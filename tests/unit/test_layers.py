@@ -24,6 +24,7 @@ ROWS = [
     {"plain"},
     {"back-end", "front-end"},
     {"testing", "devices", "drivers", "aio"},
+    {"vm"},
     {"cli"},
     {"package"},
 ]

@@ -14,6 +14,7 @@ from .drive import drive
 from .explain import explain
 from .info import info
 from .outcome import CommandError, Exit, program_arguments, put, run
+from .vm import vm
 
 PROGRAM: Final = "vhu"
 COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
@@ -22,6 +23,7 @@ COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
     "attach": attach,
     "drive": drive,
     "explain": explain,
+    "vm": vm,
 }
 OVERVIEW: Final = f"""\
 vhu {VERSION}: vhost-user from both sides, with shared memory regions
@@ -33,6 +35,7 @@ vhu {VERSION}: vhost-user from both sides, with shared memory regions
   vhu attach /tmp/s --json            a front-end without a VM: maps, reads, writes, resets
   vhu drive blk /tmp/s read 0 8       a driver without a VM: read, write, info, discard, flush, bench;
                                       rng get; shm map, unmap, maps; console
+  vhu vm fetch                        get QEMU >= 11.1 and a Linux guest, without root
   vhu explain SHMEM_MAP               what a message, feature bit or raw header means
 
 Each takes --help. Exit status: 0 done, 1 failed, 2 usage, 3 the peer broke the protocol or is not there."""

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from . import fetch
+from . import tree
 
 _FILE, _FOLDER, _DEVICE = 0o100000, 0o040000, 0o020000
 _ALIGN: Final = 4
@@ -30,7 +30,7 @@ def initramfs(modules: Iterable[str]) -> bytes:
     parts = [_entry(name, _FOLDER | 0o755) for name in ("bin", "dev", "proc", "sys", "tmp", "mnt", "modules")]
     parts += [_entry("dev/console", _DEVICE | 0o600, device=(5, 1)), _entry("dev/null", _DEVICE | 0o666, device=(1, 3))]
     parts += [
-        _entry("bin/busybox", _FILE | 0o755, fetch.busybox().read_bytes()),
+        _entry("bin/busybox", _FILE | 0o755, tree.busybox().read_bytes()),
         _entry("init", _FILE | 0o755, _INIT.encode()),
     ]
     for at, (name, content) in enumerate(with_dependencies(modules).items()):
@@ -40,7 +40,7 @@ def initramfs(modules: Iterable[str]) -> bytes:
 
 def with_dependencies(wanted: Iterable[str]) -> dict[str, bytes]:
     """Modules by name, unpacked, in the order in which they load."""
-    known, found = fetch.modules(), dict[str, bytes]()
+    known, found = tree.modules(), dict[str, bytes]()
 
     def take(name: str) -> None:
         if name in found:

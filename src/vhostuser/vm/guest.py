@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from . import fetch
+from . import tree
 from .initramfs import initramfs
 from .qmp import Qmp
 
@@ -23,7 +23,7 @@ READY: Final = b"the guest is ready"
 _DONE: Final = re.compile(rb"\n?@done (\d+)@\r?\n")
 
 
-class GuestFailed(AssertionError):
+class GuestFailed(Exception):
     """A command in the guest failed, or the guest said nothing in time."""
 
 
@@ -69,12 +69,12 @@ class Guest:
     def _words(self, image: Path, serial: int, monitor: int) -> list[str]:
         memory = f"memory-backend-memfd,id=ram,size={self._memory}M,share=on"
         return [
-            *fetch.qemu_command(),
+            *tree.qemu_command(),
             *("-machine", "q35,accel=tcg,memory-backend=ram", "-cpu", "max", "-smp", str(self._cpus)),
             *("-m", f"{self._memory}M", "-object", memory, "-nodefaults", "-no-user-config", "-display", "none"),
             *("-chardev", f"socket,id=serial,fd={serial}", "-serial", "chardev:serial"),
             *("-chardev", f"socket,id=qmp,fd={monitor}", "-qmp", "chardev:qmp"),
-            *("-kernel", str(fetch.kernel()), "-initrd", str(image)),
+            *("-kernel", str(tree.kernel()), "-initrd", str(image)),
             *("-append", "console=ttyS0 quiet loglevel=1 panic=-1"),
             *self._devices,
         ]

@@ -1,0 +1,31 @@
+"""`vhu vm`: a VM for our devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Final
+
+from .outcome import CommandError, Exit, put
+from .vm_fetch import vm_fetch
+
+COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {"fetch": vm_fetch}
+OVERVIEW: Final = """\
+usage: vhu vm fetch ...
+
+  fetch    get QEMU >= 11.1 and a Linux guest into the cache: no root, nothing installed, about 350 MB
+
+Each takes --help."""
+
+
+def vm(arguments: list[str]) -> int:
+    """Run `vhu vm`; its exit code."""
+    name = arguments[0] if arguments else "--help"
+    if name in COMMANDS:
+        return COMMANDS[name](arguments[1:])
+    if name in ("-h", "--help"):
+        put(OVERVIEW)
+        return Exit.DONE
+    near = get_close_matches(name, COMMANDS, 1)
+    advice = f"did you mean {near[0]}?" if near else "try: vhu vm --help"
+    raise CommandError(f"vhu vm does not do {name[:40]!a}", advice, Exit.USAGE)
