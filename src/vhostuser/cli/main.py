@@ -32,7 +32,7 @@ vhu {VERSION}: vhost-user from both sides, with shared memory regions
   vhu info /tmp/s                     what a back-end offers
   vhu attach /tmp/s --json            a front-end without a VM: maps, reads, writes, resets
   vhu drive blk /tmp/s read 0 8       a driver without a VM: read, write, info, discard, flush, bench;
-                                      rng get; shm map, unmap, maps; console
+                                      rng get; shm map, unmap, maps; pmem; console
   vhu explain SHMEM_MAP               what a message, feature bit or raw header means
 
 Each takes --help. Exit status: 0 done, 1 failed, 2 usage, 3 the peer broke the protocol or is not there."""
