@@ -86,6 +86,10 @@ def test_a_dax_file_system_outlives_a_reboot_and_its_bytes_are_in_the_image(tmp_
         guest.run('i=0; while [ $i -lt 40000 ]; do echo "line $i of a file in the guest"; i=$((i+1)); done >/mnt/file; sync')
         digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
         assert guest.run("md5sum </mnt/file").split()[0] == digest
+        cached = "grep ^Cached: /proc/meminfo | tr -dc 0-9"
+        before = int(guest.run(cached))
+        guest.run("dd if=/dev/zero of=/mnt/large bs=1M count=32 conv=fsync 2>/dev/null && cat /mnt/large >/dev/null")
+        assert int(guest.run(cached)) - before < 1024  # KiB: the guest has no copy of it
         held = image.read_bytes()
         assert all(content[at : at + 4096] in held for at in range(0, len(content) - 4096, 4096))
         guest.reboot()
