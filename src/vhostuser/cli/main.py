@@ -34,7 +34,7 @@ vhu {VERSION}: vhost-user from both sides, with shared memory regions
   vhu info /tmp/s                     what a back-end offers
   vhu attach /tmp/s --json            a front-end without a VM: maps, reads, writes, resets
   vhu drive blk /tmp/s read 0 8       a driver without a VM: read, write, info, discard, flush, bench;
-                                      rng get; shm map, unmap, maps; console
+                                      rng get; fs ls, stat, cat, map, put, find; shm; pmem; console
   vhu vm fetch                        get QEMU >= 11.1 and a Linux guest, without root
   vhu explain SHMEM_MAP               what a message, feature bit or raw header means
 

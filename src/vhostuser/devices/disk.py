@@ -53,7 +53,7 @@ class Disk:
         """The same file for compiled code, after `compile`."""
         try:
             self.size = _size(self.path, self._file.fileno())
-            _lock(self.path, self._file.fileno(), read_only=read_only)
+            lock_file(self.path, self._file.fileno(), read_only=read_only)
         except BaseException:
             self.close()
             raise
@@ -142,7 +142,7 @@ def _size(path: str, fd: int) -> int:
     return size - size % SECTOR
 
 
-def _lock(path: str, fd: int, *, read_only: bool) -> None:
+def lock_file(path: str, fd: int, *, read_only: bool) -> None:
     """Lock the whole file for this open file: a reader with other readers, a writer alone."""
     kind = fcntl.F_RDLCK if read_only else fcntl.F_WRLCK
     try:
