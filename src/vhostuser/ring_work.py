@@ -220,7 +220,7 @@ class RingWork:
 
     def _handle(self, vring: Vring, queue: DeviceQueue, chain: DescriptorChain, epoch: int) -> None:
         keeps = self._process(vring.index, chain) is Keep.KEEP
-        if not keeps and not vring.kept.holds:
+        if not keeps and not (vring.kept.in_order and vring.kept.holds):  # the flag alone costs no call
             self._give_back(vring, queue, chain, epoch)
             return
         with vring.books:

@@ -14,15 +14,16 @@ from vhostuser import KEEP, DescriptorChain, Device, Queue, _native
 from vhostuser.device import CompiledHandler, Keep
 from vhostuser.devices.blk import BlockDevice
 from vhostuser.devices.disk import Disk
-from vhostuser.protocol.numbers import FrontendRequest
-from vhostuser.protocol.payloads import U64, VringState
+from vhostuser.protocol.numbers import FrontendRequest, ProtocolFeature
+from vhostuser.protocol.payloads import U64, Inflight, VringState
 from vhostuser.testing import DEADLINE, Joined, ServedRawFrontend, joined, raw_frontend, wait_until
-from vhostuser.testing.raw_frontend import FEATURES
+from vhostuser.testing.raw_frontend import FEATURES, PROTOCOL_FEATURES
 from vhostuser.virtio.block import HEADER, BlockRequest
 from vhostuser.virtio.formats import PACKED, SPLIT, DriverHalf, new_driver
 from vhostuser.virtio.numbers import Feature
 from vhostuser.virtio.packed import WRAP
 
+from ..wire.test_inflight import area_of
 from .test_kept import Keeper
 
 Q = FrontendRequest
@@ -147,10 +148,14 @@ def test_batches_come_back_in_order(packed: bool) -> None:
 class Rig:
     """A raw front-end that has taken IN_ORDER, and the driver of queue 0, with requests of four bytes."""
 
-    def __init__(self, raw: ServedRawFrontend, *, packed: bool) -> None:
+    def __init__(self, raw: ServedRawFrontend, *, packed: bool, tracked: bool) -> None:
         self.raw, self.form = raw, PACKED if packed else SPLIT
         features = FEATURES | IN_ORDER | packed << Feature.RING_PACKED
-        raw.negotiate(features=features)
+        raw.negotiate(features=features, protocol=PROTOCOL_FEATURES | tracked << ProtocolFeature.INFLIGHT_SHMFD)
+        if tracked:
+            with area_of(raw) as area:
+                body = Inflight(os.fstat(area.fileno()).st_size, 0, 2, SIZE)
+                raw.accepted(Q.SET_INFLIGHT_FD, body, fds=[area])
         self.memory = memoryview(mmap.mmap(raw.share_memory().fileno(), 1 << 20))
         sizes = self.form.sizes(SIZE)
         starts = (0, sizes[0], sizes[0] + -(-sizes[1] // 4) * 4)
@@ -166,9 +171,9 @@ class Rig:
     def stop(self) -> int:
         return VringState.unpack(self.raw.reply(Q.GET_VRING_BASE, VringState(0, 0)).payload).num
 
-    def base(self, done: int) -> int:
-        """The base behind so many requests, each of two descriptors."""
-        return (2 * done | WRAP) << 16 | 2 * done | WRAP if self.form.is_packed else done
+    def base(self, taken: int, done: int) -> int:
+        """The base behind so many requests, each of two descriptors, of which so many are done."""
+        return (2 * done | WRAP) << 16 | 2 * taken | WRAP if self.form.is_packed else taken
 
     def ask(self, *requests: bytes) -> None:
         for request in requests:
@@ -192,9 +197,9 @@ class Rig:
 
 
 @contextmanager
-def rig(device: Device, packed: bool) -> Iterator[Rig]:
+def rig(device: Device, packed: bool, *, tracked: bool = False) -> Iterator[Rig]:
     with raw_frontend(device) as raw:
-        made = Rig(raw, packed=packed)
+        made = Rig(raw, packed=packed, tracked=tracked)
         try:
             yield made
         finally:
@@ -212,24 +217,28 @@ def test_a_stop_waits_for_all_of_them(packed: bool) -> None:
         ring.raw.request(Q.GET_VRING_BASE, VringState(0, 0))
         device.finish(1)
         device.finish(0)
-        assert VringState.unpack(ring.raw.receive().payload).num == ring.base(3)
+        assert VringState.unpack(ring.raw.receive().payload).num == ring.base(3, 3)
         assert ring.answers() == [b"one ", b"two ", b"six "]
 
 
 @formats
-def test_a_stop_that_does_not_wait_leaves_all_from_the_first_that_is_not_done_to_be_done_again(packed: bool) -> None:
-    """Or what is given back next would say that those were done."""
+@pytest.mark.parametrize("tracked", [False, True])
+def test_a_stop_that_does_not_wait_leaves_all_from_the_first_that_is_not_done_to_be_done_again(
+    packed: bool, tracked: bool
+) -> None:
+    """Or what is given back next would say that those were done. The base says so, or the inflight area."""
     device = Keeper()
     device.drain_timeout = 0.05
-    with rig(device, packed) as ring:
+    with rig(device, packed, tracked=tracked) as ring:
         ring.ask(b"good", b"lost", b"late", b"more")
         wait_until(lambda: len(device.kept) == 4, "all are kept")
         device.finish(0)
         device.finish(1)
         wait_until(lambda: ring.answers() == [b"good"], "the first comes back")
-        assert ring.stop() == ring.base(1)
+        base = ring.stop()
+        assert base == ring.base(4 if tracked else 1, 1)
         device.finish(0)  # in vain
-        ring.start(ring.base(1))
+        ring.start(base)
         wait_until(lambda: len(device.kept) == 4, "three are taken again")
         assert [request for _, _, request in device.kept[1:]] == [b"lost", b"late", b"more"]
         device.finish(0)  # of before the stop: in vain, too
