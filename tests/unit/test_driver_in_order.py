@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from abc import abstractmethod
 from collections import deque
+from contextlib import suppress
 
 import pytest
 
@@ -213,3 +214,19 @@ def test_a_used_index_beyond_all_that_the_device_has_breaks_the_queue() -> None:
     for _ in range(2):
         with pytest.raises(QueueBroken, match="which it does not have"):
             rig.driver.collect()
+
+
+@both
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_a_device_writes_no_more_comes_back_than_it_was_given(kind: Kind, seed: int) -> None:
+    rand, rig = random.Random(seed), kind(4)
+    names = [rig.ask() for _ in range(3)]
+    ring = rig.descriptors if rig.format.is_packed else rig.used
+    came: list[int] = []
+    for _ in range(200):
+        at = rand.randrange(ring.nbytes)
+        ring[at] = rand.choice([0, 1, 2, 3, 4, 0x80, 0xFF])
+        with suppress(QueueBroken):
+            while done := rig.driver.collect():
+                came.append(done[0])
+    assert came == names[: len(came)]
