@@ -66,6 +66,9 @@ class Device:
     front-end that waits for a stop answers no SHMEM_MAP; a device that waits for nothing but its host may say more."""
     queue_threads: bool = False
     """Each queue has a thread of its own, so that `process` is called in several at a time. Else one has them all."""
+    in_order: bool = True
+    """A driver may have requests given back in the order in which it made them (IN_ORDER): what is done early waits for what
+    came before it. False for a device that keeps one until the driver has heard of a later one."""
     spin: float = 50.0
     """Microseconds that a queue's thread keeps looking for the next request before it sleeps; 0 for none. Waking up takes
     longer. Where the process has one CPU only it sleeps at once."""

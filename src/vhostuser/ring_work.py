@@ -2,7 +2,8 @@
 
 A ring's lock is held while one of its requests is taken, processed or given back: to stop a ring is to take the lock. What
 the device keeps (`KEEP`) it completes from any thread; it is given back here all the same, by the thread that works on the
-ring, or by a stop that waits for it.
+ring, or by a stop that waits for it. So requests are given back in the order in which they were taken, but for those that
+are kept; and these, too, where the driver has taken IN_ORDER.
 """
 
 from __future__ import annotations
@@ -108,14 +109,15 @@ class RingWork:
         """What there is to do for a ring; whether there may be more."""
         ring = None if self._choosy else _compiled(queue)
         plain = _native.accelerated and not (self.log or self._choosy or vring.bell)  # compiled code logs and calls less
-        handler = self._device.compiled() if plain else None
+        held = vring.kept.holds  # compiled code holds nothing back
+        handler = self._device.compiled() if plain and not held else None
         if post is None or not (ring or (handler and isinstance(queue, FragileQueue))):
             return self._quietly(vring, ring, epoch) if ring else self._batch(vring, queue, queue.size)
         with vring.lent_kick() as kick:
             if kick is None:
                 return False
             while (more := self._stay(vring, queue, epoch, post, kick, handler)) and vring.active and vring.settled:
-                if vring.epoch != epoch:
+                if vring.epoch != epoch or vring.kept.holds is not held:
                     break
             return more
 
@@ -217,12 +219,15 @@ class RingWork:
         return chain is not None or not vring.settled
 
     def _handle(self, vring: Vring, queue: DeviceQueue, chain: DescriptorChain, epoch: int) -> None:
-        if self._process(vring.index, chain) is not Keep.KEEP:
+        keeps = self._process(vring.index, chain) is Keep.KEEP
+        if not keeps and not (vring.kept.in_order and vring.kept.holds):  # the flag alone costs no call
             self._give_back(vring, queue, chain, epoch)
             return
         with vring.books:
             if vring.epoch == epoch and vring.place:
-                vring.kept[chain] = vring.place.memory
+                vring.kept.add(chain, vring.place.memory)
+        if not keeps:
+            vring.complete(chain)  # it is done, but others come before it
         self._take_completed(vring, queue, epoch)
 
     def _handle_batch(self, vring: Vring, queue: DeviceQueue, most: int, epoch: int) -> DescriptorChain | None:
@@ -242,9 +247,8 @@ class RingWork:
 
     def _take_completed(self, vring: Vring, queue: DeviceQueue, epoch: int) -> None:
         """Give back what the device has kept and completed. What it does not have any more it may complete in vain."""
-        for chain in vring.take_completed():
-            if memory := vring.kept.pop(chain, None):
-                self._give_back(vring, queue, chain, epoch, memory)
+        for chain, memory in vring.kept.take():
+            self._give_back(vring, queue, chain, epoch, memory)
 
     def _give_back(
         self, vring: Vring, queue: DeviceQueue, chain: DescriptorChain, epoch: int, memory: GuestMemory | None = None

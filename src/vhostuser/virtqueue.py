@@ -91,6 +91,11 @@ class Place:
         return ring_format(self.features).is_packed
 
     @property
+    def in_order(self) -> bool:
+        """Requests are given back in the order in which they were taken ("In-order use of descriptors")."""
+        return _has(self.features, Feature.IN_ORDER)
+
+    @property
     def sizes(self) -> tuple[int, int, int]:
         """`part_sizes` of the ring."""
         return part_sizes(self.size, self.features)
@@ -131,6 +136,17 @@ class Place:
         tracked = queue if isinstance(queue, TrackedSplit) else _compiled_split(queue)
         books = tracked.books() if tracked else None
         return self._tracked(laid, *books) if books else laid
+
+    def base_of(self, queue: DeviceQueue) -> int:
+        """Where the queue, which is stopped, goes on: behind all that it took.
+
+        But in order it goes on at the first request that it has not given back, unless the inflight area has that: or what
+        is given back next would say that it was done, too. QueueBroken if memory is gone.
+        """
+        if not self.in_order or self.fields:
+            return queue.base
+        shown = queue.base >> 16 if self.is_packed else self._used_index()
+        return shown | shown << 16 if self.is_packed else shown
 
     def _split(self, fields: Fields, base: int) -> DeviceQueue:
         index = self._used_index()

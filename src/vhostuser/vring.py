@@ -6,7 +6,6 @@ import contextlib
 import os
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from . import _native
 from .bare_ring import catch_up
 from .errors import QueueBroken
+from .kept import Kept
 from .memory.fragile import FragileQueue
-from .memory.guest import GuestMemory
 from .transport.fds import OwnedFd
 from .transport.loop import drain
 from .transport.socket import wait
@@ -48,8 +47,8 @@ class Vring:
     """Requests that were given back and are not published."""
     epoch: int = 0
     """Changes when a stop did not wait for the request in progress, which then may not be given back."""
-    kept: dict[DescriptorChain, GuestMemory] = field(default_factory=dict)
-    """Requests that the device keeps, and the memory in which they lie. The lock guards it."""
+    kept: Kept = field(default_factory=Kept)
+    """Requests that the device keeps."""
     completion: threading.Event = field(default_factory=threading.Event)
     """Set when the device has completed one of them."""
     handover: Handover | None = field(default_factory=lambda: _native.block.Handover() if _native.accelerated else None)
@@ -67,7 +66,6 @@ class Vring:
     used_log: int | None = None
     """Where in guest memory the used ring lies for the dirty log, if writes to it are to be logged."""
     _settled: Place | None = None
-    _completed: deque[DescriptorChain] = field(default_factory=deque)
     _files: dict[str, OwnedFd] = field(default_factory=dict)
     _lent: OwnedFd | None = None
     _files_lock: threading.Lock = field(default_factory=threading.Lock)
@@ -76,6 +74,16 @@ class Vring:
     def base(self) -> int | None:
         """The next available index of the queue, if it lies anywhere."""
         return queue.base if (queue := self.queue) else None
+
+    @property
+    def left_base(self) -> int:
+        """Where the queue, which is stopped, goes on."""
+        if (queue := self.queue) is None:
+            return 0
+        try:
+            return self.place.base_of(queue) if self.place else queue.base
+        except QueueBroken:
+            return queue.base
 
     @property
     def settled(self) -> bool:
@@ -98,6 +106,7 @@ class Vring:
     def put(self, place: Place, base: int | None) -> None:
         """Lay the queue at a place. QueueBroken as `Place.begin`."""
         self.queue, self.place, self.pushed = place.begin(base), place, 0
+        self.kept.in_order = place.in_order
 
     def unsettle(self) -> None:
         """Let go of the memory table in which the queue lay."""
@@ -117,13 +126,8 @@ class Vring:
 
     def complete(self, chain: DescriptorChain) -> None:
         """The device is done with a request that it kept. From any thread."""
-        self._completed.append(chain)
+        self.kept.complete(chain)
         self.completion.set()
-
-    def take_completed(self) -> Iterator[DescriptorChain]:
-        """What was completed and not taken yet."""
-        while self._completed:
-            yield self._completed.popleft()
 
     def replace(self, name: str, fd: OwnedFd | None) -> None:
         """Put another eventfd (`kick`, `call` or `err`) in place, or none; the old one is closed, a lent kick later.
@@ -193,8 +197,7 @@ class Vring:
     def close(self) -> None:
         """Close the eventfds, and let go of guest memory."""
         self.queue = self.moved = None
-        self.kept.clear()
-        self._completed.clear()
+        self.kept.close()
         self.unsettle()
         for name in ("kick", "call", "err"):
             self.replace(name, None)

@@ -42,6 +42,7 @@ SIDES = {
             "tracked_packed",
             "virtqueue",
             "bare_ring",
+            "kept",
             "vring",
             "ring_work",
             "kick_poller",

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from vhostuser.virtio.pmem import CONFIG_SIZE
+from vhostuser.vm.guest import Guest, GuestFailed
 
-from .guest import Guest, GuestFailed
 from .lab import MIB, SECONDS, check_well, make_file
 from .machine import QTestMachine, generic_device
 from .test_vhu_shm import Shm, running_back_end
