@@ -107,6 +107,22 @@ def test_a_read_only_image_is_a_padded_copy_that_keeps_its_size(tmp_path: Path, 
     assert path.read_bytes() == content.ljust(size, b"\0")
 
 
+@pytest.mark.parametrize(("read_only", "mode"), [(True, os.O_RDONLY), (False, os.O_RDWR)])
+def test_a_read_only_image_is_not_even_opened_for_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_only: bool, mode: int
+) -> None:
+    path, call, modes = make(tmp_path, SMALLEST), os.open, list[int]()
+
+    def note(name: str, flags: int) -> int:
+        modes.append(flags & os.O_ACCMODE)
+        return call(name, flags)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", note)
+        Image(path, read_only=read_only).close()
+    assert modes == [mode]
+
+
 def test_holes_cost_a_copy_nothing_and_data_between_them_is_copied(tmp_path: Path) -> None:
     path = make(tmp_path, MOST_COPIED, b"first")
     for offset in (MOST_COPIED // 2 + 1, MOST_COPIED - 4):

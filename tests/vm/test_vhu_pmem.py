@@ -78,12 +78,12 @@ def test_the_guests_driver_finds_the_image_and_flushes_it(tmp_path: Path) -> Non
 
 def test_a_dax_file_system_outlives_a_reboot_and_its_bytes_are_in_the_image(tmp_path: Path) -> None:
     image = sparse(tmp_path)
-    content = b"".join(f"line {number} of a file in the guest\n".encode() for number in range(40_000))
+    content = b"".join(f"line {number} of a file in the guest\n".encode() for number in range(10_000))
     with ExitStack() as opened:
         guest, back = running_guest(opened, image)
         assert guest.run("cat /sys/block/pmem0/size /sys/block/pmem0/queue/dax").split() == [str(IMAGE // 512), "1"]
         guest.run(f"mke2fs -b 4096 /dev/pmem0 && {MOUNT}")
-        guest.run('i=0; while [ $i -lt 40000 ]; do echo "line $i of a file in the guest"; i=$((i+1)); done >/mnt/file; sync')
+        guest.run('i=0; while [ $i -lt 10000 ]; do echo "line $i of a file in the guest"; i=$((i+1)); done >/mnt/file; sync')
         digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
         assert guest.run("md5sum </mnt/file").split()[0] == digest
         cached = "grep ^Cached: /proc/meminfo | tr -dc 0-9"
