@@ -9,10 +9,10 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Final, Self
 
 from . import tree
@@ -28,20 +28,30 @@ class GuestFailed(Exception):
 
 
 class Guest:
-    """A context manager around a guest that has booted. `devices` are words for QEMU, `seconds` bounds every wait."""
+    """A context manager around a guest that has booted. `devices` are words for QEMU, `seconds` bounds every wait.
+
+    `modules` of the kernel are loaded, with all they need; `programs`, static ones, are in /bin.
+    """
 
     def __init__(
-        self, devices: Sequence[str], *, modules: Iterable[str] = (), memory: int = 256, cpus: int = 1, seconds: float = 120
+        self,
+        devices: Sequence[str],
+        *,
+        modules: Iterable[str] = (),
+        programs: Mapping[str, bytes] = MappingProxyType({}),
+        memory: int = 256,
+        cpus: int = 1,
+        seconds: float = 120,
     ) -> None:
         self._devices, self._modules, self._memory, self._cpus = devices, modules, memory, cpus
-        self.seconds = seconds
+        self._programs, self.seconds = programs, seconds
         self._heard = b""
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:
             self._said = opened.enter_context(tempfile.TemporaryFile("a+b"))
             folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="vhu-guest-")))
-            (folder / "initramfs").write_bytes(initramfs(self._modules))
+            (folder / "initramfs").write_bytes(initramfs(self._modules, self._programs))
             self._console, serial = _pair(opened)
             monitor, monitor_of_qemu = _pair(opened)
             self.qmp = Qmp(monitor, self.seconds)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import lzma
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from . import tree
@@ -25,14 +26,18 @@ dd if=/dev/ttyS0 bs=4096 2>/dev/null | sh >/dev/ttyS0 2>&1
 """
 
 
-def initramfs(modules: Iterable[str]) -> bytes:
-    """The archive, gzipped. The guest's shell takes lines on its first serial port and says so when it does."""
+def initramfs(modules: Iterable[str], programs: Mapping[str, bytes] = MappingProxyType({})) -> bytes:
+    """The archive, gzipped. The guest's shell takes lines on its first serial port and says so when it does.
+
+    `programs` are put beside busybox's, by name.
+    """
     parts = [_entry(name, _FOLDER | 0o755) for name in ("bin", "dev", "proc", "sys", "tmp", "mnt", "modules")]
     parts += [_entry("dev/console", _DEVICE | 0o600, device=(5, 1)), _entry("dev/null", _DEVICE | 0o666, device=(1, 3))]
     parts += [
         _entry("bin/busybox", _FILE | 0o755, tree.busybox().read_bytes()),
         _entry("init", _FILE | 0o755, _INIT.encode()),
     ]
+    parts += [_entry(f"bin/{name}", _FILE | 0o755, content) for name, content in programs.items()]
     for at, (name, content) in enumerate(with_dependencies(modules).items()):
         parts.append(_entry(f"modules/{at:02}-{name}.ko", _FILE | 0o644, content))
     return gzip.compress(b"".join([*parts, _entry("TRAILER!!!", 0)]), compresslevel=1)
