@@ -108,7 +108,7 @@ def _fields(number: int, text: str) -> tuple[list[str], int]:
     """The fields of the rule that `text` begins with, and how many characters it has."""
     separator, at = text[0], 1
     fields: list[str] = []
-    names = _FIELDS
+    names: tuple[str, ...] = _FIELDS
     while len(fields) < len(names):
         end = text.find(separator, at)
         if end < 0:
