@@ -8,6 +8,7 @@ if the keeper is killed, the kernel kills the child.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -17,6 +18,7 @@ from typing import Final, Protocol
 from .capabilities import drop_all_but, mask
 from .system import SandboxError, prctl
 
+log = logging.getLogger(__name__)
 RELAYED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 KEPT: Final = mask("kill", "dac_override")
 """Capabilities of the keeper: the child may run as another user, and the socket may be in another one's directory."""
@@ -84,6 +86,8 @@ def _keep(child: int, outside: Outside, alive: int) -> None:
         drop_all_but(KEPT)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         outside.clean_up()
+        if code < 0:
+            log.error("the process in the sandbox was killed by %s", signal.Signals(-code).name)
     finally:
         os._exit(code if code >= 0 else 128 - code)
 
