@@ -18,7 +18,8 @@ from ..backend import Backend
 from ..device import Device
 from ..devices.fs.options import Handles, ShareOptions
 from ..limited_log import printable
-from ..sandbox.confine import Inside, enter
+from ..sandbox import landlock
+from ..sandbox.confine import Inside, Mode, enter
 from ..sandbox.keeper import hold, ready
 from ..sandbox.preload import preload
 from ..transport.fds import OwnedFd
@@ -133,14 +134,18 @@ class _Socket:
 
 
 def _handles(options: FsOptions) -> Handles:
-    """Whether inodes may be file handles: opening them takes a capability of the host's own user namespace."""
-    wanted = options.share.inode_file_handles
-    if wanted is Handles.NEVER or not (os.geteuid() or any(options.plan.maps)):
+    """Whether inodes may be file handles."""
+    wanted, plan = options.share.inode_file_handles, options.plan
+    why = ""
+    if os.geteuid() or any(plan.maps):
+        why = "opening them needs root outside of a user namespace"
+    elif landlock.version() and (plan.mode is not Mode.NAMESPACE or not landlock.takes_handles()):
+        why = f"Landlock refuses them with --sandbox {plan.mode.value} on this kernel"
+    if wanted is Handles.NEVER or not why:
         return wanted
     if wanted is Handles.MANDATORY:
-        advice = "try: --inode-file-handles prefer"
-        raise CommandError("--inode-file-handles mandatory needs root outside of a user namespace", advice)
-    log.warning("file handles are switched off: opening them needs root outside of a user namespace")
+        raise CommandError(f"--inode-file-handles mandatory: {why}", "try: --inode-file-handles prefer")
+    log.warning("file handles are switched off: %s", why)
     return Handles.NEVER
 
 

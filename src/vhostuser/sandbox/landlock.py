@@ -10,7 +10,7 @@ from typing import Final
 from .system import checked, syscall
 
 _CREATE, _ADD, _RESTRICT = 444, 445, 446
-_VERSION_FLAG: Final = 1
+_VERSION_FLAG, _ERRATA_FLAG, _ERRATUM_3 = 1, 2, 1 << 2
 _BENEATH: Final = 1
 _RULESET, _RULE = Struct("=QQQ"), Struct("=Qi")
 
@@ -25,6 +25,14 @@ _SCOPES_FROM, _SCOPES = 6, 0b11
 def version() -> int:
     """The version of the kernel's interface; 0 if there is none or it is off."""
     return max(0, syscall(_CREATE, 0, 0, _VERSION_FLAG))
+
+
+def takes_handles() -> bool:
+    """A file that is opened by a handle, of which the kernel knows no path, is taken for one of its mount's root.
+
+    Linux had it otherwise until it was fixed as erratum 3.
+    """
+    return not version() or bool(max(0, syscall(_CREATE, 0, 0, _ERRATA_FLAG)) & _ERRATUM_3)
 
 
 def file_rights(abi: int) -> int:
