@@ -18,7 +18,7 @@ ROOT = Path(vhostuser.__file__).parent
 ROWS = [
     {"errors", "version", "limited_log", "counters", "protocol.numbers", "virtio.numbers"},
     {"protocol", "virtio"},
-    {"fuse", "_native"},
+    {"fuse", "_native", "sandbox"},
     {"transport"},
     {"memory"},
     {"plain"},
