@@ -29,25 +29,19 @@ NOBODY = 65534
 OUT_OF_REACH = {"ENOENT", "EACCES"}
 
 
-def refuses_namespaces() -> str:
-    """Why this machine gives no namespaces, or nothing."""
-    made = subprocess.run(
-        ["unshare", "--mount", "--pid", "--net", "--ipc", "--fork", "true"], capture_output=True, check=False
-    )
-    return made.stderr.decode().strip()
-
-
-def refuses_user_namespaces() -> str:
-    made = subprocess.run(
-        ["setpriv", f"--reuid={NOBODY}", "--clear-groups", "unshare", "--user", "true"], capture_output=True, check=False
-    )
+def refusal(*command: str) -> str:
+    """Why this machine does not let a command run, or nothing."""
+    try:
+        made = subprocess.run(command, capture_output=True, check=False, timeout=SECONDS)
+    except OSError as error:
+        return str(error)
     return made.stderr.decode().strip()
 
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-NO_NAMESPACES = refuses_namespaces()
+NO_NAMESPACES = refusal("unshare", "--mount", "--pid", "--net", "--ipc", "--fork", "true")
 namespaces = pytest.mark.skipif(bool(NO_NAMESPACES), reason=f"no namespaces here: {NO_NAMESPACES}")
-NO_USERS = refuses_user_namespaces()
+NO_USERS = refusal("setpriv", f"--reuid={NOBODY}", "--clear-groups", "unshare", "--user", "true")
 users = pytest.mark.skipif(bool(NO_USERS), reason=f"no user namespaces here, or no root to leave: {NO_USERS}")
 needs_landlock = pytest.mark.skipif(not landlock.version(), reason="this kernel has no Landlock")
 
