@@ -132,17 +132,17 @@ class RingWork:
         """Do what there is and wait for more, until Python is wanted for something; false if the thread was woken."""
         if handler:
             why = self._serve(vring, queue, epoch, handler, post, kick)
-            if why == _native.block.LEFT:
+            if why == _native.handover.LEFT:
                 self._batch(vring, queue, 1)
         elif self._batch(vring, queue, queue.size) or not (ring := _compiled(queue)) or not vring.handover:
             return True
         else:
             why = vring.handover.wait(ring, epoch, kick, post.waker, post.spin)
-        if why == _native.block.UNREADABLE:
+        if why == _native.handover.UNREADABLE:
             vring.check_kick()
-        elif why == _native.block.GONE:
+        elif why == _native.handover.GONE:
             raise QueueBroken("guest memory is gone: its file was truncated")
-        return why != _native.block.WOKEN
+        return why != _native.handover.WOKEN
 
     def _serve(self, vring: Vring, queue: DeviceQueue, epoch: int, handler: CompiledHandler, post: Post, kick: int) -> int:
         """Let compiled code serve the ring; why it comes back."""
@@ -150,7 +150,7 @@ class RingWork:
         if ring is None and isinstance(queue, FragileQueue) and vring.place:
             ring = vring.bare = bare_ring(vring.place, queue)
         if ring is None or not vring.handover:
-            return _native.block.LEFT
+            return _native.handover.LEFT
         vring.in_compiled = True
         try:
             why = handler.serve(ring, vring.handover, epoch, kick, post.waker, post.spin)

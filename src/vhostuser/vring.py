@@ -23,7 +23,7 @@ from .virtio.chain import DescriptorChain
 from .virtqueue import DeviceQueue, Place
 
 if TYPE_CHECKING:
-    from ._native.block import Handover
+    from ._native.handover import Handover
     from ._native.ring import SplitRing
 
 
@@ -52,7 +52,7 @@ class Vring:
     """Requests that the device keeps, and the memory in which they lie. The lock guards it."""
     completion: threading.Event = field(default_factory=threading.Event)
     """Set when the device has completed one of them."""
-    handover: Handover | None = field(default_factory=lambda: _native.block.Handover() if _native.accelerated else None)
+    handover: Handover | None = field(default_factory=lambda: _native.handover.Handover() if _native.accelerated else None)
     """What compiled code shares with the thread that serves the front-end: the eventfd `call`, and word to leave."""
     bare: SplitRing | None = None
     """What compiled code works on in place of a queue in memory that may shrink."""
