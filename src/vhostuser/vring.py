@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from . import _native
-from .bare_ring import catch_up
 from .errors import QueueBroken
-from .memory.fragile import FragileQueue
 from .memory.guest import GuestMemory
 from .transport.fds import OwnedFd
 from .transport.loop import drain
@@ -24,7 +22,6 @@ from .virtqueue import DeviceQueue, Place
 
 if TYPE_CHECKING:
     from ._native.handover import Handover
-    from ._native.ring import SplitRing
 
 
 @dataclass(slots=True, eq=False)
@@ -54,8 +51,6 @@ class Vring:
     """Set when the device has completed one of them."""
     handover: Handover | None = field(default_factory=lambda: _native.handover.Handover() if _native.accelerated else None)
     """What compiled code shares with the thread that serves the front-end: the eventfd `call`, and word to leave."""
-    bare: SplitRing | None = None
-    """What compiled code works on in place of a queue in memory that may shrink."""
     bell: Callable[[Literal["call", "err"], int], None] | None = None
     """What tells the driver where no eventfd does, if anything."""
     polled: set[str] = field(default_factory=set)
@@ -109,12 +104,6 @@ class Vring:
         if self.handover:
             self.handover.abandon()
 
-    def catch_up(self) -> None:
-        """Let the queue go on where compiled code is. `books` must be held. QueueBroken if memory is gone."""
-        ring, self.bare = self.bare, None
-        if ring is not None and isinstance(self.queue, FragileQueue):
-            catch_up(self.queue, ring)
-
     def complete(self, chain: DescriptorChain) -> None:
         """The device is done with a request that it kept. From any thread."""
         self._completed.append(chain)
@@ -122,6 +111,9 @@ class Vring:
 
     def take_completed(self) -> Iterator[DescriptorChain]:
         """What was completed and not taken yet."""
+        return self._popped() if self._completed else iter(())
+
+    def _popped(self) -> Iterator[DescriptorChain]:
         while self._completed:
             yield self._completed.popleft()
 

@@ -40,7 +40,6 @@ SIDES = {
             "tracked_split",
             "tracked_packed",
             "virtqueue",
-            "bare_ring",
             "vring",
             "ring_work",
             "kick_poller",

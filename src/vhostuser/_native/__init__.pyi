@@ -6,6 +6,7 @@ from . import handover as handover
 from . import packed as packed
 from . import ring as ring
 from . import server as server
+from . import transfer as transfer
 from . import walk as walk
 from . import window as window
 

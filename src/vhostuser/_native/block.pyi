@@ -1,9 +1,5 @@
 from .handover import Handover
-from .ring import SplitRing
 from .walk import DeviceRing
-
-def relay(ring: SplitRing, descriptors: memoryview, available: memoryview, used: memoryview) -> None: ...
-def progress(ring: SplitRing) -> tuple[int, int]: ...
 
 class BlockFile:
     durable: bool

@@ -5,14 +5,13 @@ unusual, wrong or fails is left in the ring, where Python finds it and does it o
 """
 
 cimport cython
-from cpython.memoryview cimport PyMemoryView_GET_BUFFER
 from libc.errno cimport EIO, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from .guard cimport Guard, new_guard, vhu_enter, vhu_exit
 from .handover cimport ABANDONED, EMPTY, LEFT, WOKEN, WORK, Handover, depart, idle, quiet, vhu_look, vhu_say
-from .ring cimport SplitRing
+from .transfer cimport Cursor, forward, transfer
 from .walk cimport DeviceRing, Piece, Taken
 
 cdef extern from *:
@@ -22,23 +21,8 @@ cdef extern from *:
     #endif
     #include <errno.h>
     #include <fcntl.h>
-    #include <limits.h>
     #include <stdint.h>
-    #include <sys/uio.h>
     #include <unistd.h>
-
-    static inline ssize_t vhu_move(int writes, int fd, struct iovec *parts, int count, off_t offset)
-    {
-        ssize_t done;
-        do
-            if (count == 1)
-                done = writes ? pwrite(fd, parts->iov_base, parts->iov_len, offset)
-                              : pread(fd, parts->iov_base, parts->iov_len, offset);
-            else
-                done = writes ? pwritev(fd, parts, count, offset) : preadv(fd, parts, count, offset);
-        while (done < 0 && errno == EINTR);
-        return done;
-    }
 
     static inline int vhu_sync(int fd)
     {
@@ -51,12 +35,7 @@ cdef extern from *:
 
     static inline int vhu_duplicate(int fd) { return fcntl(fd, F_DUPFD_CLOEXEC, 0); }
     """
-    cdef struct iovec:
-        void *iov_base
-        size_t iov_len
-    int IOV_MAX
     int close(int fd) nogil
-    ssize_t vhu_move(bint writes, int fd, iovec *parts, int count, int64_t offset) noexcept nogil
     int vhu_sync(int fd) noexcept nogil
     int vhu_duplicate(int fd) noexcept nogil
 
@@ -69,41 +48,6 @@ cdef enum:
     SECTOR = 512
     HEADER = 16
     ID = 20
-
-
-cdef uint8_t *start_of(view):
-    return <uint8_t *>PyMemoryView_GET_BUFFER(view).buf
-
-
-def relay(SplitRing ring not None, descriptors, available, used):
-    """Move a ring that was made over parts of our own to the memory itself, which its file may have lost.
-
-    From then on only what is guarded may touch it: `serve`, `serve_waiting`, `Handover.wait`.
-    """
-    cdef int extra = 2 if ring.event_idx else 0
-    if len(descriptors) < 16 * ring.size or len(available) < 4 + 2 * ring.size + extra or len(used) < 4 + 8 * ring.size + extra:
-        raise ValueError(f"a part of the ring is too short for {ring.size} entries")
-    ring.parts = memoryview(descriptors), memoryview(available), memoryview(used)
-    ring.descriptors, ring.available, ring.used = start_of(ring.parts[0]), start_of(ring.parts[1]), start_of(ring.parts[2])
-
-
-def progress(SplitRing ring not None):
-    """The next available index that is not done and shown, and the used index that the driver sees."""
-    return <uint16_t>(ring.base - <uint16_t>(ring.next - ring.shown)), ring.shown
-
-
-cdef struct Cursor:
-    # Where in the buffers of a request it goes on.
-    Piece *piece
-    uint32_t skip
-
-
-cdef inline void forward(Cursor *at, uint64_t size) noexcept nogil:
-    """Go on behind `size` bytes, which are there."""
-    while size and size >= at.piece.len - at.skip:
-        size -= at.piece.len - at.skip
-        at.piece, at.skip = at.piece + 1, 0
-    at.skip += <uint32_t>size
 
 
 cdef inline void copy(Cursor *at, uint8_t *bytes, uint32_t size, bint writes) noexcept nogil:
@@ -213,22 +157,9 @@ cdef class BlockFile:
 
     cdef bint move(self, Cursor *data, uint64_t sector, uint64_t size, bint writes) noexcept nogil:
         """Read or write whole sectors of the disk, all of them or false."""
-        cdef iovec parts[1024]
-        cdef int64_t offset
-        cdef ssize_t done
-        cdef int count
         if size % SECTOR or sector > self.sectors or size // SECTOR > self.sectors - sector:
             return False
-        offset = <int64_t>(sector * SECTOR)
-        while size:
-            count = lay_out(data, size, parts, min(IOV_MAX, 1024))
-            done = vhu_move(writes, self.fd, parts, count, offset)
-            if done <= 0:
-                return False
-            size, offset = size - done, offset + done
-            if size:
-                forward(data, done)
-        return True
+        return transfer(data, size, self.fd, <int64_t>(sector * SECTOR), writes) == <int64_t>size
 
     cdef bint sync(self) noexcept nogil:
         """Make durable what was written, if that has not failed before: the kernel says it once."""
@@ -238,21 +169,6 @@ cdef class BlockFile:
             vhu_say(&self.lost, errno or EIO)
             return False
         return True
-
-
-cdef inline int lay_out(Cursor *data, uint64_t size, iovec *parts, int most) noexcept nogil:
-    """The next `size` bytes of the buffers as parts, or as many of them as there may be."""
-    cdef Piece *piece = data.piece
-    cdef uint32_t skip = data.skip
-    cdef int count = 0
-    while size and count < most:
-        if piece.len > skip:
-            parts[count].iov_base = piece.at + skip
-            parts[count].iov_len = min(size, <uint64_t>(piece.len - skip))
-            size -= parts[count].iov_len
-            count += 1
-        piece, skip = piece + 1, 0
-    return count
 
 
 cdef int stay(

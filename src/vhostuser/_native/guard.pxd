@@ -28,4 +28,5 @@ cdef extern from *:
     void vhu_exit(Guard *guard) noexcept nogil
 
 cdef Guard *own_guard() noexcept nogil
+cdef Guard *ready_guard() noexcept
 cdef Guard *new_guard() noexcept

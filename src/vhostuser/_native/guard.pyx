@@ -40,14 +40,19 @@ cdef extern from *:
         vhu_passing = 0;
     }
 
-    /* See to it that this thread's faults come here, whoever has asked for them since. The GIL must be held. */
-    static inline void vhu_catch_faults(void)
+    /* Let this thread get SIGBUS; its fault would end the process otherwise. */
+    static inline void vhu_unblock(void)
     {
-        struct sigaction now, ours;
         sigset_t faults;
         sigemptyset(&faults);
         sigaddset(&faults, SIGBUS);
         pthread_sigmask(SIG_UNBLOCK, &faults, NULL);
+    }
+
+    /* See to it that faults within a guard come here, whoever has asked for them since. The GIL must be held. */
+    static inline void vhu_catch_faults(void)
+    {
+        struct sigaction now, ours;
         if (sigaction(SIGBUS, NULL, &now) || ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == vhu_on_fault))
             return;
         memset(&ours, 0, sizeof(ours));
@@ -76,6 +81,7 @@ cdef extern from *:
     """
     Guard *vhu_own() noexcept nogil
     void vhu_catch_faults()
+    void vhu_unblock()
     ssize_t vhu_copy(bint writes, void *ours, uint64_t address, size_t size) noexcept nogil
 
 
@@ -84,9 +90,16 @@ cdef Guard *own_guard() noexcept nogil:
     return vhu_own()
 
 
+cdef Guard *ready_guard() noexcept:
+    """The same, where faults come here, unless others asked for them since the last `new_guard`. The GIL must be held."""
+    return vhu_own() if vhu_own().ready else new_guard()
+
+
 cdef Guard *new_guard() noexcept:
     """The same, after another look at who gets this process's SIGBUS. The GIL must be held."""
     vhu_catch_faults()
+    if not vhu_own().ready:
+        vhu_unblock()
     vhu_own().ready = 1
     return vhu_own()
 
