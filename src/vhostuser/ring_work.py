@@ -243,13 +243,17 @@ class RingWork:
         self, vring: Vring, queue: DeviceQueue, chain: DescriptorChain, epoch: int, memory: GuestMemory | None = None
     ) -> None:
         """Give a request back, unless a stop has abandoned it. `memory` is where it lies, if it was kept."""
-        with vring.books:
+        vring.books.acquire()  # `with` takes twice as long, for each request
+        try:
             if vring.epoch == epoch and (place := vring.place):
                 if self.log or place.memory.fragile or memory:
                     self._settle_writes(memory or place.memory, chain)
-                chain.written = min(chain.written, LONGEST_WRITTEN)
+                if chain.written > LONGEST_WRITTEN:  # noqa: PLR1730  # twice as fast as min(), for each request
+                    chain.written = LONGEST_WRITTEN
                 queue.push(chain)
                 vring.pushed += 1
+        finally:
+            vring.books.release()
 
     def _settle_writes(self, memory: GuestMemory, chain: DescriptorChain) -> None:
         """What the device wrote for a request reaches fragile memory and the dirty log, before the driver is told."""

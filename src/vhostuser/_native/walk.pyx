@@ -161,6 +161,8 @@ cdef class DeviceRing:
 
     def publish(self):
         """Show the driver all that was pushed; whether to notify it."""
+        if self.guarded:
+            new_guard()  # once a batch: somebody may have asked for SIGBUS meanwhile
         return self.safely(SHOW, NULL, 0) != 0
 
     def enable_kicks(self):

@@ -16,6 +16,9 @@ from ..virtio.chain import DescriptorChain, cut
 MOST_BUFFERS: Final = os.sysconf("SC_IOV_MAX")
 """The most buffers that one system call takes."""
 
+_fill = _native.transfer.fill if _native.accelerated else None
+_drain = _native.transfer.drain if _native.accelerated else None
+
 
 def read_into(chain: DescriptorChain, fd: int, offset: int, *, start: int, size: int) -> int:
     """Fill `size` of the request's writable bytes, from `start` on, with the file's from `offset` on.
@@ -23,14 +26,14 @@ def read_into(chain: DescriptorChain, fd: int, offset: int, *, start: int, size:
     Returns how many it were: fewer where the file or the request ends, or after an error that the next call meets. `written`
     is the caller's to set. Raises OSError as preadv does.
     """
-    if _native.accelerated and (done := _native.transfer.fill(chain, fd, offset, start, size)) >= 0:
+    if _fill and (done := _fill(chain, fd, offset, start, size)) >= 0:
         return done
     return move(os.preadv, fd, cut(chain.writable, start, size), offset)
 
 
 def write_from(chain: DescriptorChain, fd: int, offset: int, *, start: int, size: int) -> int:
     """Write `size` of the request's readable bytes, from `start` on, to the file from `offset` on: as `read_into`."""
-    if _native.accelerated and (done := _native.transfer.drain(chain, fd, offset, start, size)) >= 0:
+    if _drain and (done := _drain(chain, fd, offset, start, size)) >= 0:
         return done
     return move(os.pwritev, fd, cut(chain.readable, start, size), offset)
 
