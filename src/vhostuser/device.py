@@ -13,7 +13,7 @@ from .shared_memory import SharedMemory
 from .virtio.chain import DescriptorChain
 
 if TYPE_CHECKING:
-    from ._native.block import Handover
+    from ._native.handover import Handover
     from ._native.walk import DeviceRing
 
 
@@ -40,7 +40,7 @@ class CompiledHandler(Protocol):
     """What serves the ordinary requests of a device without Python."""
 
     def serve(self, ring: DeviceRing, handover: Handover, epoch: int, kick: int, waker: int, spin: int) -> int:
-        """Serve a ring until something is wanted of Python; why, as `_native.block` numbers it."""
+        """Serve a ring until something is wanted of Python; why, as `_native.handover` numbers it."""
 
 
 class Device:

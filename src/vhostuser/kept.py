@@ -44,6 +44,9 @@ class Kept:
 
     def take(self) -> Iterator[tuple[DescriptorChain, GuestMemory]]:
         """What may be given back by now. One that was completed and is not kept any more is forgotten."""
+        return self._due() if self._rows or self._completed else iter(())
+
+    def _due(self) -> Iterator[tuple[DescriptorChain, GuestMemory]]:
         step = self._next_in_order if self.in_order else self._next
         while self._rows or self._completed:
             row = step()

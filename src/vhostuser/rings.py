@@ -196,7 +196,6 @@ class Rings:
             vring.pushed += 1  # perhaps: compiled code does not count what it gives back
             if vring.queue is not None:
                 try:
-                    vring.catch_up()
                     self.work.publish(vring, vring.queue)
                 except QueueBroken as error:
                     log.warning("queue %d: %s", vring.index, error)

@@ -184,13 +184,25 @@ class Place:
 
     def _queue(self, first: int) -> LaidQueue:
         parts = self._parts(self.memory.ring_part)
-        if not any(part.fragile for part in parts):
+        if not (self.memory.fragile if _native.accelerated else any(part.fragile for part in parts)):
             views = self._parts(self.memory.at_user)
             return new_device_queue(self.size, *views, self.memory, self.features, base=first)
-        indirect, event_idx = (_has(self.features, bit) for bit in (Feature.RING_INDIRECT_DESC, Feature.RING_EVENT_IDX))
-        if self.is_packed:
-            return FragilePackedQueue(self.size, *parts, self.memory, base=first, indirect=indirect)
-        return FragileQueue(self.size, *parts, self.memory, base=first, indirect=indirect, event_idx=event_idx)
+        fragile = FragilePackedQueue if self.is_packed else FragileQueue
+        indirect = _has(self.features, Feature.RING_INDIRECT_DESC)
+        queue = fragile(self.size, *parts, self.memory, base=first, indirect=indirect)
+        return self._guarded(queue, first) if _native.accelerated else queue
+
+    def _guarded(self, queue: FragileQueue | FragilePackedQueue, first: int) -> DeviceRing:
+        """A compiled queue over memory that may shrink, and `queue` for what is not plain."""
+        event_idx = _has(self.features, Feature.RING_EVENT_IDX)
+        views, table = self._parts(self.memory.bare_at_user), _native.walk.RegionTable(self.memory.shown)
+        if isinstance(queue, FragilePackedQueue):
+            return _native.packed.PackedRing(
+                self.size, *views, self.memory, table, base=first, indirect=queue.indirect, event_idx=event_idx, pure=queue
+            )
+        return _native.ring.SplitRing(
+            self.size, *views, self.memory, table, base=first, indirect=queue.indirect, event_idx=event_idx, pure=queue
+        )
 
     def written_views(self) -> list[memoryview]:
         """What the device writes besides the used part, as the dirty log can place it: a packed ring's descriptors."""

@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from . import _native
-from .bare_ring import catch_up
 from .errors import QueueBroken
 from .kept import Kept
-from .memory.fragile import FragileQueue
 from .transport.fds import OwnedFd
 from .transport.loop import drain
 from .transport.socket import wait
@@ -22,8 +20,7 @@ from .virtio.chain import DescriptorChain
 from .virtqueue import DeviceQueue, Place
 
 if TYPE_CHECKING:
-    from ._native.block import Handover
-    from ._native.ring import SplitRing
+    from ._native.handover import Handover
 
 
 @dataclass(slots=True, eq=False)
@@ -51,10 +48,8 @@ class Vring:
     """Requests that the device keeps."""
     completion: threading.Event = field(default_factory=threading.Event)
     """Set when the device has completed one of them."""
-    handover: Handover | None = field(default_factory=lambda: _native.block.Handover() if _native.accelerated else None)
+    handover: Handover | None = field(default_factory=lambda: _native.handover.Handover() if _native.accelerated else None)
     """What compiled code shares with the thread that serves the front-end: the eventfd `call`, and word to leave."""
-    bare: SplitRing | None = None
-    """What compiled code works on in place of a queue in memory that may shrink."""
     bell: Callable[[Literal["call", "err"], int], None] | None = None
     """What tells the driver where no eventfd does, if anything."""
     polled: set[str] = field(default_factory=set)
@@ -117,12 +112,6 @@ class Vring:
         self.epoch += 1
         if self.handover:
             self.handover.abandon()
-
-    def catch_up(self) -> None:
-        """Let the queue go on where compiled code is. `books` must be held. QueueBroken if memory is gone."""
-        ring, self.bare = self.bare, None
-        if ring is not None and isinstance(self.queue, FragileQueue):
-            catch_up(self.queue, ring)
 
     def complete(self, chain: DescriptorChain) -> None:
         """The device is done with a request that it kept. From any thread."""

@@ -41,7 +41,6 @@ SIDES = {
             "tracked_split",
             "tracked_packed",
             "virtqueue",
-            "bare_ring",
             "kept",
             "vring",
             "ring_work",
