@@ -17,6 +17,7 @@ from typing import Final
 from ..backend import Backend
 from ..device import Device
 from ..devices.fs.options import Handles, ShareOptions
+from ..devices.fs.share import share_directory
 from ..limited_log import printable
 from ..sandbox import landlock
 from ..sandbox.confine import Inside, Mode, enter
@@ -47,8 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def share_device(root: OwnedFd, fds: OwnedFd, options: ShareOptions) -> AbstractContextManager[Device]:
     """The device that serves a directory."""
-    with root, fds:
-        raise CommandError("this version has no file system device yet", "try: virtiofsd")
+    return share_directory(root, options, fds=fds)
 
 
 def share(device: Factory, argv: list[str] | None) -> int:

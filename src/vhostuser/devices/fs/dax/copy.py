@@ -1,6 +1,6 @@
 """A window of our own memory, into which files are read: no front-end sees more of it than one mapping.
 
-What the guest may store into is kept twice: as the file is known to be, and as the guest sees it. A page that differs is
+What the guest may store into is kept twice: as the file is known to be, and as the guest sees it. Bytes that differ are
 written back. So what the guest did not touch never overwrites what others wrote, and no store is missed, whenever it comes.
 """
 
@@ -19,13 +19,17 @@ from ....errors import VhostUserError
 from ....limited_log import LimitedLog
 from ....memory.mapping import MAP_NORESERVE, map_file, sealed_file
 from ....shared_memory import SharedMemory
+from ..mapping import MappedFile
 from .segments import Segment, Segments
-from .window import Key, MappedFile
 
 log = logging.getLogger(__name__)
+Key = tuple[int, int]
+"""st_dev and st_ino: mappings of the same file are one."""
 ALIGNMENT: Final = 21
 """2 MiB, the ranges of Linux."""
 PAGE: Final = mmap.PAGESIZE
+CELL: Final = 64
+"""Bytes that are compared at a time in a page that was stored into."""
 _MADV_POPULATE_WRITE: Final = 23
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -60,8 +64,8 @@ class _File:
 class CopyWindow:
     """A window whose bytes are copies. `region` gives the shared memory region, once the device has it.
 
-    With `write` what the guest stores gets back to the files: at `write_back`, `remove` and `end`, page by page, as far as a
-    file reaches then. Without it no file is mapped to be stored into.
+    With `write` what the guest stores gets back to the files: at `write_back`, `remove` and `end`, as far as a file
+    reaches then. Without it no file is mapped to be stored into.
     """
 
     alignment = ALIGNMENT
@@ -162,7 +166,7 @@ class CopyWindow:
         with self._lock:
             (old, _), (new, _) = owner.seen, owner.look()
             if old != new:  # behind the old end, or the new one, there are zeroes
-                start, end = min(start, old, new), max(end, old, new)
+                start, end = min(start, old, new), -(-max(end, old, new) // PAGE) * PAGE
             for segment in list(self._of(owner)):
                 if part := segment.of_file(start, end):
                     self._show(part)
@@ -287,19 +291,45 @@ class CopyWindow:
         return error
 
     def _store(self, part: Segment[_File]) -> None:
-        """Write back the pages of a part that differ from the file as it is known, up to the file's end."""
+        """Write back the bytes of a part that differ from the file as it is known, up to the file's end."""
         start, end = part.moffset, part.end
         if self._view[start:end] == self._known[start:end]:
             return
-        fd = part.file.fd.fileno()
-        size = os.fstat(fd).st_size
+        fd, shift = part.file.fd.fileno(), part.foffset - start
+        end = min(end, os.fstat(fd).st_size - shift)
         for at in range(start, end, PAGE):
-            foffset = part.foffset + at - start
-            page = bytes(self._view[at : min(at + PAGE, end, at + max(0, size - foffset))])
-            if page and page != self._known[at : at + len(page)]:
-                _write_all(fd, page, foffset)
-                self._known[at : at + len(page)] = page
+            page = bytes(self._view[at : min(at + PAGE, end)])
+            for first, last in _differences(page, self._known[at : at + len(page)]):
+                data = page[first:last]
+                _write_all(fd, data, at + first + shift)
+                self._known[at + first : at + last] = data
+                self._show_elsewhere(part, at + first, data)
         part.file.seen = part.file.look()
+
+    def _show_elsewhere(self, part: Segment[_File], at: int, data: bytes) -> None:
+        """Show what was stored in `part` at a place of the window wherever else the window has these bytes of the file."""
+        start = at - part.moffset + part.foffset
+        for other in self._of(part.file):
+            there = other.of_file(start, start + len(data))
+            if there and there.moffset != at:
+                self._show(there)
+
+
+def _differences(page: bytes, known: memoryview) -> list[tuple[int, int]]:
+    """Where a page differs: ranges of it, each from one byte that differs to another, with less than CELL alike between."""
+    found: list[tuple[int, int]] = []
+    if page == known:
+        return found
+    for cell in range(0, len(page), CELL):
+        ours, theirs = page[cell : cell + CELL], known[cell : cell + CELL]
+        if ours == theirs:
+            continue
+        places = [cell + at for at, byte in enumerate(ours) if byte != theirs[at]]
+        if found and places[0] - found[-1][1] < CELL:
+            found[-1] = (found[-1][0], places[-1] + 1)
+        else:
+            found.append((places[0], places[-1] + 1))
+    return found
 
 
 def _read_all(fd: int, size: int, offset: int) -> bytes:
