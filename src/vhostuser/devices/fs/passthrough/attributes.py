@@ -29,6 +29,7 @@ class Attributes:
 
     def __init__(self, state: State, uids: Ids | None, gids: Ids | None) -> None:
         self._state, self._uids, self._gids = state, uids, gids
+        self._translated = uids is not None or gids is not None
         seconds = TIMEOUTS[state.options.cache]
         self.seconds, self.nanoseconds = int(seconds), int(seconds % 1 * _SECOND)
         entry = s.EntryOut(0, 0, self.seconds, self.seconds, self.nanoseconds, self.nanoseconds, _ATTR)
@@ -43,16 +44,19 @@ class Attributes:
         """An AttrOut."""
         return self._attr + self.attr(found, self._flags(inode, None))
 
+    def ids(self, uid: int, gid: int) -> tuple[int, int]:
+        """The guest's ids for those of the host."""
+        guest_uid = uid if self._uids is None else self._uids.to_guest(uid)
+        return guest_uid, gid if self._gids is None else self._gids.to_guest(gid)
+
     def attr(self, found: os.stat_result, flags: int) -> bytes:
         """An Attr."""
         mode, ino, _, nlink, uid, gid, size = found[:7]
         atime, atimensec = divmod(found.st_atime_ns, _SECOND)
         mtime, mtimensec = divmod(found.st_mtime_ns, _SECOND)
         ctime, ctimensec = divmod(found.st_ctime_ns, _SECOND)
-        if self._uids is not None:
-            uid = self._uids.to_guest(uid)
-        if self._gids is not None:
-            gid = self._gids.to_guest(gid)
+        if self._translated:
+            uid, gid = self.ids(uid, gid)
         return _pack(
             ino,
             size,

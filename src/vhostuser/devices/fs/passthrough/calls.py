@@ -7,7 +7,7 @@ import errno
 import os
 import platform
 from collections.abc import Sequence
-from ctypes import c_char_p, c_int, c_int64, c_size_t, c_uint, c_void_p
+from ctypes import c_char_p, c_int, c_int64, c_long, c_size_t, c_uint, c_void_p
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -37,9 +37,9 @@ def failed(number: int) -> OSError:
 
 
 def _call(name: str, *arguments: type) -> ctypes._NamedFuncPointer:
-    function = getattr(_libc, name)
+    function = _libc[name]  # one of its own: `syscall` is called in several ways
     function.argtypes = arguments
-    return function  # type: ignore[no-any-return]  # what a CDLL has is of this type
+    return function
 
 
 def _checked(result: int) -> int:
@@ -148,7 +148,9 @@ _ID_CALLS: Final = {
     "s390x": _IdCalls(208, 210, 206),
 }
 _IDS: Final = _ID_CALLS.get(platform.machine())
-_syscall: Final = _libc.syscall
+_change_ids: Final = _call("syscall", c_long, c_long, c_long, c_long)
+_change_groups: Final = _call("syscall", c_long, c_size_t, c_void_p)
+_KEEP: Final = -1
 
 
 def can_change_ids() -> bool:
@@ -164,18 +166,18 @@ def _id_call() -> _IdCalls:
 
 def set_uid(uid: int) -> None:
     """The effective user of this thread."""
-    _checked(_syscall(_id_call().setresuid, c_int(-1), c_uint(uid), c_int(-1)))
+    _checked(_change_ids(_id_call().setresuid, _KEEP, uid, _KEEP))
 
 
 def set_gid(gid: int) -> None:
     """The effective group of this thread."""
-    _checked(_syscall(_id_call().setresgid, c_int(-1), c_uint(gid), c_int(-1)))
+    _checked(_change_ids(_id_call().setresgid, _KEEP, gid, _KEEP))
 
 
 def set_groups(groups: Sequence[int]) -> None:
     """The supplementary groups of this thread."""
     array = (c_uint * len(groups))(*groups)
-    _checked(_syscall(_id_call().setgroups, c_size_t(len(groups)), array))
+    _checked(_change_groups(_id_call().setgroups, len(groups), array))
 
 
 def capabilities() -> list[int]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack
+from functools import cached_property
 from types import TracebackType
-from typing import Final
+from typing import Final, NamedTuple
 
 from ....fuse import structs as s
 from ....fuse.numbers import Extension, InitFlag
@@ -45,49 +44,6 @@ def stand_alone() -> None:
         _thread.alone = True
 
 
-class Umask:
-    """Creates files with this umask."""
-
-    __slots__ = ("_mask", "_old")
-
-    def __init__(self, mask: int) -> None:
-        self._mask, self._old = mask & 0o777, 0
-
-    def __enter__(self) -> None:
-        stand_alone()
-        self._old = os.umask(self._mask)
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        os.umask(self._old)
-
-
-class User:
-    """Acts with these ids and supplementary groups. OSError if it can't; then nothing has changed."""
-
-    __slots__ = ("_uid", "_gid", "_groups", "_undo")
-
-    def __init__(self, uid: int, gid: int, groups: Sequence[int]) -> None:
-        self._uid, self._gid, self._groups = uid, gid, groups
-        self._undo = ExitStack()
-
-    def __enter__(self) -> None:
-        with ExitStack() as undo:
-            ours = os.getgroups()
-            if set(ours) != set(self._groups):
-                calls.set_groups(self._groups)
-                undo.callback(calls.set_groups, ours)
-            if self._gid != (gid := os.getegid()):
-                calls.set_gid(self._gid)
-                undo.callback(calls.set_gid, gid)
-            if self._uid != (uid := os.geteuid()):
-                calls.set_uid(self._uid)
-                undo.callback(calls.set_uid, uid)
-            self._undo = undo.pop_all()
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self._undo.close()
-
-
 class WithoutFsetid:
     """Acts without CAP_FSETID, if there: what is written then loses suid and sgid bits."""
 
@@ -104,15 +60,71 @@ class WithoutFsetid:
             calls.set_capabilities(self._old)
 
 
+class Ours(NamedTuple):
+    """The effective ids and the supplementary groups that the threads of the daemon have."""
+
+    uid: int
+    gid: int
+    groups: list[int]
+
+
+class Acting:
+    """Acts with an umask and, if they are given, with other ids. OSError if it can't; then nothing has changed."""
+
+    __slots__ = ("_mask", "_ours", "_theirs")
+
+    def __init__(self, mask: int, ours: Ours, theirs: Ours | None) -> None:
+        self._mask, self._ours, self._theirs = mask, ours, theirs
+
+    def __enter__(self) -> None:
+        if not _thread.alone:
+            stand_alone()
+        if self._theirs is not None:
+            _become(self._theirs, self._ours)
+        self._mask = os.umask(self._mask)
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        os.umask(self._mask)
+        if self._theirs is not None:
+            _return(self._ours, self._theirs)
+
+
+def _become(theirs: Ours, ours: Ours) -> None:
+    """The user last: without it nothing may be changed. If that fails, all is as before."""
+    try:
+        if theirs.groups != ours.groups:
+            calls.set_groups(theirs.groups)
+        if theirs.gid != ours.gid:
+            calls.set_gid(theirs.gid)
+        if theirs.uid != ours.uid:
+            calls.set_uid(theirs.uid)
+    except BaseException:
+        _return(ours, theirs)
+        raise
+
+
+def _return(ours: Ours, theirs: Ours) -> None:
+    if theirs.uid != ours.uid:
+        calls.set_uid(ours.uid)
+    if theirs.gid != ours.gid:
+        calls.set_gid(ours.gid)
+    if theirs.groups != ours.groups:
+        calls.set_groups(ours.groups)
+
+
 class Creators:
     """For a request that makes a file: who does it. When the daemon is not root it makes all of them its own."""
 
     def __init__(self, state: State, uids: Ids | None, gids: Ids | None) -> None:
         self._state, self._uids, self._gids = state, uids, gids
-        self.switch = os.geteuid() == 0
-        if self.switch and not calls.can_change_ids():
+
+    @cached_property
+    def _ours(self) -> Ours:
+        """Ours when the first file is made: until then the daemon may give up what it has."""
+        ours = Ours(os.geteuid(), os.getegid(), os.getgroups())
+        if ours.uid == 0 and not calls.can_change_ids():
             raise failed(errno.ENOSYS)
-        self._plain = (os.geteuid(), os.getegid()) if not os.getgroups() else None
+        return ours
 
     def ids(self, uid: int, gid: int) -> tuple[int, int]:
         """The host's ids for those of the guest; no id stays none."""
@@ -120,14 +132,15 @@ class Creators:
         host_gid = self._gids.to_host(gid) if self._gids is not None and gid != _KEEP else gid
         return host_uid, host_gid
 
-    def enter(self, call: Call, umask: int, undo: ExitStack) -> None:
-        """Act as who sent the request, until `undo` is closed."""
-        undo.enter_context(Umask(umask if self._state.agreed & InitFlag.DONT_MASK else 0))
-        if self.switch:
-            ids = self.ids(call.header.uid, call.header.gid)
-            groups = self._groups(call)
-            if groups or ids != self._plain:
-                undo.enter_context(User(*ids, groups))
+    def acting(self, call: Call, umask: int) -> Acting:
+        """To act as who sent the request."""
+        ours, header = self._ours, call.header
+        mask = umask & 0o777 if self._state.agreed & InitFlag.DONT_MASK else 0
+        if ours.uid != 0:
+            return Acting(mask, ours, None)
+        groups = self._groups(call) if header.total_extlen else []
+        theirs = Ours(*self.ids(header.uid, header.gid), groups)
+        return Acting(mask, ours, None if theirs == ours else theirs)
 
     def mode(self, mode: int, umask: int) -> int:
         """The mode of a new file, when the umask is not for the host's kernel to apply."""
@@ -135,7 +148,7 @@ class Creators:
 
     def _groups(self, call: Call) -> list[int]:
         """The supplementary groups that a request names."""
-        if not call.header.total_extlen or not self._state.agreed & InitFlag.CREATE_SUPP_GROUP:
+        if not self._state.agreed & InitFlag.CREATE_SUPP_GROUP:
             return []
         rest, groups = call.data[-call.header.total_extlen * _UNIT :], list[int]()
         while len(rest) >= _HEADER.size:

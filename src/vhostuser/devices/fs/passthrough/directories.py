@@ -110,13 +110,24 @@ def _entries(directory: OpenDirectory, offset: int) -> Iterator[Entry]:
         directory.ahead.clear()
         os.lseek(directory.fd.number, offset, os.SEEK_SET)
         directory.position = offset
+    given = False
     while True:
+        given = given or bool(directory.ahead)
         while directory.ahead:
             yield directory.ahead.pop()
-        data = calls.getdents(directory.fd.number, CHUNK)
-        if not data:
+        directory.ahead = _parsed(_chunk(directory, given))
+        if not directory.ahead:
             return
-        directory.ahead = _parsed(data)
+
+
+def _chunk(directory: OpenDirectory, given: bool) -> bytes:
+    """What the kernel says comes next. An error is for the next request to tell, if entries were given to this one."""
+    try:
+        return calls.getdents(directory.fd.number, CHUNK)
+    except OSError:
+        if given:
+            return b""
+        raise
 
 
 def _parsed(data: bytes) -> list[Entry]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import ExitStack
 from typing import Final, Protocol
 
 from ....fuse import structs as s
-from ....fuse.numbers import FopenFlag, OpenFlag, WriteFlag
+from ....fuse.numbers import FopenFlag, InitFlag, OpenFlag, WriteFlag
 from ....fuse.rules import Call
 from ..options import Cache
 from .attributes import Attributes
 from .calls import failed
+from .capability import Capability
 from .credentials import Creators, WithoutFsetid
 from .inodes import Fd, Inode
 from .names import Lookups
@@ -28,6 +28,9 @@ FOPEN: Final = {
     Cache.METADATA: FopenFlag.DIRECT_IO,
 }
 """What the guest's kernel is told of an open file."""
+
+
+_open_out: Final = s.OpenOut.STRUCT.pack
 
 
 class Outgoing(Protocol):
@@ -51,26 +54,36 @@ class Incoming(Protocol):
 class Files:
     """OPEN, CREATE, TMPFILE, READ, WRITE, RELEASE."""
 
-    def __init__(self, state: State, attributes: Attributes, lookups: Lookups, creators: Creators) -> None:
+    def __init__(
+        self, state: State, attributes: Attributes, lookups: Lookups, creators: Creators, capability: Capability
+    ) -> None:
         self._state, self._attributes, self._lookups, self._creators = state, attributes, lookups, creators
+        self._capability = capability
         self._fopen = FOPEN[state.options.cache]
+        direct, noatime = state.options.allow_direct_io, state.options.preserve_noatime
+        self._ignored = (0 if direct else os.O_DIRECT) | (0 if noatime else os.O_NOATIME)
 
-    def open(self, call: Call) -> s.OpenOut:
+    def open(self, call: Call) -> bytes:
         """Open an inode."""
         given, inode = arguments(call, s.OpenIn), self._state.inode(call)
         if inode.type != stat.S_IFREG:
             raise failed(errno.EISDIR if inode.type == stat.S_IFDIR else errno.EBADF)
-        return s.OpenOut(self._open(inode, given.flags, given.open_flags), self._fopen, 0)
+        return _open_out(self._open(inode, given.flags, given.open_flags), self._fopen, 0)
 
     def _open(self, inode: Inode, flags: int, open_flags: int) -> int:
         """The `fh` of an inode that is opened anew."""
         flags = self._flags(flags)
+        if self._state.options.readonly and flags & (os.O_ACCMODE | os.O_TRUNC):
+            raise failed(errno.EROFS)
         if flags & os.O_TRUNC:
             self._state.before(inode)
-        with ExitStack() as undo:
-            if open_flags & OpenFlag.KILL_SUIDGID:
-                undo.enter_context(WithoutFsetid())
+        if open_flags & OpenFlag.KILL_SUIDGID:
+            with WithoutFsetid():
+                fd = self._state.reopen(inode, flags)
+        else:
             fd = self._state.reopen(inode, flags)
+        if flags & os.O_TRUNC:
+            self._capability.drop(fd)
         return self._state.opened.add_file(OpenFile(inode, fd))
 
     def _flags(self, flags: int) -> int:
@@ -78,16 +91,11 @@ class Files:
 
         With a write-back cache its kernel reads what is only written, and knows itself where the end is.
         """
-        options = self._state.options
-        if self._state.writeback:
+        if self._state.agreed & InitFlag.WRITEBACK_CACHE:
             flags &= ~os.O_APPEND
             if flags & os.O_ACCMODE == os.O_WRONLY:
                 flags = flags & ~os.O_ACCMODE | os.O_RDWR
-        if not options.allow_direct_io:
-            flags &= ~os.O_DIRECT
-        if not options.preserve_noatime:
-            flags &= ~os.O_NOATIME
-        return flags
+        return flags & ~self._ignored
 
     def create(self, call: Call) -> bytes:
         """Make a file and open it, or open the one that is there. The answer is an EntryOut and an OpenOut."""
@@ -110,10 +118,7 @@ class Files:
     def _make(self, call: Call, given: s.CreateIn, directory: int, name: bytes, how: int) -> Fd:
         flags = self._flags(given.flags) & _CREATED | how | os.O_CLOEXEC | os.O_NONBLOCK
         mode = self._creators.mode(given.mode, given.umask) & 0o7777
-        with ExitStack() as undo:
-            if given.open_flags & OpenFlag.KILL_SUIDGID:
-                undo.enter_context(WithoutFsetid())
-            self._creators.enter(call, given.umask, undo)
+        with self._creators.acting(call, given.umask):
             return self._state.kept(os.open(name, flags, mode, dir_fd=directory))
 
     def _made(self, parent: Inode, fd: Fd) -> bytes:
@@ -122,7 +127,7 @@ class Files:
         path = os.open(b"%d" % fd.number, os.O_PATH | os.O_CLOEXEC, dir_fd=self._state.proc.number)
         inode = self._state.adopt(self._state.kept(path), found, parent.mount)
         fh = self._state.opened.add_file(OpenFile(inode, fd))
-        return self._attributes.entry(inode, parent, found) + s.OpenOut(fh, self._fopen, 0).pack()
+        return self._attributes.entry(inode, parent, found) + _open_out(fh, self._fopen, 0)
 
     def _existing(self, parent: Inode, name: bytes, given: s.CreateIn) -> bytes:
         """The answer of a file that was there."""
@@ -131,11 +136,12 @@ class Files:
             if inode.type != stat.S_IFREG:
                 raise failed(errno.EISDIR if inode.type == stat.S_IFDIR else errno.EBADF)
             fh = self._open(inode, given.flags, given.open_flags)
-            found = os.fstat(self._state.opened.file(fh, inode.nodeid).fd.number)
+            file = self._state.opened.file(fh, inode.nodeid)
+            found = os.fstat(file.fd.number)
         except OSError:
             self._state.inodes.forget(inode.nodeid, 1)
             raise
-        return self._attributes.entry(inode, parent, found) + s.OpenOut(fh, self._fopen, 0).pack()
+        return self._attributes.entry(inode, parent, found) + _open_out(fh, self._fopen, 0)
 
     def read(self, call: Call, room: Outgoing) -> int:
         """Move bytes of a file to the guest; how many."""
@@ -152,8 +158,10 @@ class Files:
         file = self._state.opened.file(given.fh, call.header.nodeid)
         if given.size > source.size:
             raise failed(errno.EINVAL)
-        check_range(given.offset, given.size)
+        if given.offset > OFFSET_MAX - given.size:
+            raise failed(errno.EFBIG)
         self._state.before(file.inode)
+        self._capability.drop(file.fd)
         if not given.write_flags & WriteFlag.KILL_SUIDGID:
             return source.pwritev(file.fd.number, given.size, given.offset)
         with WithoutFsetid():

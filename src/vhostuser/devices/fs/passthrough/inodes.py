@@ -23,18 +23,32 @@ _NEVER: Final = 1 << 62
 
 
 class Fd:
-    """An fd that is closed when nobody refers to it any more."""
+    """An fd that is closed when nobody refers to it any more, or by `close`.
+
+    So its number is good only while a variable holds it: `f(g().number)` hands over the number of a closed file.
+    """
 
     __slots__ = ("number", "__weakref__")
 
     def __init__(self, number: int) -> None:
         self.number = number
 
+    def detach(self) -> int:
+        """Hand the number over: the caller closes it."""
+        number, self.number = self.number, -1
+        return number
+
+    def close(self) -> None:
+        """Close it, unless it already is."""
+        if self.number >= 0:
+            os.close(self.detach())
+
     def __del__(self) -> None:
-        try:
-            os.close(self.number)
-        except OSError:  # FLUSH has said so, or FSYNC will
-            return
+        if self.number >= 0:
+            try:
+                os.close(self.number)
+            except OSError:  # FLUSH has said so, or FSYNC will
+                return
 
 
 class Inode:

@@ -43,7 +43,8 @@ class Lookups:
         if self._state.window is None:
             return known, found
         self._state.before(known)
-        return known, os.fstat(self._state.at(known).number)
+        fd = self._state.at(known)
+        return known, os.fstat(fd.number)
 
     def _meet(self, parent: Inode, directory: int, name: bytes) -> tuple[Inode, os.stat_result]:
         """The same of an inode that is new, or one that has no fd."""
@@ -66,4 +67,5 @@ class Lookups:
 
     def readlink(self, call: Call) -> bytes:
         """What a symbolic link says."""
-        return os.readlink(b"", dir_fd=self._state.at(self._state.inode(call)).number)
+        at = self._state.at(self._state.inode(call))
+        return os.readlink(b"", dir_fd=at.number)

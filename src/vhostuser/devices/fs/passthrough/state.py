@@ -9,7 +9,7 @@ import resource
 import stat
 from typing import Final, Protocol, TypeVar
 
-from ....fuse.numbers import ROOT_ID, InitFlag
+from ....fuse.numbers import ROOT_ID
 from ....fuse.rules import Call
 from ....protocol.layout import Payload
 from ....transport.fds import OwnedFd
@@ -113,6 +113,7 @@ class State:
         self.opened.clear()
         self.inodes.clear()
         self._mounts = {}
+        self.proc.close()
         self._root.close()
 
     def _count_fds(self) -> None:
@@ -130,11 +131,6 @@ class State:
         open_fd = open_by_handle(self._mounts[handle.mount].number, handle.handle, PATH)
         os.close(open_fd)
 
-    @property
-    def writeback(self) -> bool:
-        """Whether the guest's kernel keeps what was written, and says later what to write."""
-        return bool(self.agreed & InitFlag.WRITEBACK_CACHE)
-
     def inode(self, call: Call) -> Inode:
         """The inode of a request. OSError, EBADF, if there is none."""
         return self.inodes.get(call.header.nodeid)
@@ -143,9 +139,10 @@ class State:
         """A file of the inode, opened by O_PATH. OSError, ESTALE, if it was deleted and is not held."""
         if inode.fd is not None:
             return inode.fd
-        if inode.handle is None:
+        mount = self._mounts.get(inode.handle.mount) if inode.handle is not None else None
+        if inode.handle is None or mount is None:
             raise failed(errno.ESTALE)
-        return self.kept(open_by_handle(self._mounts[inode.handle.mount].number, inode.handle.handle, PATH))
+        return self.kept(open_by_handle(mount.number, inode.handle.handle, PATH))
 
     def kept(self, fd: int) -> Fd:
         """The owner of an fd that was just opened. OSError, EMFILE, if it is one too many."""
@@ -158,7 +155,10 @@ class State:
         """The inode's file, opened anew with the flags of an open(2). OSError, EBADF, if it is none to be opened."""
         if inode.type not in OPENABLE:
             raise failed(errno.EBADF)
-        at = self.at(inode)
+        return self.reopen_at(self.at(inode), flags)
+
+    def reopen_at(self, at: Fd, flags: int) -> Fd:
+        """The same of a file that was opened by O_PATH, and is one to be opened."""
         flags = flags & _MEANT | os.O_NONBLOCK | os.O_CLOEXEC
         return self.kept(os.open(b"%d" % at.number, flags, dir_fd=self.proc.number))
 
