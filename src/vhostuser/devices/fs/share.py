@@ -16,8 +16,9 @@ def share_directory(root: OwnedFd, options: ShareOptions, *, fds: OwnedFd | None
 
     `fds` is /proc/self/fd (O_PATH), for who has no /proc any more when the device is made.
     """
+    names, uids, gids = options.xattrmap, options.uids, options.gids
     if options.dax is Dax.OFF:
-        return FuseDevice(Share(root, options, fds=fds), options)
+        return FuseDevice(Share(root, options, xattr_names=names, uids=uids, gids=gids, fds=fds), options)
     if options.dax is Dax.DIRECT:
         raise LocalProtocolError("DAX direct is not done yet", field="dax", value="direct", limit="copy")
 
@@ -25,6 +26,6 @@ def share_directory(root: OwnedFd, options: ShareOptions, *, fds: OwnedFd | None
         return device.shm[CACHE_REGION]
 
     window = CopyWindow(options.dax_window, region, write=options.dax_write)
-    share = Share(root, options, window=window, fds=fds)
+    share = Share(root, options, window=window, xattr_names=names, uids=uids, gids=gids, fds=fds)
     device = FuseDevice(share, options, window)
     return device

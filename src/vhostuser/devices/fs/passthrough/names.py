@@ -40,11 +40,8 @@ class Lookups:
         known = self._state.inodes.find((found.st_dev, found.st_ino, mount))
         if known is None:
             return self._meet(parent, at.number, name)
-        if self._state.window is None:
-            return known, found
-        self._state.before(known)
-        fd = self._state.at(known)
-        return known, os.fstat(fd.number)
+        self._state.seen(known, found)
+        return known, found
 
     def _meet(self, parent: Inode, directory: int, name: bytes) -> tuple[Inode, os.stat_result]:
         """The same of an inode that is new, or one that has no fd."""
