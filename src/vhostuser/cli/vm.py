@@ -8,12 +8,14 @@ from typing import Final
 
 from .outcome import CommandError, Exit, put
 from .vm_fetch import vm_fetch
+from .vm_run import vm_run
 
-COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {"fetch": vm_fetch}
+COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {"fetch": vm_fetch, "run": vm_run}
 OVERVIEW: Final = """\
-usage: vhu vm fetch ...
+usage: vhu vm fetch | run ...
 
-  fetch    get QEMU >= 11.1 and a Linux guest into the cache: no root, nothing installed, about 350 MB
+  fetch    get QEMU >= 11.1 and a Linux guest into the cache: no root, nothing installed, about 300 MB
+  run      boot a guest with a shared directory, a disk, persistent memory; for one command or a shell
 
 Each takes --help."""
 
