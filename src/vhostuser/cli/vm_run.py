@@ -66,7 +66,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--pmem", metavar="FILE", help="a file as persistent memory")
     parser.add_argument("--blk", metavar="FILE", help="a file as a disk")
-    parser.add_argument("--memory", type=checked(_memory), default=512 * MIB, metavar="SIZE", help="default 512M")
+    parser.add_argument("--memory", type=checked(memory), default=512 * MIB, metavar="SIZE", help="default 512M")
     parser.add_argument("--cpus", type=between(1, 255), default=1, metavar="N", help="default 1")
     parser.add_argument("--accel", choices=("tcg", "kvm"), default="tcg", help="tcg (the default) works everywhere")
     parser.add_argument("--timeout", type=checked(seconds), metavar="SECONDS", help="for CMD, once the guest has booted")
@@ -80,7 +80,8 @@ def _window(text: str) -> int:
     return found
 
 
-def _memory(text: str) -> int:
+def memory(text: str) -> int:
+    """A guest's memory in bytes; ValueError if it is none."""
     found = size(text)
     if found < LEAST_MEMORY or found % MIB:
         raise ValueError(f"{text} is no multiple of 1M of at least 128M")

@@ -26,6 +26,8 @@ export PATH=/bin HOME=/root
 mkdir -p /dev/pts /dev/shm
 mount -t devpts pts /dev/pts
 mount -t tmpfs tmp /tmp
+ln -s /proc/self/fd /dev/fd
+for name in 0:stdin 1:stdout 2:stderr; do ln -s fd/${name%:*} /dev/${name#*:}; done
 until [ -c /dev/vport*p3 ]; do sleep 0.02; done
 port=$(echo /dev/vport*p3)
 port=${port%3}
