@@ -9,6 +9,7 @@ from xml.etree import ElementTree as Tree
 
 import pytest
 
+from vhostuser.cli.vm_run import back_ends_of, parser_of_run
 from vhostuser.vm.domain import NAMESPACE
 from vhostuser.vm.errand import Terminal, script
 from vhostuser.vm.machine import Kind
@@ -119,3 +120,25 @@ def test_the_guest_mounts_the_share_as_the_window_wants_it(dax: str, option: str
 def test_a_command_is_no_shell_code_and_neither_is_the_name_of_a_terminal() -> None:
     assert "\n{ echo '$(reboot)' 2>" in script([], ["echo", "$(reboot)"], dax="off")
     assert "export TERM='a b' " in script([], Terminal(term="a b"), dax="off")
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ((), ["--dax", "copy"]),
+        (("--dax-window", "64M"), ["--dax", "copy", "--dax-window", "67108864"]),
+        (("--dax", "direct"), ["--dax", "direct", "--dax-unsafe-peer"]),
+        (("--dax", "off", "--dax-window", "64M"), ["--dax", "off"]),
+    ],
+)
+def test_the_back_end_of_a_share_has_the_window_that_was_asked_for(options: tuple[str, ...], wanted: list[str]) -> None:
+    found = back_ends_of(parser_of_run().parse_args(["--share", "/srv", *options]))
+    assert found == [(Kind.SHARE, ["vhostuser.cli.fs", "--shared-dir", "/srv", "--tag", "myfs", *wanted])]
+
+
+def test_each_device_has_a_back_end_of_its_own() -> None:
+    found = back_ends_of(parser_of_run().parse_args(["--blk", "disk", "--pmem", "image"]))
+    assert found == [
+        (Kind.PMEM, ["vhostuser.cli.pmem", "--image", "image"]),
+        (Kind.BLK, ["vhostuser.cli.blk", "--blk-file", "disk"]),
+    ]

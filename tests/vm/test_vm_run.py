@@ -115,11 +115,14 @@ def test_a_signal_ends_everything(temporary: Path, tmp_path: Path, number: signa
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment(TMPDIR=str(temporary))
     ) as process:
-        assert process.stdout
-        assert process.stdout.readline() == b"running\n"
-        assert len(alive(temporary)) == 1
-        process.send_signal(number)
-        assert process.wait(SECONDS) == 130
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == b"running\n"
+            assert len(alive(temporary)) == 1
+            process.send_signal(number)
+            assert process.wait(SECONDS) == 130
+        finally:
+            process.kill()
     assert (alive(temporary), alive(disk), os.listdir(temporary)) == ([], [], [])
 
 
@@ -130,14 +133,17 @@ def test_without_a_command_there_is_a_shell_on_the_terminal(temporary: Path) -> 
             words(VHU, "vm", "run"), stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
             env=environment(TMPDIR=str(temporary)),
         ) as process:  # fmt: skip
-            wait_for(user, rb"guest:\S+# ")
-            os.write(user, b"sleep 1000\r")
-            wait_for(user, rb"sleep 1000")
-            os.write(user, b"\x03")  # Ctrl-C is the guest's
-            wait_for(user, rb"guest:\S+# ")
-            os.write(user, b"echo $((6 * 7)); tty; exit 9\r")
-            wait_for(user, rb"\n42\r+\n/dev/hvc0\r+\n")
-            assert process.wait(SECONDS) == 9
+            try:
+                wait_for(user, rb"guest:\S+# ")
+                os.write(user, b"echo be''gun; sleep 1000\r")
+                wait_for(user, rb"\nbegun\r+\n")
+                os.write(user, b"\x03")  # Ctrl-C is the guest's
+                wait_for(user, rb"guest:\S+# ")
+                os.write(user, b"echo $((6 * 7)); tty; exit 9\r")
+                wait_for(user, rb"\n42\r+\n/dev/hvc0\r+\n")
+                assert process.wait(SECONDS) == 9
+            finally:
+                process.terminate()
     finally:
         os.close(user)
         os.close(terminal)

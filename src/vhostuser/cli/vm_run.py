@@ -16,7 +16,7 @@ from ..limited_log import printable
 from ..transport.listen import listen
 from ..vm.errand import DAX_OPTIONS, ERR, MODULES, OUT, STATUS, TTY, Terminal, script
 from ..vm.initramfs import initramfs
-from ..vm.machine import MIB, Attachment, Kind, Machine, escaped
+from ..vm.machine import MIB, TAG, Attachment, Kind, Machine, escaped
 from ..vm.ports import Ports
 from ..vm.tree import cache_folder, is_fetched, kernel, qemu_command
 from .arguments import Parser, between, checked, seconds, size
@@ -46,7 +46,7 @@ exit status: that of CMD or the shell; else 1 failed, 2 usage, 3 nothing can be 
 def vm_run(arguments: list[str]) -> int:
     """Run `vhu vm run`; its exit code."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
-    options, command = _parser().parse_args(arguments[:cut]), arguments[cut + 1 :]
+    options, command = parser_of_run().parse_args(arguments[:cut]), arguments[cut + 1 :]
     _check(options, command)
     on_end(interrupt)
     if not is_fetched():
@@ -56,11 +56,17 @@ def vm_run(arguments: list[str]) -> int:
         return _Run(options, command, opened).exit_code()
 
 
-def _parser() -> Parser:
+def parser_of_run() -> Parser:
+    """What it takes, but for CMD."""
     parser = Parser(PROGRAM, "Boot a small Linux guest with our devices, for one command or a shell.", epilog=EPILOG)
     parser.usage = f"{PROGRAM} [options] [-- CMD ...]"
     parser.add_argument("--share", metavar="DIR", help="share a directory with the guest, by virtio-fs")
-    parser.add_argument("--dax", choices=tuple(DAX_OPTIONS), default="copy", help="how files get into the window (copy)")
+    parser.add_argument(
+        "--dax",
+        choices=tuple(DAX_OPTIONS),
+        default="copy",
+        help="how files get into the window (copy); QEMU 11.1 may crash of direct",
+    )
     parser.add_argument(
         "--dax-window", type=checked(_window), metavar="SIZE", help="a power of two, at least 2M (default: that of vhu-fs)"
     )
@@ -203,12 +209,26 @@ class _Run:
         return CommandError(text, "try: vhu doctor")
 
 
+_DAX_MORE: Final = {"direct": ("--dax-unsafe-peer",)}
+"""The QEMU that is fetched may be one of those that crash of it; whoever says direct was told so by --help."""
+
+
 def back_ends_of(options: argparse.Namespace) -> list[tuple[Kind, list[str]]]:
     """The back-ends that the options ask for, and the modules that are their programs, with their arguments."""
     found: list[tuple[Kind, list[str]]] = []
     if options.share is not None:
         window = ["--dax-window", str(options.dax_window)] if options.dax_window and options.dax != "off" else []
-        words = ["vhostuser.cli.fs", "--shared-dir", options.share, "--tag", "myfs", "--dax", options.dax, *window]
+        words = [
+            "vhostuser.cli.fs",
+            "--shared-dir",
+            options.share,
+            "--tag",
+            TAG,
+            "--dax",
+            options.dax,
+            *_DAX_MORE.get(options.dax, ()),
+            *window,
+        ]
         found.append((Kind.SHARE, words))
     if options.pmem is not None:
         found.append((Kind.PMEM, ["vhostuser.cli.pmem", "--image", options.pmem]))
