@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml setup.py $(wildcard src/vhostuser/_native/*.p[yx]*)
 demo: setup ## map files into a region and take them away again, shown message by message
 	$(BIN)/vhu demo
 
-vm: setup ## fetch QEMU >= 11.1 and a kernel into the cache (no root, nothing installed, about 350 MB)
+vm: setup ## fetch QEMU >= 11.1 and a kernel into the cache (no root, nothing installed, about 300 MB)
 	$(BIN)/vhu vm fetch
 
 test: setup ## run the whole suite: compiled, pure Python, and without asserts

@@ -35,6 +35,13 @@ def test_an_empty_cache_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch
     assert tree.cache_folder().parts[-2:] == (".cache", "vm")
 
 
+def test_what_is_installed_caches_where_the_user_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VHOSTUSER_CACHE", raising=False)
+    monkeypatch.setattr(tree, "_PACKAGE", tmp_path / "site-packages" / "vhostuser")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert tree.cache_folder() == tmp_path / "vhostuser" / "vm"
+
+
 def test_without_a_tree_the_commands_say_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VHOSTUSER_CACHE", str(tmp_path))
     assert not tree.is_fetched()

@@ -10,6 +10,7 @@ from typing import Final
 from ..version import VERSION
 from .attach import attach
 from .demo import demo
+from .doctor import doctor
 from .drive import drive
 from .explain import explain
 from .info import info
@@ -24,6 +25,7 @@ COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
     "drive": drive,
     "explain": explain,
     "vm": vm,
+    "doctor": doctor,
 }
 OVERVIEW: Final = f"""\
 vhu {VERSION}: vhost-user from both sides, with shared memory regions
@@ -36,6 +38,9 @@ vhu {VERSION}: vhost-user from both sides, with shared memory regions
   vhu drive blk /tmp/s read 0 8       a driver without a VM: read, write, info, discard, flush, bench;
                                       rng get; fs ls, stat, cat, map, put, find; shm; pmem; console
   vhu vm fetch                        get QEMU >= 11.1 and a Linux guest, without root
+                                      rng get; shm map, unmap, maps; console
+  vhu vm run --share .                a Linux guest with our devices: a shell, or one command; fetch, args, xml
+  vhu doctor                          what this machine can do, and how to mend what it can not
   vhu explain SHMEM_MAP               what a message, feature bit or raw header means
 
 Each takes --help. Exit status: 0 done, 1 failed, 2 usage, 3 the peer broke the protocol or is not there."""

@@ -7,13 +7,23 @@ from difflib import get_close_matches
 from typing import Final
 
 from .outcome import CommandError, Exit, put
+from .vm_args import vm_args, vm_xml
 from .vm_fetch import vm_fetch
+from .vm_run import vm_run
 
-COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {"fetch": vm_fetch}
+COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
+    "fetch": vm_fetch,
+    "run": vm_run,
+    "args": vm_args,
+    "xml": vm_xml,
+}
 OVERVIEW: Final = """\
-usage: vhu vm fetch ...
+usage: vhu vm fetch | run | args | xml ...
 
-  fetch    get QEMU >= 11.1 and a Linux guest into the cache: no root, nothing installed, about 350 MB
+  fetch    get QEMU >= 11.1 and a Linux guest into the cache: no root, nothing installed, about 300 MB
+  run      boot a guest with a shared directory, a disk, persistent memory; for one command or a shell
+  args     print QEMU's arguments for a VM of your own and back-ends that listen
+  xml      print libvirt's XML for them
 
 Each takes --help."""
 
