@@ -37,8 +37,6 @@ vhu {VERSION}: vhost-user from both sides, with shared memory regions
   vhu attach /tmp/s --json            a front-end without a VM: maps, reads, writes, resets
   vhu drive blk /tmp/s read 0 8       a driver without a VM: read, write, info, discard, flush, bench;
                                       rng get; fs ls, stat, cat, map, put, find; shm; pmem; console
-  vhu vm fetch                        get QEMU >= 11.1 and a Linux guest, without root
-                                      rng get; shm map, unmap, maps; console
   vhu vm run --share .                a Linux guest with our devices: a shell, or one command; fetch, args, xml
   vhu doctor                          what this machine can do, and how to mend what it can not
   vhu explain SHMEM_MAP               what a message, feature bit or raw header means

@@ -38,7 +38,7 @@ class Guest:
         devices: Sequence[str],
         *,
         modules: Iterable[str] = (),
-        programs: Mapping[str, bytes] = MappingProxyType({}),
+        programs: Mapping[str, Path] = MappingProxyType({}),
         memory: int = 256,
         cpus: int = 1,
         seconds: float = 120,
@@ -51,7 +51,9 @@ class Guest:
         with ExitStack() as opened:
             self._said = opened.enter_context(tempfile.TemporaryFile("a+b"))
             folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="vhu-guest-")))
-            (folder / "initramfs").write_bytes(initramfs(self._modules, self._programs))
+            (folder / "initramfs").write_bytes(
+                initramfs(self._modules, files={f"bin/{name}": path for name, path in self._programs.items()})
+            )
             self._console, serial = _pair(opened)
             monitor, monitor_of_qemu = _pair(opened)
             self.qmp = Qmp(monitor, self.seconds)
