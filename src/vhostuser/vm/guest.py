@@ -51,7 +51,8 @@ class Guest:
         with ExitStack() as opened:
             self._said = opened.enter_context(tempfile.TemporaryFile("a+b"))
             folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="vhu-guest-")))
-            (folder / "initramfs").write_bytes(
+            programs = {f"bin/{name}": path for name, path in self._programs.items()}
+            (folder / "initramfs").write_bytes(initramfs(self._modules, files=programs))
                 initramfs(self._modules, files={f"bin/{name}": path for name, path in self._programs.items()})
             )
             self._console, serial = _pair(opened)
