@@ -53,8 +53,6 @@ class Guest:
             folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="vhu-guest-")))
             programs = {f"bin/{name}": path for name, path in self._programs.items()}
             (folder / "initramfs").write_bytes(initramfs(self._modules, files=programs))
-                initramfs(self._modules, files={f"bin/{name}": path for name, path in self._programs.items()})
-            )
             self._console, serial = _pair(opened)
             monitor, monitor_of_qemu = _pair(opened)
             self.qmp = Qmp(monitor, self.seconds)
