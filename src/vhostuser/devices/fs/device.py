@@ -28,6 +28,8 @@ class FuseDevice(Device):
 
     virtio_id = DeviceId.FS
     queue_threads = True
+    in_order = False
+    """A worker that waits for the host must not hold back what others have done."""
     drain_timeout = 60.0
     """What is in progress waits for the host's file system only, and must not write to the memory of a stopped driver."""
 
