@@ -93,9 +93,13 @@ class State:
         self._root = root
         self._mounts: dict[int, Fd] = {}
         self._limit = self._plenty = 0
-        self.reset()
-        if options.inode_file_handles is Handles.MANDATORY:
-            self._try_handles()
+        try:
+            self.reset()
+            if options.inode_file_handles is Handles.MANDATORY:
+                self._try_handles()
+        except BaseException:
+            self.close()
+            raise
 
     def reset(self) -> None:
         """Nothing is open, and only the root is known."""
