@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from vhostuser.devices.fs.options import ShareOptions
+from vhostuser.devices.fs.passthrough import calls
 from vhostuser.devices.fs.passthrough.calls import failed
 from vhostuser.fuse import structs as s
-from vhostuser.fuse.numbers import ROOT_ID, AttrFlag, Fattr
+from vhostuser.fuse.numbers import ROOT_ID, AttrFlag, Fattr, FopenFlag
 
 from .failing import fails
 from .guest import Entry, Guest
@@ -23,7 +24,7 @@ class Window:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, tuple[int, int] | None]] = []
-        self.fails = False
+        self.fails = self.writable = False
 
     def before(self, key: tuple[int, int]) -> None:
         self.asked.append(("before", key))
@@ -34,7 +35,7 @@ class Window:
             raise failed(errno.ENOSPC)
 
     def serves(self, *, writable_file: bool) -> bool:
-        return not writable_file
+        return self.writable or not writable_file
 
 
 @pytest.fixture
@@ -43,7 +44,8 @@ def window() -> Window:
 
 
 @pytest.fixture
-def guest(root: Path, window: Window) -> Iterator[Guest]:
+def guest(root: Path, window: Window, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guest]:
+    monkeypatch.setattr(calls, "file_system", lambda fd: 0xEF53)
     with Guest(root, window=window) as made:
         yield made
 
@@ -98,6 +100,15 @@ def test_what_could_not_be_written_back_is_told(guest: Guest, window: Window, fi
     window.fails = True
     with fails(errno.ENOSPC):
         WRITE_BACK[request_](guest, file)
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_flush_is_asked_for_if_the_guest_writes_to_the_window(
+    guest: Guest, window: Window, file: Entry, writable: bool
+) -> None:
+    window.writable = writable
+    told = s.OpenOut.unpack(guest.share.open(guest.call(file.nodeid, s.OpenIn(0, 0)))).open_flags
+    assert told == (0 if writable else FopenFlag.NOFLUSH)
 
 
 def test_syncfs_writes_all_back(guest: Guest, window: Window) -> None:

@@ -97,7 +97,7 @@ class Share:
 
     @agreed.setter
     def agreed(self, mask: int) -> None:
-        self._state.agreed = mask
+        self._state.begin(mask)
 
     @property
     def window(self) -> Mappings | None:

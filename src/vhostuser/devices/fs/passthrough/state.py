@@ -112,6 +112,11 @@ class State:
         key = found.st_dev, found.st_ino, mount_id(fd.number)
         self.inodes.set_root(Inode(ROOT_ID, key, found.st_mode, fd))
 
+    def begin(self, agreed: int) -> None:
+        """A session begins, in which this mask of InitFlag is agreed upon."""
+        self.agreed = agreed
+        self._count_fds()
+
     def close(self) -> None:
         """Let go of all."""
         self.opened.clear()
