@@ -17,9 +17,9 @@ from vhostuser.fuse.numbers import ROOT_ID
 
 from .failing import fails
 from .guest import Guest
+from .in_a_namespace import root_only
 
 FILES = 400
-ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can open files by their handles")
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_f32_a_listing_that_runs_out_of_fds_gives_names(root: Path, few: int) ->
         assert len([name for name, _, entry in found if entry.nodeid == 0]) > 200
 
 
-@ROOT_ONLY
+@root_only
 def test_f32_handles_take_the_place_of_fds(root: Path, few: int) -> None:
     many(root)
     with Guest(root) as guest:
@@ -95,7 +95,7 @@ def test_f32_handles_take_the_place_of_fds(root: Path, few: int) -> None:
                 guest.getattr(nodeid)
 
 
-@ROOT_ONLY
+@root_only
 def test_mandatory_handles_take_no_fd(root: Path) -> None:
     many(root)
     with Guest(root, ShareOptions(inode_file_handles=Handles.MANDATORY)) as guest:
@@ -106,7 +106,7 @@ def test_mandatory_handles_take_no_fd(root: Path) -> None:
         assert len(os.listdir("/proc/self/fd")) == before
 
 
-@ROOT_ONLY
+@root_only
 def test_a_deleted_file_is_stale_and_its_number_means_another(root: Path) -> None:
     (root / "a").touch()
     with Guest(root, ShareOptions(inode_file_handles=Handles.MANDATORY)) as guest:

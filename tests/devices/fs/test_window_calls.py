@@ -83,6 +83,8 @@ def file(guest: Guest, window: Window) -> Entry:
 def test_the_window_settles_a_file_before_it_is_looked_at(
     guest: Guest, root: Path, window: Window, file: Entry, request_: str
 ) -> None:
+    window.writable = True
+    guest.share.window = window
     BEFORE[request_](guest, file)
     found = (root / "file").stat()
     assert set(window.asked) == {("before", (found.st_dev, found.st_ino))}
@@ -107,6 +109,7 @@ def test_flush_is_asked_for_if_the_guest_writes_to_the_window(
     guest: Guest, window: Window, file: Entry, writable: bool
 ) -> None:
     window.writable = writable
+    guest.share.window = window
     told = s.OpenOut.unpack(guest.share.open(guest.call(file.nodeid, s.OpenIn(0, 0)))).open_flags
     assert told == (0 if writable else FopenFlag.NOFLUSH)
 
@@ -134,3 +137,28 @@ def test_regular_files_that_are_mapped_say_so(root: Path, window: Window, readon
         assert guest.getattr(guest.lookup(b"file").nodeid).flags == (AttrFlag.DAX if readonly else 0)
         guest.share.window = None
         assert guest.lookup(b"file").attr.flags == 0
+
+
+def test_sizes_are_looked_up_after_the_window_has_settled(guest: Guest, root: Path, window: Window) -> None:
+    (root / "file").touch()
+    window.writable = True
+    guest.share.window = window
+    window.before = lambda key: os.truncate(root / "file", 5)  # type: ignore[method-assign]  # as a write-back would
+    assert guest.lookup(b"file").attr.size == 5
+    os.truncate(root / "file", 0)
+    assert guest.lookup(b"file").attr.size == 5
+
+
+def test_a_lookup_that_fails_so_counts_none(guest: Guest, root: Path, window: Window, file: Entry) -> None:
+    def fail(key: tuple[int, int]) -> None:
+        raise failed(errno.EIO)
+
+    window.writable = True
+    guest.share.window = window
+    window.before = fail  # type: ignore[method-assign]  # as a write-back that fails
+    with fails(errno.EIO):
+        guest.lookup(b"file")
+    guest.forget(file.nodeid)
+    guest.share.window = None
+    with fails(errno.EBADF):
+        guest.getattr(file.nodeid)

@@ -35,10 +35,7 @@ class Closing:
 
     def flags(self, inode: Inode, fd: Fd) -> int:
         """FOPEN_NOFLUSH, if closing this open file is nothing to tell of."""
-        if self._state.agreed & InitFlag.POSIX_LOCKS:
-            return 0
-        window = self._state.window
-        if window is not None and window.serves(writable_file=True):
+        if self._state.settles or self._state.agreed & InitFlag.POSIX_LOCKS:
             return 0
         device = inode.key[0]
         known = self._flags.get(device)

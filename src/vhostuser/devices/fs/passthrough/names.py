@@ -37,14 +37,20 @@ class Lookups:
         at = self._state.at(parent)
         found = os.stat(name, dir_fd=at.number, follow_symlinks=False)
         mount = mount_id(at.number, name) if stat.S_ISDIR(found.st_mode) else parent.mount
-        known = self._state.inodes.find((found.st_dev, found.st_ino, mount))
-        if known is None:
-            return self._meet(parent, at.number, name)
-        if self._state.window is None:
-            return known, found
-        self._state.before(known)
-        fd = self._state.at(known)
-        return known, os.fstat(fd.number)
+        inode = self._state.inodes.find((found.st_dev, found.st_ino, mount))
+        if inode is None:
+            inode, found = self._meet(parent, at.number, name)
+        return inode, self._settled(inode) if self._state.settles else found
+
+    def _settled(self, inode: Inode) -> os.stat_result:
+        """The attributes of an inode that was just looked up, with what the window has of it. If that fails it was not."""
+        try:
+            self._state.before(inode)
+            fd = self._state.at(inode)
+            return os.fstat(fd.number)
+        except OSError:
+            self._state.inodes.forget(inode.nodeid, 1)
+            raise
 
     def _meet(self, parent: Inode, directory: int, name: bytes) -> tuple[Inode, os.stat_result]:
         """The same of an inode that is new, or one that has no fd."""
@@ -67,5 +73,8 @@ class Lookups:
 
     def readlink(self, call: Call) -> bytes:
         """What a symbolic link says."""
-        at = self._state.at(self._state.inode(call))
+        inode = self._state.inode(call)
+        if inode.type != stat.S_IFLNK:
+            raise failed(errno.EINVAL)
+        at = self._state.at(inode)
         return os.readlink(b"", dir_fd=at.number)

@@ -106,7 +106,7 @@ class Share:
 
     @window.setter
     def window(self, window: Mappings | None) -> None:
-        self._state.window = window
+        self._state.use(window)
 
     def reset(self) -> None:
         """Close all that is open and forget all inodes but the root; nothing is agreed upon."""
