@@ -8,6 +8,7 @@ import stat
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from vhostuser.devices.fs.options import ShareOptions
 from vhostuser.devices.fs.passthrough import calls
 from vhostuser.fuse import structs as s
 from vhostuser.fuse.numbers import ROOT_ID, InitFlag, OpenFlag, WriteFlag
+from vhostuser.testing import DEADLINE
 
 from .failing import fails
 from .guest import Entry, Guest, Source
@@ -140,6 +142,29 @@ def test_umask_is_that_of_the_request(guest: Guest, agreed: int, daemon: int) ->
         assert os.umask(daemon) == daemon
     finally:
         os.umask(before)
+
+
+def own_umask() -> int:
+    os.umask(before := os.umask(0))
+    return before
+
+
+def test_the_umask_of_a_request_is_that_of_its_thread(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest.share.agreed = InitFlag.DONT_MASK
+    real, seen = os.mkdir, list[int]()
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        for thread in (one, other):  # a thread begins with what its parent has
+            thread.submit(guest.mkdir, b"%d" % id(thread)).result(DEADLINE)
+
+        def mkdir(name: bytes, mode: int, *, dir_fd: int) -> None:
+            seen.extend((own_umask(), other.submit(own_umask).result(DEADLINE)))
+            real(name, mode, dir_fd=dir_fd)
+
+        monkeypatch.setattr(os, "mkdir", mkdir)
+        call = guest.call(ROOT_ID, s.MkdirIn(0o777, 0o057), b"masked")
+        one.submit(guest.share.mkdir, call).result(DEADLINE)
+    assert seen == [0o057, own_umask()]
+    assert guest.lookup(b"masked").attr.mode & 0o777 == 0o720
 
 
 @root_only
