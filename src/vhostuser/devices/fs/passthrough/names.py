@@ -64,5 +64,8 @@ class Lookups:
 
     def readlink(self, call: Call) -> bytes:
         """What a symbolic link says."""
-        at = self._state.at(self._state.inode(call))
+        inode = self._state.inode(call)
+        if inode.type != stat.S_IFLNK:
+            raise failed(errno.EINVAL)
+        at = self._state.at(inode)
         return os.readlink(b"", dir_fd=at.number)
