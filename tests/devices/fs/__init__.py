@@ -1,1 +1,0 @@
-"""The file system device and its share."""
