@@ -1,0 +1,71 @@
+"""Names: which inode one means, and when the guest has forgotten an inode."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Final
+
+from ....fuse import structs as s
+from ....fuse.rules import Call
+from .attributes import Attributes
+from .calls import failed, mount_id
+from .inodes import Inode
+from .state import PATH, State, arguments, name_of
+
+_FORGET: Final = s.ForgetOne.STRUCT
+
+
+class Lookups:
+    """LOOKUP, FORGET, BATCH_FORGET, READLINK."""
+
+    def __init__(self, state: State, attributes: Attributes) -> None:
+        self._state, self._attributes = state, attributes
+
+    def lookup(self, call: Call) -> bytes:
+        """The inode of a name in a directory."""
+        return self.entry(self._state.inode(call), name_of(call))
+
+    def entry(self, parent: Inode, name: bytes) -> bytes:
+        """An EntryOut: what `name` is in `parent`, looked up once more."""
+        inode, found = self.find(parent, name)
+        return self._attributes.entry(inode, parent, found)
+
+    def find(self, parent: Inode, name: bytes) -> tuple[Inode, os.stat_result]:
+        """The inode of `name` in `parent`, looked up once more, and its attributes."""
+        at = self._state.at(parent)
+        found = os.stat(name, dir_fd=at.number, follow_symlinks=False)
+        mount = mount_id(at.number, name) if stat.S_ISDIR(found.st_mode) else parent.mount
+        known = self._state.inodes.find((found.st_dev, found.st_ino, mount))
+        if known is None:
+            return self._meet(parent, at.number, name)
+        if self._state.window is None:
+            return known, found
+        self._state.before(known)
+        fd = self._state.at(known)
+        return known, os.fstat(fd.number)
+
+    def _meet(self, parent: Inode, directory: int, name: bytes) -> tuple[Inode, os.stat_result]:
+        """The same of an inode that is new, or one that has no fd."""
+        fd = self._state.kept(os.open(name, PATH, dir_fd=directory))
+        found = os.fstat(fd.number)
+        mount = mount_id(fd.number) if stat.S_ISDIR(found.st_mode) else parent.mount
+        return self._state.adopt(fd, found, mount), found
+
+    def forget(self, call: Call) -> None:
+        """Count lookups less."""
+        self._state.inodes.forget(call.header.nodeid, arguments(call, s.ForgetIn).nlookup)
+
+    def batch_forget(self, call: Call) -> None:
+        """Count lookups less, of several inodes."""
+        count = arguments(call, s.BatchForgetIn).count
+        if len(call.data) != count * _FORGET.size:
+            raise failed(errno.EINVAL)
+        for nodeid, lookups in _FORGET.iter_unpack(call.data):
+            self._state.inodes.forget(nodeid, lookups)
+
+    def readlink(self, call: Call) -> bytes:
+        """What a symbolic link says."""
+        at = self._state.at(self._state.inode(call))
+        return os.readlink(b"", dir_fd=at.number)

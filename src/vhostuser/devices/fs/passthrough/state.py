@@ -1,0 +1,205 @@
+"""What all requests to a share have in common: its options, its inodes, and how their files are reached."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import resource
+import stat
+from typing import Final, Protocol, TypeVar
+
+from ....fuse.numbers import ROOT_ID
+from ....fuse.rules import Call
+from ....protocol.layout import Payload
+from ....transport.fds import OwnedFd
+from ..options import Handles, ShareOptions
+from .calls import FileHandle, failed, mount_id, name_to_handle, open_by_handle
+from .inodes import Fd, Inode, Inodes
+from .opened import Opened
+
+log = logging.getLogger(__name__)
+RESERVE: Final = 32
+"""Fds that the share leaves to the rest of the process, which must be able to talk and to log."""
+PATH: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+OPENABLE: Final = (stat.S_IFREG, stat.S_IFDIR)
+"""All that is ever opened: opening a FIFO waits, opening a device does things."""
+_MEANT: Final = (
+    os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_DIRECT | os.O_SYNC | os.O_DSYNC | os.O_NOATIME | os.O_DIRECTORY
+)
+"""What a guest's flags may say of a file that is there."""
+_SPECIAL_NAMES: Final = (b"", b".", b"..")
+P = TypeVar("P", bound=Payload)
+
+
+class Ids(Protocol):
+    """How users, or groups, of the guest are called on the host."""
+
+    def to_host(self, id: int) -> int:
+        """The host's id. OSError if the guest may not use it."""
+
+    def to_guest(self, id: int) -> int:
+        """The guest's id."""
+
+
+class Names(Protocol):
+    """How extended attributes of the guest are called on the host."""
+
+    def client_to_host(self, name: bytes) -> bytes:
+        """The host's name. OSError if the guest may not use it."""
+
+    def host_to_client(self, name: bytes) -> bytes | None:
+        """The guest's name; None if it does not see it."""
+
+
+class Mappings(Protocol):
+    """What a share asks of the window (of which it is a part)."""
+
+    def before(self, key: tuple[int, int]) -> None:
+        """The file with this st_dev and st_ino is about to be read, looked at, or changed."""
+
+    def write_back(self, key: tuple[int, int] | None = None) -> None:
+        """Write what the guest changed of this file, or of all, to the file. OSError if that failed."""
+
+    def serves(self, *, writable_file: bool) -> bool:
+        """Whether such a file is mapped at all."""
+
+
+def arguments(call: Call, kind: type[P]) -> P:
+    """The arguments of a request, which are of this kind."""
+    given = call.arguments
+    if type(given) is not kind:
+        raise failed(errno.EINVAL)
+    return given
+
+
+def name_of(call: Call, which: int = 0) -> bytes:
+    """A name of the request, which names one entry of a directory. OSError, EINVAL, if it does not."""
+    name = call.names[which]
+    if name in _SPECIAL_NAMES or b"/" in name or b"\0" in name:
+        raise failed(errno.EINVAL)
+    return name
+
+
+class State:
+    """The share's files. Whoever uses a file holds its Fd, so that its number stays what it is."""
+
+    def __init__(self, root: OwnedFd, options: ShareOptions, window: Mappings | None) -> None:
+        self.options, self.window = options, window
+        self.agreed = 0
+        """Of InitFlag."""
+        self.inodes, self.opened = Inodes(), Opened()
+        self.proc = Fd(os.open("/proc/self/fd", os.O_PATH | os.O_CLOEXEC))
+        self._root = root
+        self._mounts: dict[int, Fd] = {}
+        self._limit = self._plenty = 0
+        try:
+            self.reset()
+            if options.inode_file_handles is Handles.MANDATORY:
+                self._try_handles()
+        except BaseException:
+            self.close()
+            raise
+
+    def reset(self) -> None:
+        """Nothing is open, and only the root is known."""
+        self.agreed = 0
+        self.opened.clear()
+        self._mounts = {}
+        self._count_fds()
+        fd = Fd(os.dup(self._root.fileno()))
+        found = os.fstat(fd.number)
+        key = found.st_dev, found.st_ino, mount_id(fd.number)
+        self.inodes.set_root(Inode(ROOT_ID, key, found.st_mode, fd))
+
+    def close(self) -> None:
+        """Let go of all."""
+        self.opened.clear()
+        self.inodes.clear()
+        self._mounts = {}
+        self.proc.close()
+        self._root.close()
+
+    def _count_fds(self) -> None:
+        """How many fds there may be, and from how many on handles take their place."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._limit = soft - min(RESERVE, soft // 4)
+        plenty = {Handles.NEVER: self._limit, Handles.PREFER: self._limit // 2, Handles.MANDATORY: 0}
+        self._plenty = plenty[self.options.inode_file_handles]
+
+    def _try_handles(self) -> None:
+        root = self.inodes.get(ROOT_ID)
+        handle = self._handle(self.at(root), root.type)
+        if handle is None:
+            raise failed(errno.EOPNOTSUPP)
+        open_fd = open_by_handle(self._mounts[handle.mount].number, handle.handle, PATH)
+        os.close(open_fd)
+
+    def inode(self, call: Call) -> Inode:
+        """The inode of a request. OSError, EBADF, if there is none."""
+        return self.inodes.get(call.header.nodeid)
+
+    def at(self, inode: Inode) -> Fd:
+        """A file of the inode, opened by O_PATH. OSError, ESTALE, if it was deleted and is not held."""
+        if inode.fd is not None:
+            return inode.fd
+        mount = self._mounts.get(inode.handle.mount) if inode.handle is not None else None
+        if inode.handle is None or mount is None:
+            raise failed(errno.ESTALE)
+        return self.kept(open_by_handle(mount.number, inode.handle.handle, PATH))
+
+    def kept(self, fd: int) -> Fd:
+        """The owner of an fd that was just opened. OSError, EMFILE, if it is one too many."""
+        owner = Fd(fd)
+        if fd >= self._limit:
+            raise failed(errno.EMFILE)
+        return owner
+
+    def reopen(self, inode: Inode, flags: int) -> Fd:
+        """The inode's file, opened anew with the flags of an open(2). OSError, EBADF, if it is none to be opened."""
+        if inode.type not in OPENABLE:
+            raise failed(errno.EBADF)
+        return self.reopen_at(self.at(inode), flags)
+
+    def reopen_at(self, at: Fd, flags: int) -> Fd:
+        """The same of a file that was opened by O_PATH, and is one to be opened."""
+        flags = flags & _MEANT | os.O_NONBLOCK | os.O_CLOEXEC
+        return self.kept(os.open(b"%d" % at.number, flags, dir_fd=self.proc.number))
+
+    def adopt(self, fd: Fd, found: os.stat_result, mount: int) -> Inode:
+        """The inode of a file that was opened by O_PATH, and what fstat said of it: looked up once more."""
+        key = found.st_dev, found.st_ino, mount
+        known = self.inodes.peek(key)
+        if fd.number < self._plenty and (known is None or known.handle is None):
+            return self.inodes.add(key, found.st_mode, fd, None)
+        handle = self._handle(fd, stat.S_IFMT(found.st_mode)) if self._plenty < self._limit else None
+        return self.inodes.add(key, found.st_mode, None if handle else fd, handle)
+
+    def _handle(self, fd: Fd, type: int) -> FileHandle | None:
+        """The handle of a file, if it can be opened by it."""
+        try:
+            handle = name_to_handle(fd.number)
+            if handle.mount not in self._mounts:
+                self._mounts[handle.mount] = self._mount(fd, type)
+        except OSError:
+            if self.options.inode_file_handles is Handles.MANDATORY:
+                raise
+            return None
+        return handle
+
+    def _mount(self, fd: Fd, type: int) -> Fd:
+        """A file to say by which mount is meant: one that is really open."""
+        if type not in OPENABLE:
+            raise failed(errno.EOPNOTSUPP)
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        return self.kept(os.open(b"%d" % fd.number, flags, dir_fd=self.proc.number))
+
+    def before(self, inode: Inode) -> None:
+        """Settle what the window has of a file, before it is read, looked at or changed."""
+        if self.window is not None and inode.type == stat.S_IFREG:
+            self.window.before(inode.file)
+
+    def write_back(self, inode: Inode) -> None:
+        """Write what the guest changed in the window of a file."""
+        if self.window is not None and inode.type == stat.S_IFREG:
+            self.window.write_back(inode.file)

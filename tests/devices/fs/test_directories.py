@@ -1,0 +1,154 @@
+"""Listings: whole, in parts of any size, from any offset, while the directory changes."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from vhostuser.fuse import structs as s
+from vhostuser.fuse.numbers import ROOT_ID
+
+from .failing import fails
+from .guest import WILD, Guest
+
+ENTRY = s.EntryOut.STRUCT.size
+DIRENT = s.Dirent.STRUCT.size
+MANY = 300
+
+
+def listed(guest: Guest, fh: int, size: int) -> list[bytes]:
+    """All names, from requests of `size` bytes each."""
+    names, offset = list[bytes](), 0
+    while found := guest.readdir(fh, offset, size):
+        names += [name for name, _ in found]
+        offset = found[-1][1].off
+    return names
+
+
+@pytest.mark.parametrize("size", [280, 512, 4096, 1 << 20])
+def test_every_entry_is_listed_once(guest: Guest, root: Path, size: int) -> None:
+    for number in range(MANY):
+        (root / f"{number}").touch()
+    names = listed(guest, guest.opendir(), size)
+    assert sorted(names) == sorted([b".", b"..", *(b"%d" % number for number in range(MANY))])
+
+
+def test_an_entry_says_what_it_is(guest: Guest, root: Path) -> None:
+    (root / "file").touch()
+    (root / "directory").mkdir()
+    (root / "link").symlink_to("x")
+    found = {name: (dirent.ino, dirent.type) for name, dirent in guest.readdir(guest.opendir())}
+    for name, type in (("file", 8), ("directory", 4), ("link", 10)):
+        assert found[name.encode()] == (os.lstat(root / name).st_ino, type)
+
+
+def test_what_is_above_the_root_is_not_told(guest: Guest, root: Path) -> None:
+    inside = guest.mkdir(b"inside").nodeid
+    found = {name: dirent.ino for name, dirent in guest.readdir(guest.opendir())}
+    assert found[b".."] == found[b"."] == root.stat().st_ino
+    below = {name: dirent.ino for name, dirent in guest.readdir(guest.opendir(inside), nodeid=inside)}
+    assert below[b".."] == root.stat().st_ino
+
+
+@pytest.mark.parametrize("back", [1, 5, 200])
+def test_offsets_lead_back_to_where_they_were(guest: Guest, root: Path, back: int) -> None:
+    for number in range(MANY):
+        (root / f"{number}").touch()
+    fh = guest.opendir()
+    first = guest.readdir(fh, size=1 << 20)
+    guest.readdir(fh, first[-1][1].off)
+    assert [name for name, _ in guest.readdir(fh, first[back - 1][1].off, 1 << 20)] == [name for name, _ in first[back:]]
+
+
+def test_listing_from_the_start_again_sees_what_is_new(guest: Guest, root: Path) -> None:
+    fh = guest.opendir()
+    assert len(guest.readdir(fh)) == 2
+    (root / "new").touch()
+    assert {name for name, _ in guest.readdir(fh)} == {b".", b"..", b"new"}
+
+
+def test_f21_size_is_exact(guest: Guest, root: Path) -> None:
+    (root / "12345678").touch()
+    (root / "123456789").touch()
+    fh = guest.opendir()
+    whole = sum(DIRENT + len(name) + -len(name) % 8 for name in listed(guest, fh, 4096))
+    assert len(guest.readdir(fh, 0, whole)) == 4
+    assert len(guest.readdir(fh, 0, whole - 1)) == 3
+    plus = whole + 4 * ENTRY
+    assert len(guest.readdirplus(fh, 0, plus)) == 4
+    assert len(guest.readdirplus(fh, 0, plus - 1)) == 3
+
+
+def test_f21_too_small_for_any_entry(guest: Guest) -> None:
+    for size in (0, 1, DIRENT + 7):
+        with fails(errno.EINVAL):
+            guest.readdir(guest.opendir(), 0, size)
+
+
+@pytest.mark.parametrize("offset", [1 << 63, WILD])
+def test_f21_wild_offsets_are_refused(guest: Guest, offset: int) -> None:
+    with fails(errno.EINVAL):
+        guest.readdir(guest.opendir(), offset)
+
+
+def test_readdirplus_looks_up_what_it_lists(guest: Guest, root: Path) -> None:
+    (root / "file").write_bytes(b"12345")
+    found = {name: entry for name, _, entry in guest.readdirplus(guest.opendir())}
+    assert found[b"."].nodeid == found[b".."].nodeid == 0
+    file = found[b"file"]
+    assert file.attr.size == 5
+    guest.forget(file.nodeid)
+    with fails(errno.EBADF):
+        guest.getattr(file.nodeid)
+
+
+def test_readdirplus_counts_only_what_it_gives(guest: Guest, root: Path) -> None:
+    for number in range(5):
+        (root / f"{number}").touch()
+    fh, offset, given = guest.opendir(), 0, list[int]()
+    while found := guest.readdirplus(fh, offset, 2 * (ENTRY + DIRENT + 8) + 100):
+        given += [entry.nodeid for _, _, entry in found if entry.nodeid]
+        offset = found[0][1].off  # the second one once more
+        given += [entry.nodeid for _, _, entry in guest.readdirplus(fh, offset) if entry.nodeid]
+    for nodeid in given:
+        guest.getattr(nodeid)
+        guest.forget(nodeid)
+    for nodeid in set(given):
+        with fails(errno.EBADF):
+            guest.getattr(nodeid)
+
+
+def test_entries_that_vanished_are_given_as_names(guest: Guest, root: Path) -> None:
+    for number in range(MANY):
+        (root / f"{number}").touch()
+    fh = guest.opendir()
+    first = guest.readdirplus(fh)
+    for path in root.iterdir():
+        path.unlink()
+    second = guest.readdirplus(fh, first[-1][1].off)
+    assert {entry.nodeid for _, _, entry in second} <= {0}
+
+
+def test_a_deleted_directory_is_listed_as_on_the_host(guest: Guest, root: Path) -> None:
+    inside = guest.mkdir(b"inside").nodeid
+    fh = guest.opendir(inside)
+    guest.rmdir(b"inside")
+    with fails(errno.ENOENT):
+        guest.readdir(fh, nodeid=inside)
+
+
+def test_readdir_of_two_handles_is_apart(guest: Guest, root: Path) -> None:
+    for number in range(10):
+        (root / f"{number}").touch()
+    one, other = guest.opendir(), guest.opendir()
+    part = guest.readdir(one, 0, 100)
+    assert len(guest.readdir(other)) == 12
+    assert len(part) + len(guest.readdir(one, part[-1][1].off)) == 12
+
+
+def test_opendir_of_what_is_no_inode(guest: Guest) -> None:
+    with fails(errno.EBADF):
+        guest.opendir(ROOT_ID + 1)
