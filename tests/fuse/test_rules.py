@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vhostuser.fuse import structs
@@ -30,6 +30,7 @@ def values(field: Field) -> st.SearchStrategy[int | bytes]:
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_a_struct_survives_the_wire(cls: type[Payload], data: st.DataObject) -> None:
     made = cls(*(data.draw(values(field)) for field in cls.FIELDS))
