@@ -21,11 +21,11 @@ $(STAMP): pyproject.toml setup.py $(wildcard src/vhostuser/_native/*.p[yx]*)
 demo: setup ## map files into a region and take them away again, shown message by message
 	$(BIN)/vhu demo
 
-vm: setup ## fetch QEMU >= 11.1 and a kernel into the cache (no root, nothing installed, about 250 MB)
-	$(BIN)/python tests/vm/fetch.py
+vm: setup ## fetch QEMU >= 11.1 and a kernel into the cache (no root, nothing installed, about 300 MB)
+	$(BIN)/vhu vm fetch
 
 test: setup ## run the whole suite: compiled, pure Python, and without asserts
-	@$(BIN)/python tests/vm/fetch.py; case $$? in \
+	@$(BIN)/vhu vm fetch; case $$? in \
 	  0) export VHOSTUSER_REQUIRE_VM=1 ;; \
 	  3) echo 'the tests against QEMU are skipped; with a network, `make vm` enables them' ;; \
 	  *) exit 1 ;; esac; \

@@ -9,7 +9,7 @@ def extensions() -> list[Extension]:
         from Cython.Build import cythonize
     except ImportError:
         return []
-    names = ("window", "server", "caller", "chain", "walk", "ring", "packed", "block")
+    names = ("window", "server", "caller", "chain", "walk", "guard", "handover", "ring", "packed", "transfer", "block")
     modules = [
         Extension(
             f"vhostuser._native.{name}",

@@ -23,11 +23,9 @@ from typing import Final
 import fetch_rust
 
 from vhostuser.testing import is_listened_on
+from vhostuser.vm import tree
 
 HERE: Final = Path(__file__).resolve().parent
-sys.path.append(str(HERE.parent))  # the tests' fetched programs are ours, too
-
-from tests.vm import fetch  # noqa: E402  # found by the line above
 
 SIZE: Final = 1 << 30
 STAMPED: Final = 4096
@@ -86,7 +84,7 @@ NODE: Final = "file,node-name=disk,filename={file},read-only=on"
 
 def servers() -> tuple[Server, ...]:
     """Every server, as a row."""
-    daemon = tuple(fetch.storage_daemon_command())
+    daemon = tuple(tree.storage_daemon_command())
     uring = ("--object", "iothread,id=io0", "--blockdev", f"{NODE},aio=io_uring", "--export", f"{EXPORT},iothread=io0")
     return (
         Server(MAIN_LOOP, ((*daemon, "--blockdev", NODE, "--export", EXPORT),)),
@@ -133,8 +131,8 @@ def build_c() -> Path:
     """Compile the driver into the cache. Unavailable without libblkio or a compiler."""
     source, binary = HERE / "blkio.c", fetch_rust.cache() / "blkio" / "blkio"
     try:
-        libraries = fetch.blkio_flags()
-    except fetch.FetchError as missing:
+        libraries = tree.blkio_flags()
+    except tree.FetchError as missing:
         raise Unavailable(str(missing)) from None
     if binary.exists() and binary.stat().st_mtime > source.stat().st_mtime:
         return binary
@@ -160,7 +158,7 @@ def make_file(path: Path, size: int) -> None:
 
 def drive(binary: Path, load: Load, socket: Path) -> float:
     """Run the driver once; nanoseconds a request."""
-    words = [*fetch.loaded(binary), *load.words(socket)]
+    words = [*tree.loaded(binary), *load.words(socket)]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:

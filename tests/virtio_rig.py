@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from vhostuser import _native
 from vhostuser.errors import MemoryFault
-from vhostuser.memory.fragile import FragilePackedQueue, RingPart
+from vhostuser.memory.fragile import FragilePackedQueue, FragileQueue, RingPart
 from vhostuser.memory.mapping import address_of
 from vhostuser.virtio.formats import PACKED, SPLIT, Format
 from vhostuser.virtqueue import DeviceQueue
@@ -146,6 +146,22 @@ class CompiledRig(SplitRig):
         return _native.ring.SplitRing(self.size, *self.parts, self, region_table(self), base=base, indirect=indirect)
 
 
+class GuardedRig(CompiledRig):
+    """The same within guards, as for memory that may shrink."""
+
+    def new_device(self, base: int, *, indirect: bool) -> DeviceQueue:
+        pure = FragileQueue(self.size, *ring_parts(self), self, base=base, indirect=indirect)
+        return _native.ring.SplitRing(
+            self.size, *self.parts, self, region_table(self), base=base, indirect=indirect, pure=pure
+        )
+
+
+def ring_parts(rig: Rig) -> tuple[RingPart, RingPart, RingPart]:
+    """The parts of the ring, each with a copy."""
+    first, second, third = (RingPart(address_of(part), part.nbytes, part) for part in rig.parts)
+    return first, second, third
+
+
 class PackedRig(Rig):
     """A packed virtqueue. Its indices are positions: slots in rounds of wrap counter 1, and size more in those of 0."""
 
@@ -185,12 +201,21 @@ class CompiledPackedRig(PackedRig):
         return _native.packed.PackedRing(self.size, *self.parts, self, region_table(self), base=base, indirect=indirect)
 
 
+class GuardedPackedRig(CompiledPackedRig):
+    """The same within guards, as for memory that may shrink."""
+
+    def new_device(self, base: int, *, indirect: bool) -> DeviceQueue:
+        pure = FragilePackedQueue(self.size, *ring_parts(self), self, base=base, indirect=indirect)
+        return _native.packed.PackedRing(
+            self.size, *self.parts, self, region_table(self), base=base, indirect=indirect, pure=pure
+        )
+
+
 class FragilePackedRig(PackedRig):
     """The same over a copy of the ring, as for memory that may shrink."""
 
     def new_device(self, base: int, *, indirect: bool) -> DeviceQueue:
-        descriptors, driver, device = (RingPart(address_of(part), part.nbytes, part) for part in self.parts)
-        return FragilePackedQueue(self.size, descriptors, driver, device, self, base=base, indirect=indirect)
+        return FragilePackedQueue(self.size, *ring_parts(self), self, base=base, indirect=indirect)
 
 
 def _flags(position: int, size: int, *, done: bool) -> bytes:
@@ -200,8 +225,10 @@ def _flags(position: int, size: int, *, done: bool) -> bytes:
     return (avail * AVAIL | used * USED).to_bytes(2, "little")
 
 
-SPLIT_RIGS: dict[str, type[SplitRig]] = {"split": SplitRig} | ({"compiled": CompiledRig} if _native.accelerated else {})
+SPLIT_RIGS: dict[str, type[SplitRig]] = {"split": SplitRig} | (
+    {"compiled": CompiledRig, "compiled guarded": GuardedRig} if _native.accelerated else {}
+)
 PACKED_RIGS: dict[str, type[PackedRig]] = {"packed": PackedRig, "packed fragile": FragilePackedRig} | (
-    {"packed compiled": CompiledPackedRig} if _native.accelerated else {}
+    {"packed compiled": CompiledPackedRig, "packed compiled guarded": GuardedPackedRig} if _native.accelerated else {}
 )
 RIGS: dict[str, type[Rig]] = {**SPLIT_RIGS, **PACKED_RIGS}

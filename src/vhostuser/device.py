@@ -13,7 +13,7 @@ from .shared_memory import SharedMemory
 from .virtio.chain import DescriptorChain
 
 if TYPE_CHECKING:
-    from ._native.block import Handover
+    from ._native.handover import Handover
     from ._native.walk import DeviceRing
 
 
@@ -40,7 +40,7 @@ class CompiledHandler(Protocol):
     """What serves the ordinary requests of a device without Python."""
 
     def serve(self, ring: DeviceRing, handover: Handover, epoch: int, kick: int, waker: int, spin: int) -> int:
-        """Serve a ring until something is wanted of Python; why, as `_native.block` numbers it."""
+        """Serve a ring until something is wanted of Python; why, as `_native.handover` numbers it."""
 
 
 class Device:
@@ -66,6 +66,9 @@ class Device:
     front-end that waits for a stop answers no SHMEM_MAP; a device that waits for nothing but its host may say more."""
     queue_threads: bool = False
     """Each queue has a thread of its own, so that `process` is called in several at a time. Else one has them all."""
+    in_order: bool = True
+    """A driver may have requests given back in the order in which it made them (IN_ORDER): what is done early waits for what
+    came before it. False for a device that keeps one until the driver has heard of a later one."""
     spin: float = 50.0
     """Microseconds that a queue's thread keeps looking for the next request before it sleeps; 0 for none. Waking up takes
     longer. Where the process has one CPU only it sleeps at once."""

@@ -50,6 +50,7 @@ class FrontendOptions(TypedDict, total=False):
     reply_timeout: float
     populate: bool
     packed: bool
+    in_order: bool
     features: int
     inflight: bool
     inband: bool
@@ -64,10 +65,11 @@ class Frontend:
 
     `dialect` is the numbering of the shared memory messages, `max_maps` the most live mappings, `partial_timeout` the
     seconds for the rest of a message that has begun; `populate` reads the pages of a mapping in when it is made; `packed`
-    takes packed rings where the back-end offers them. `features` are bits of the device type, as a mask, that are
-    acknowledged if they are offered. `inflight` takes the features of inflight tracking where they are offered;
-    `track_inflight` is needed before any queue then. `inband` takes INBAND_NOTIFICATIONS: kicks and calls are messages, each
-    of which is answered, for back-ends that can't do with eventfds ("In-band notifications").
+    takes packed rings where the back-end offers them, `in_order` IN_ORDER, so that requests come back in the order in which
+    they were submitted. `features` are bits of the device type, as a mask, that are acknowledged if they are offered.
+    `inflight` takes the features of inflight tracking where they are offered; `track_inflight` is needed before any queue
+    then. `inband` takes INBAND_NOTIFICATIONS: kicks and calls are messages, each of which is answered, for back-ends that
+    can't do with eventfds ("In-band notifications").
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Frontend:
         reply_timeout: float = REPLY_TIMEOUT,
         populate: bool = False,
         packed: bool = False,
+        in_order: bool = False,
         features: int = 0,
         inflight: bool = False,
         inband: bool = False,
@@ -98,7 +101,8 @@ class Frontend:
         self._log = LimitedLog(log)
         try:
             wanted = wanted_protocol_features(inflight=inflight, inband=inband)
-            self.diagnosis = negotiate(self, self._session, wanted_features(packed=packed, device=features), wanted)
+            virtio = wanted_features(packed=packed, in_order=in_order, device=features)
+            self.diagnosis = negotiate(self, self._session, virtio, wanted)
             self._open_requests()
             self._reserve_windows()
         except BaseException:

@@ -38,12 +38,12 @@ INFLIGHT: Final = mask((F.INFLIGHT_SHMFD, F.GET_VRING_BASE_INFLIGHT))
 """Who acknowledges the first has to set an area before a queue starts: libvhost-user ends a connection that did not."""
 
 
-def wanted_features(*, packed: bool, device: int) -> int:
+def wanted_features(*, packed: bool, in_order: bool, device: int) -> int:
     """All that is acknowledged if it is offered. LocalProtocolError if `device` has bits that are not of a device type."""
     if shared := device & ~DEVICE_FEATURES:
         text = f"SET_FEATURES features {device:#x} has bits that are not of a device type: {shared:#x}"
         raise LocalProtocolError(text, request="SET_FEATURES", field="features", value=device, limit=DEVICE_FEATURES)
-    return FEATURES | packed << Feature.RING_PACKED | device
+    return FEATURES | packed << Feature.RING_PACKED | in_order << Feature.IN_ORDER | device
 
 
 def wanted_protocol_features(*, inflight: bool, inband: bool) -> int:

@@ -16,7 +16,7 @@ from .transport.fds import OwnedFd, close_all
 from .transport.loop import drain
 from .transport.socket import wait
 from .virtio.buffers import Buffer, Table, table_size
-from .virtio.formats import DriverHalf, ring_format
+from .virtio.formats import DriverHalf, new_driver, ring_format
 
 TIMEOUT: Final = 10.0
 """Seconds that a device may take for an answer, unless the caller says otherwise."""
@@ -61,9 +61,8 @@ class Queue:
         self.index, self.size, self.indirect = index, size, indirect
         self.in_band: Callable[[], object] | None = None
         """How the device is told, if not by an eventfd."""
-        self._memory, self._waiter = memory, waiter
-        self._format = ring_format(features)
-        sizes = self._format.sizes(size)
+        self._memory, self._waiter, self._features = memory, waiter, features
+        sizes = ring_format(features).sizes(size)
         self._blocks: list[int] = []
         try:
             descriptors, available, used = (self._take(self._blocks, size) for size in sizes)
@@ -72,7 +71,7 @@ class Queue:
             raise
         self.addresses = VringAddr(index, 0, descriptors, used, available, 0)
         self._parts = [memory.view[start : start + size] for start, size in zip(self._blocks, sizes, strict=True)]
-        self._ring: DriverHalf | None = self._format.driver(size, *self._parts)
+        self._ring: DriverHalf | None = new_driver(features, size, *self._parts)
         self._flights: dict[int, _Flight] = {}
         self._done: dict[int, Completion] = {}
         self._owed: set[int] = set()
@@ -211,7 +210,7 @@ class Queue:
         self._running()
         for part in self._parts:
             part[:] = bytes(part.nbytes)
-        self._ring = ring = self._format.driver(self.size, *self._parts)
+        self._ring = ring = new_driver(self._features, self.size, *self._parts)
         self._flights = {}
         for flight in flights:
             if flight.ticket in self._owed:

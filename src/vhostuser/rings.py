@@ -143,9 +143,10 @@ class Rings:
         """
         self._pause(index, record=record, deadline=deadline)
         vring = self.vrings[index]
-        queue, vring.queue, vring.moved, vring.broken = vring.queue, None, None, False
+        base = vring.left_base
+        vring.queue, vring.moved, vring.broken = None, None, False
         vring.unsettle()
-        return queue.base if queue else 0
+        return base
 
     def is_tracked(self, index: int) -> bool:
         """What is in progress in the ring is in an inflight area."""
@@ -195,7 +196,6 @@ class Rings:
             vring.pushed += 1  # perhaps: compiled code does not count what it gives back
             if vring.queue is not None:
                 try:
-                    vring.catch_up()
                     self.work.publish(vring, vring.queue)
                 except QueueBroken as error:
                     log.warning("queue %d: %s", vring.index, error)

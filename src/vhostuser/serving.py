@@ -95,7 +95,8 @@ class Serving:
         self._regions = regions
         offered = PROTOCOL_FEATURES | (1 << F.SHMEM if regions else WITHOUT_REGIONS)
         rings = tuple(Ring() for _ in device.queue_sizes)
-        state = State(offered=FEATURES | queue_features() | device.features, protocol_offered=offered, rings=rings)
+        features = FEATURES | queue_features() | device.features | device.in_order << Feature.IN_ORDER
+        state = State(offered=features, protocol_offered=offered, rings=rings)
         self._session = Session(Role.BACKEND, state, queue_sizes=device.queue_sizes, dialect=dialect)
         self._watch = DriverWatch(device, port, self._session, regions, limited)
         self._rings = Rings(device, counters, self._watch.ready, limited)

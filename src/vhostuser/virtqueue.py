@@ -91,6 +91,11 @@ class Place:
         return ring_format(self.features).is_packed
 
     @property
+    def in_order(self) -> bool:
+        """Requests are given back in the order in which they were taken ("In-order use of descriptors")."""
+        return _has(self.features, Feature.IN_ORDER)
+
+    @property
     def sizes(self) -> tuple[int, int, int]:
         """`part_sizes` of the ring."""
         return part_sizes(self.size, self.features)
@@ -132,6 +137,17 @@ class Place:
         books = tracked.books() if tracked else None
         return self._tracked(laid, *books) if books else laid
 
+    def base_of(self, queue: DeviceQueue) -> int:
+        """Where the queue, which is stopped, goes on: behind all that it took.
+
+        But in order it goes on at the first request that it has not given back, unless the inflight area has that: or what
+        is given back next would say that it was done, too. QueueBroken if memory is gone.
+        """
+        if not self.in_order or self.fields:
+            return queue.base
+        shown = queue.base >> 16 if self.is_packed else self._used_index()
+        return shown | shown << 16 if self.is_packed else shown
+
     def _split(self, fields: Fields, base: int) -> DeviceQueue:
         index = self._used_index()
         recovered = recover_split(fields, self.size, index)
@@ -168,13 +184,25 @@ class Place:
 
     def _queue(self, first: int) -> LaidQueue:
         parts = self._parts(self.memory.ring_part)
-        if not any(part.fragile for part in parts):
+        if not (self.memory.fragile if _native.accelerated else any(part.fragile for part in parts)):
             views = self._parts(self.memory.at_user)
             return new_device_queue(self.size, *views, self.memory, self.features, base=first)
-        indirect, event_idx = (_has(self.features, bit) for bit in (Feature.RING_INDIRECT_DESC, Feature.RING_EVENT_IDX))
-        if self.is_packed:
-            return FragilePackedQueue(self.size, *parts, self.memory, base=first, indirect=indirect)
-        return FragileQueue(self.size, *parts, self.memory, base=first, indirect=indirect, event_idx=event_idx)
+        fragile = FragilePackedQueue if self.is_packed else FragileQueue
+        indirect = _has(self.features, Feature.RING_INDIRECT_DESC)
+        queue = fragile(self.size, *parts, self.memory, base=first, indirect=indirect)
+        return self._guarded(queue, first) if _native.accelerated else queue
+
+    def _guarded(self, queue: FragileQueue | FragilePackedQueue, first: int) -> DeviceRing:
+        """A compiled queue over memory that may shrink, and `queue` for what is not plain."""
+        event_idx = _has(self.features, Feature.RING_EVENT_IDX)
+        views, table = self._parts(self.memory.bare_at_user), _native.walk.RegionTable(self.memory.shown)
+        if isinstance(queue, FragilePackedQueue):
+            return _native.packed.PackedRing(
+                self.size, *views, self.memory, table, base=first, indirect=queue.indirect, event_idx=event_idx, pure=queue
+            )
+        return _native.ring.SplitRing(
+            self.size, *views, self.memory, table, base=first, indirect=queue.indirect, event_idx=event_idx, pure=queue
+        )
 
     def written_views(self) -> list[memoryview]:
         """What the device writes besides the used part, as the dirty log can place it: a packed ring's descriptors."""

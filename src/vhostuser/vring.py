@@ -6,16 +6,13 @@ import contextlib
 import os
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from . import _native
-from .bare_ring import catch_up
 from .errors import QueueBroken
-from .memory.fragile import FragileQueue
-from .memory.guest import GuestMemory
+from .kept import Kept
 from .transport.fds import OwnedFd
 from .transport.loop import drain
 from .transport.socket import wait
@@ -23,8 +20,7 @@ from .virtio.chain import DescriptorChain
 from .virtqueue import DeviceQueue, Place
 
 if TYPE_CHECKING:
-    from ._native.block import Handover
-    from ._native.ring import SplitRing
+    from ._native.handover import Handover
 
 
 @dataclass(slots=True, eq=False)
@@ -48,14 +44,12 @@ class Vring:
     """Requests that were given back and are not published."""
     epoch: int = 0
     """Changes when a stop did not wait for the request in progress, which then may not be given back."""
-    kept: dict[DescriptorChain, GuestMemory] = field(default_factory=dict)
-    """Requests that the device keeps, and the memory in which they lie. The lock guards it."""
+    kept: Kept = field(default_factory=Kept)
+    """Requests that the device keeps."""
     completion: threading.Event = field(default_factory=threading.Event)
     """Set when the device has completed one of them."""
-    handover: Handover | None = field(default_factory=lambda: _native.block.Handover() if _native.accelerated else None)
+    handover: Handover | None = field(default_factory=lambda: _native.handover.Handover() if _native.accelerated else None)
     """What compiled code shares with the thread that serves the front-end: the eventfd `call`, and word to leave."""
-    bare: SplitRing | None = None
-    """What compiled code works on in place of a queue in memory that may shrink."""
     bell: Callable[[Literal["call", "err"], int], None] | None = None
     """What tells the driver where no eventfd does, if anything."""
     polled: set[str] = field(default_factory=set)
@@ -67,7 +61,6 @@ class Vring:
     used_log: int | None = None
     """Where in guest memory the used ring lies for the dirty log, if writes to it are to be logged."""
     _settled: Place | None = None
-    _completed: deque[DescriptorChain] = field(default_factory=deque)
     _files: dict[str, OwnedFd] = field(default_factory=dict)
     _lent: OwnedFd | None = None
     _files_lock: threading.Lock = field(default_factory=threading.Lock)
@@ -76,6 +69,16 @@ class Vring:
     def base(self) -> int | None:
         """The next available index of the queue, if it lies anywhere."""
         return queue.base if (queue := self.queue) else None
+
+    @property
+    def left_base(self) -> int:
+        """Where the queue, which is stopped, goes on."""
+        if (queue := self.queue) is None:
+            return 0
+        try:
+            return self.place.base_of(queue) if self.place else queue.base
+        except QueueBroken:
+            return queue.base
 
     @property
     def settled(self) -> bool:
@@ -98,6 +101,7 @@ class Vring:
     def put(self, place: Place, base: int | None) -> None:
         """Lay the queue at a place. QueueBroken as `Place.begin`."""
         self.queue, self.place, self.pushed = place.begin(base), place, 0
+        self.kept.in_order = place.in_order
 
     def unsettle(self) -> None:
         """Let go of the memory table in which the queue lay."""
@@ -109,21 +113,10 @@ class Vring:
         if self.handover:
             self.handover.abandon()
 
-    def catch_up(self) -> None:
-        """Let the queue go on where compiled code is. `books` must be held. QueueBroken if memory is gone."""
-        ring, self.bare = self.bare, None
-        if ring is not None and isinstance(self.queue, FragileQueue):
-            catch_up(self.queue, ring)
-
     def complete(self, chain: DescriptorChain) -> None:
         """The device is done with a request that it kept. From any thread."""
-        self._completed.append(chain)
+        self.kept.complete(chain)
         self.completion.set()
-
-    def take_completed(self) -> Iterator[DescriptorChain]:
-        """What was completed and not taken yet."""
-        while self._completed:
-            yield self._completed.popleft()
 
     def replace(self, name: str, fd: OwnedFd | None) -> None:
         """Put another eventfd (`kick`, `call` or `err`) in place, or none; the old one is closed, a lent kick later.
@@ -193,8 +186,7 @@ class Vring:
     def close(self) -> None:
         """Close the eventfds, and let go of guest memory."""
         self.queue = self.moved = None
-        self.kept.clear()
-        self._completed.clear()
+        self.kept.close()
         self.unsettle()
         for name in ("kick", "call", "err"):
             self.replace(name, None)

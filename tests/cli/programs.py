@@ -169,7 +169,7 @@ def attach(path: Path, *arguments: str) -> Program:
     return vhu("attach", path, "--json", *arguments)
 
 
-def serving(path: Path, *arguments: str, module: str = SHM) -> Program:
+def serving(path: Path, *arguments: str | Path, module: str = SHM) -> Program:
     """A daemon with a socket that listens on `path` already, so that nobody has to wait for it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(path))
@@ -177,7 +177,7 @@ def serving(path: Path, *arguments: str, module: str = SHM) -> Program:
         return Program(words(module, "--fd", str(listener.fileno()), *arguments), pass_fds=[listener.fileno()])
 
 
-def listening(path: Path, *arguments: str, module: str = SHM) -> Program:
+def listening(path: Path, *arguments: str | Path, module: str = SHM) -> Program:
     """A daemon with `--socket-path`, once it listens."""
     program = Program(words(module, "--socket-path", path, *arguments))
     try:

@@ -37,13 +37,13 @@ class NativeRig(BlkRig):
         self.rig = CompiledRig(size, buffers=1 << 18)
         self.left = 0
         self._python = python
-        self._handover = _native.block.Handover()
+        self._handover = _native.handover.Handover()
 
     def _serve(self) -> None:
         ring, file = self.rig.device, self.device.compiled()
         assert isinstance(ring, _native.ring.SplitRing)
         assert isinstance(file, _native.block.BlockFile)
-        if self._python or file.serve_waiting(ring, self._handover, 0) == _native.block.LEFT:
+        if self._python or file.serve_waiting(ring, self._handover, 0) == _native.handover.LEFT:
             self.left += 1
             super()._serve()
 
@@ -219,12 +219,12 @@ def test_a_batch_is_done_as_far_as_it_is_ordinary(native: AbstractContextManager
         for at, kind in enumerate((T.IN, 99, T.IN)):
             memory[4096 * at : 4096 * at + 16] = HEADER.pack(kind, 0, at)
             rig.rig.driver.add([(BUFFERS + 4096 * at, 16)], [(BUFFERS + 4096 * at + 16, 513)])
-        handover = _native.block.Handover()
-        assert file.serve_waiting(ring, handover, 0) == _native.block.LEFT
+        handover = _native.handover.Handover()
+        assert file.serve_waiting(ring, handover, 0) == _native.handover.LEFT
         assert rig.rig.driver.collect() is not None
         assert rig.rig.driver.collect() is None
         BlkRig._serve(rig)
-        assert file.serve_waiting(ring, handover, 0) == _native.block.WORK
+        assert file.serve_waiting(ring, handover, 0) == _native.handover.WORK
         assert [rig.rig.driver.collect() is not None for _ in range(3)] == [True, True, False]
         assert memory[8192 + 16 : 8192 + 528] == content[1024:1536]
 
@@ -236,11 +236,11 @@ def test_what_was_abandoned_is_not_given_back(native: AbstractContextManager[Nat
         assert isinstance(file, _native.block.BlockFile)
         rig.rig.buffers[:16] = HEADER.pack(T.FLUSH, 0, 0)
         rig.rig.driver.add([(BUFFERS, 16)], [(BUFFERS + 16, 1)])
-        handover = _native.block.Handover()
+        handover = _native.handover.Handover()
         handover.abandon()
-        assert file.serve_waiting(ring, handover, 0) == _native.block.ABANDONED
+        assert file.serve_waiting(ring, handover, 0) == _native.handover.ABANDONED
         assert rig.rig.driver.collect() is None
-        assert file.serve_waiting(ring, handover, 1) == _native.block.WORK
+        assert file.serve_waiting(ring, handover, 1) == _native.handover.WORK
         assert rig.rig.driver.collect() is not None
 
 
@@ -259,26 +259,26 @@ def served(file: _native.block.BlockFile, rig: CompiledRig, kind: int) -> int:
     out = kind == T.OUT
     rig.driver.add([(BUFFERS, 16 + 512 * out)], [(BUFFERS + 1024, 1 if out or kind == T.FLUSH else 513)])
     assert isinstance(rig.device, _native.ring.SplitRing)
-    return file.serve_waiting(rig.device, _native.block.Handover(), 0)
+    return file.serve_waiting(rig.device, _native.handover.Handover(), 0)
 
 
 def test_p09_a_full_disk_is_python_s_to_explain() -> None:
     file, rig = over("/dev/full")
-    assert served(file, rig, T.OUT) == _native.block.LEFT
+    assert served(file, rig, T.OUT) == _native.handover.LEFT
 
 
 def test_a_failed_sync_is_remembered_for_the_kernel_says_it_once() -> None:
     file, rig = over("/dev/zero")  # which can't be synced
-    assert served(file, rig, T.OUT) == _native.block.WORK
+    assert served(file, rig, T.OUT) == _native.handover.WORK
     assert file.lost == 0
-    assert served(file, rig, T.FLUSH) == _native.block.LEFT
+    assert served(file, rig, T.FLUSH) == _native.handover.LEFT
     assert file.lost == errno.EINVAL
 
 
 def test_for_a_driver_without_flush_a_write_is_synced() -> None:
     file, rig = over("/dev/zero")
     file.durable = True
-    assert served(file, rig, T.OUT) == _native.block.LEFT
+    assert served(file, rig, T.OUT) == _native.handover.LEFT
     assert file.lost == errno.EINVAL
 
 

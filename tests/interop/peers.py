@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from tests.vm.fetch import storage_daemon_command, virtiofsd_command, vsock_command
 from vhostuser.testing import DEADLINE, is_listened_on
+from vhostuser.vm.tree import storage_daemon_command, virtiofsd_command, vsock_command
 
 STEP: Final = 0.005
 Process = subprocess.Popen[bytes]

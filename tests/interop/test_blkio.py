@@ -15,10 +15,10 @@ import pytest
 
 from tests.drivers.devices import Disk
 from tests.vm.conftest import give_up
-from tests.vm.fetch import blkio_flags, blkio_sources, loaded
 from tests.vm.test_vhu_shm import running_back_end
 from vhostuser.testing import DEADLINE, listening
 from vhostuser.virtio.block import BlockRequest
+from vhostuser.vm.tree import blkio_flags, blkio_sources, loaded
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu")]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.fetch import storage_daemon_command
 from vhostuser import Disconnected, Frontend, LocalProtocolError
 from vhostuser.drivers.blk import FEATURES, BlockDriver
 from vhostuser.queue import Completion
 from vhostuser.testing import DEADLINE
 from vhostuser.virtio.block import HEADER, SECTOR, BlockRequest
+from vhostuser.vm.tree import storage_daemon_command
 
 from .peers import Process, listening, storage_daemon
 

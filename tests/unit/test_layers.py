@@ -18,12 +18,13 @@ ROOT = Path(vhostuser.__file__).parent
 ROWS = [
     {"errors", "version", "limited_log", "counters", "protocol.numbers", "virtio.numbers"},
     {"protocol", "virtio"},
-    {"fuse", "_native"},
+    {"fuse", "_native", "sandbox"},
     {"transport"},
     {"memory"},
     {"plain"},
     {"back-end", "front-end"},
     {"testing", "devices", "drivers", "aio"},
+    {"vm"},
     {"cli"},
     {"package"},
 ]
@@ -40,7 +41,7 @@ SIDES = {
             "tracked_split",
             "tracked_packed",
             "virtqueue",
-            "bare_ring",
+            "kept",
             "vring",
             "ring_work",
             "kick_poller",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from . import fetch
+from vhostuser.vm import tree
 
 REQUIRED = "VHOSTUSER_REQUIRE_VM"
 ADVICE = "run `make vm` once, with a network"
@@ -18,7 +18,7 @@ ADVICE = "run `make vm` once, with a network"
 @pytest.fixture
 def qemu() -> None:
     """The test needs QEMU."""
-    if reason := unavailable(fetch.cache_folder()):
+    if reason := unavailable(tree.cache_folder()):
         give_up(reason)
 
 
@@ -32,11 +32,11 @@ def give_up(reason: str) -> None:
 @cache
 def unavailable(folder: Path) -> str | None:
     """Why the QEMU in this cache folder can't be used, if it can't."""
-    if not fetch.is_fetched():
+    if not tree.is_fetched():
         return f"no QEMU in {folder}: {ADVICE}"
     try:
         done = subprocess.run(
-            [*fetch.qemu_command(), "--version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False
+            [*tree.qemu_command(), "--version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"the QEMU in {folder} does not run ({error}): remove that folder, then {ADVICE}"

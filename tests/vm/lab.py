@@ -15,9 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from vhostuser.vm.qmp import Wire
+
 from .machine import QTestMachine, generic_device
 from .puppet import Order, Plan
-from .qtest import Wire
 
 TOP: Final = Path(__file__).resolve().parents[2]
 SECONDS: Final = 10.0

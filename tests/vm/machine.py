@@ -16,11 +16,11 @@ from types import TracebackType
 from typing import Self
 
 from vhostuser.virtio.numbers import Feature, Status
+from vhostuser.vm.qmp import Qmp
+from vhostuser.vm.tree import qemu_command
 
-from .fetch import qemu_command
 from .packed_ring import PackedRing
 from .pci import SHARED_MEMORY, PciFunction, Structure
-from .qmp import Qmp
 from .qtest import QTest
 from .ring import Ring
 

@@ -4,46 +4,10 @@ from __future__ import annotations
 
 import base64
 import socket
-import time
+
+from vhostuser.vm.qmp import Wire
 
 CHUNK = 1 << 20
-
-
-class Wire:
-    """Lines over a stream socket, each awaited for at most `seconds`."""
-
-    def __init__(self, sock: socket.socket, seconds: float) -> None:
-        self.seconds = seconds
-        self._sock = sock
-        self._received = bytearray()
-
-    def send(self, line: str) -> None:
-        """Send a line."""
-        self._sock.settimeout(self.seconds)
-        self._sock.sendall(line.encode() + b"\n")
-
-    def receive(self) -> str:
-        """The next line."""
-        deadline = time.monotonic() + self.seconds
-        while (end := self._received.find(b"\n")) < 0:
-            self._received += self._more(deadline)
-        line = self._received[:end].decode()
-        del self._received[: end + 1]
-        return line
-
-    def _more(self, deadline: float) -> bytes:
-        self._sock.settimeout(max(deadline - time.monotonic(), 0.001))
-        try:
-            data = self._sock.recv(1 << 16)
-        except TimeoutError:
-            raise TimeoutError(f"QEMU did not answer within {self.seconds} s") from None
-        if not data:
-            raise ConnectionError("QEMU closed its socket")
-        return data
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._sock.close()
 
 
 class QTest:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from . import conftest, fetch
+from vhostuser.vm import tree
+
+from . import conftest
 
 
 @pytest.fixture
@@ -23,8 +25,8 @@ def test_a_missing_qemu_is_reported_with_the_command_that_fetches_it(cache: Path
 
 def test_a_qemu_that_does_not_start_is_reported(cache: Path) -> None:
     cache.mkdir()
-    wanted = [*fetch.PROGRAMS, *fetch.FROM_NEXT, *(f"{part}7.3" for part in fetch.KERNEL_PARTS)]
-    (cache / fetch.STAMP).write_text(json.dumps(dict.fromkeys(wanted, "1:11.1.3")))
+    wanted = [*tree.WANTED, *(f"{part}7.3" for part in tree.KERNEL_PARTS)]
+    (cache / tree.STAMP).write_text(json.dumps(dict.fromkeys(wanted, "1:11.1.3")))
     reason = conftest.unavailable(cache)
     assert reason is not None
     assert reason.startswith(f"the QEMU in {cache} ends with 127")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from .guest import Guest
+from vhostuser.vm.guest import Guest
+
 from .lab import SECONDS
 from .test_vhu_shm import running_back_end
 

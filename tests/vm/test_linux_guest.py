@@ -11,8 +11,8 @@ import pytest
 
 from vhostuser import accelerated
 from vhostuser.virtio.numbers import Feature
+from vhostuser.vm.guest import Guest
 
-from .guest import Guest
 from .test_vhu_shm import running_back_end
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300)]

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["accelerated", "block", "caller", "chain", "packed", "ring", "server", "walk", "window"]
+__all__ = [
+    "accelerated",
+    "block",
+    "caller",
+    "chain",
+    "guard",
+    "handover",
+    "packed",
+    "ring",
+    "server",
+    "transfer",
+    "walk",
+    "window",
+]
 
 accelerated = False
 """The compiled half is in use."""
 
 if os.environ.get("VHOSTUSER_PURE", "0") in ("", "0"):
     try:
-        from . import block, caller, chain, packed, ring, server, walk, window
+        from . import block, caller, chain, guard, handover, packed, ring, server, transfer, walk, window
 
         accelerated = True
     except ImportError:

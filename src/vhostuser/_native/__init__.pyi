@@ -1,9 +1,12 @@
 from . import block as block
 from . import caller as caller
 from . import chain as chain
+from . import guard as guard
+from . import handover as handover
 from . import packed as packed
 from . import ring as ring
 from . import server as server
+from . import transfer as transfer
 from . import walk as walk
 from . import window as window
 

@@ -3,7 +3,7 @@
 from cpython.long cimport PyLong_CheckExact
 from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
     FEW = 4  # pieces that a chain has room for in itself
@@ -25,6 +25,8 @@ cdef class RingChain:
     cdef PyObject *entries
     cdef PyObject *written
     cdef public Py_ssize_t _read
+    cdef bint guarded  # its memory may be gone: only copies of it may be seen
+    cdef bint lost  # and is: somebody has found that
     cdef bint replaced  # its views are what a device has put there
     cdef uint32_t readable_count, count
     cdef Piece *pieces
@@ -32,8 +34,11 @@ cdef class RingChain:
     cdef object table  # what keeps the pieces where they are
     cdef object readable_views, writable_views
     cdef bint untouched(self)
+    cdef bint plain(self, views)
+    cdef bint move(self, Piece *piece, uint64_t start, uint8_t *data, uint64_t size, bint out) except False
+    cdef tuple views(self, uint32_t start, uint32_t count)
 
-cdef RingChain new_chain(table, const Taken *taken, const Piece *pieces)
+cdef RingChain new_chain(table, const Taken *taken, const Piece *pieces, bint guarded)
 
 
 cdef inline object number(field):

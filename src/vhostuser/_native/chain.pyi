@@ -1,6 +1,9 @@
+from collections.abc import Sequence
 from typing import final
 
 from ..virtio.chain import DescriptorChain
+
+def made_views(chain: DescriptorChain) -> Sequence[memoryview]: ...
 
 @final
 class RingChain(DescriptorChain):

@@ -2,7 +2,8 @@
 
 It knows where its buffers lie, and makes views of them at the first look; `read` and `write` copy without any. What is not
 plain (views that a device has replaced or released, a `written` that is no number) goes to the methods of the pure class,
-which treat this one as one of theirs.
+which treat this one as one of theirs. Where memory may shrink its views are of private copies, which are made at the first
+look and count from then on; until then `read` and `write` copy within a guard.
 """
 
 cimport cython
@@ -16,7 +17,9 @@ from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove
 
+from ..errors import MemoryFault
 from ..virtio.chain import DescriptorChain
+from .guard cimport Guard, ready_guard, vhu_enter, vhu_exit
 
 cdef extern from *:
     """
@@ -56,11 +59,14 @@ cdef extern from *:
 
 cdef object READABLE_SIZE = DescriptorChain.readable_size.fget, WRITABLE_SIZE = DescriptorChain.writable_size.fget
 cdef object READ = DescriptorChain.read, WRITE = DescriptorChain.write, ALL = -1
+cdef str GONE = "memory of a request is gone: its file was truncated"
 
 
 cdef object view_of(Piece *piece):
     """A view of a piece of a region: what slicing the region's view gives, without making a slice object first."""
     cdef Py_buffer *buffer
+    if type(<object>piece.view) is not memoryview:
+        return (<object>piece.view).copy_at(<uint64_t>piece.at, piece.len)
     view = PyMemoryView_FromObject(<object>piece.view)
     buffer = PyMemoryView_GET_BUFFER(view)
     buffer.buf, buffer.len = piece.at, piece.len
@@ -128,8 +134,8 @@ cdef bint kept(views) noexcept:
     return True
 
 
-cdef RingChain new_chain(table, const Taken *taken, const Piece *pieces):
-    """A request of pieces in the regions of `table`."""
+cdef RingChain new_chain(table, const Taken *taken, const Piece *pieces, bint guarded):
+    """A request of pieces in the regions of `table`, some of which may shrink if it is to be `guarded`."""
     cdef RingChain chain = RingChain.__new__(RingChain)
     chain.pieces = chain.few
     if taken.count > FEW:
@@ -137,10 +143,19 @@ cdef RingChain new_chain(table, const Taken *taken, const Piece *pieces):
         if chain.pieces == NULL:
             raise MemoryError("no memory for a chain")
     memcpy(chain.pieces, pieces, taken.count * sizeof(Piece))
-    chain.count, chain.readable_count, chain.table = taken.count, taken.readable, table
+    chain.count, chain.readable_count, chain.table, chain.guarded = taken.count, taken.readable, table, guarded
     chain.head = vhu_long(taken.head)
     chain.entries, chain.written = vhu_long(taken.entries), vhu_long(0)
     return chain
+
+
+def made_views(chain):
+    """What a request has to be written back from: its writable views, if a device has looked at them. MemoryFault if it is lost."""
+    if type(chain) is not RingChain:
+        return chain.writable
+    if (<RingChain>chain).lost:
+        raise MemoryFault(GONE)
+    return (<RingChain>chain).writable_views or ()
 
 
 @cython.final
@@ -176,7 +191,7 @@ cdef class RingChain:
     def readable(self):
         """Views of what the driver gives to read."""
         if self.readable_views is None and not self.replaced:
-            self.readable_views = views_of(self.pieces, self.readable_count)
+            self.readable_views = self.views(0, self.readable_count)
         return self.readable_views
 
     @readable.setter
@@ -187,7 +202,7 @@ cdef class RingChain:
     def writable(self):
         """Views of where the driver wants the answer."""
         if self.writable_views is None and not self.replaced:
-            self.writable_views = views_of(self.pieces + self.readable_count, self.count - self.readable_count)
+            self.writable_views = self.views(self.readable_count, self.count - self.readable_count)
         return self.writable_views
 
     @writable.setter
@@ -208,12 +223,12 @@ cdef class RingChain:
     def read(self, size=-1):
         """The next `size` readable bytes, or all that are left; fewer at the end. Copied: the guest can't change them."""
         cdef Py_ssize_t left = size_of(self.pieces, self.readable_count) - self._read, wanted = vhu_plain(<PyObject *>size)
-        if self._read < 0 or left < 0 or not self.untouched() or wanted < 0 and size is not ALL:
+        if self._read < 0 or left < 0 or not self.plain(self.readable_views) or wanted < 0 and size is not ALL:
             return READ(self, size)
         if 0 <= wanted < left:
             left = wanted
         data = PyBytes_FromStringAndSize(NULL, left)
-        copy(self.pieces, self._read, <uint8_t *>PyBytes_AS_STRING(data), left, False)
+        self.move(self.pieces, self._read, <uint8_t *>PyBytes_AS_STRING(data), left, False)
         self._read += left
         return data
 
@@ -225,11 +240,11 @@ cdef class RingChain:
         cdef long long done = vhu_plain(self.written)
         cdef Py_ssize_t size = bytes_of(data, &start)
         cdef Py_ssize_t left = size_of(pieces, self.count - self.readable_count) - done
-        if done < 0 or size < 0 or left < 0 or not self.untouched():
+        if done < 0 or size < 0 or left < 0 or not self.plain(self.writable_views):
             return WRITE(self, data)
         size = min(size, left)
+        self.move(pieces, done, start, size, True)
         now = vhu_long(done + size)
-        copy(pieces, done, start, size, True)
         Py_XDECREF(self.written)
         self.written = now
         return size
@@ -237,6 +252,32 @@ cdef class RingChain:
     cdef bint untouched(self):
         """Its views are its own, and open."""
         return not self.replaced and kept(self.readable_views) and kept(self.writable_views)
+
+    cdef bint plain(self, views):
+        """The same, and `views`, if there are any, are no copies, which count in memory's place."""
+        return self.untouched() and (views is None or not self.guarded)
+
+    cdef bint move(self, Piece *piece, uint64_t start, uint8_t *data, uint64_t size, bint out) except False:
+        """`copy`. MemoryFault if memory is gone: the request is lost then."""
+        cdef Guard *guard
+        if not self.guarded:
+            copy(piece, start, data, size, out)
+            return True
+        guard = ready_guard()
+        if vhu_enter(guard):
+            self.lost = True
+            raise MemoryFault(GONE)
+        copy(piece, start, data, size, out)
+        vhu_exit(guard)
+        return True
+
+    cdef tuple views(self, uint32_t start, uint32_t count):
+        """Views of pieces, or of copies of them. MemoryFault if those can't be made."""
+        try:
+            return views_of(self.pieces + start, count)
+        except MemoryFault:
+            self.lost = True
+            raise
 
 
 cdef bint add_fields() except False:

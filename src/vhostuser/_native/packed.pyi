@@ -1,3 +1,4 @@
+from ..virtio.packed import PackedQueue
 from ..virtio.walk import Memory
 from .walk import DeviceRing, RegionTable
 
@@ -14,6 +15,7 @@ class PackedRing(DeviceRing):
         base: int = 0x80008000,
         indirect: bool = True,
         event_idx: bool = False,
+        pure: PackedQueue | None = None,
     ) -> None: ...
     @property
     def base(self) -> int: ...

@@ -49,10 +49,11 @@ cdef class PackedRing(DeviceRing):
         uint32_t base=FIRST_BASE,
         bint indirect=True,
         bint event_idx=False,
+        pure=None,
     ):
         if not 0 < size <= 1 << 15:
             raise ValueError(f"a queue of {size} entries")
-        self.prepare(size, (descriptors, driver_event, device_event), memory, table, indirect, event_idx)
+        self.prepare(size, (descriptors, driver_event, device_event), memory, table, indirect, event_idx, pure)
         self.descriptors = start_of(self.parts[0], size * ENTRY)
         self.driver_event = start_of(self.parts[1], EVENT)
         self.device_event = start_of(self.parts[2], EVENT)
@@ -64,7 +65,8 @@ cdef class PackedRing(DeviceRing):
         self.last = 2 * size
         self.position, self.used = read_base(base, size)
         self.shown = self.used
-        self.pure = PackedQueue(size, *self.parts, memory, base=base, indirect=indirect)
+        if not self.guarded:
+            self.pure = PackedQueue(size, *self.parts, memory, base=base, indirect=indirect)
 
     def __dealloc__(self):
         free(self.hidden)

@@ -50,20 +50,22 @@ cdef class SplitRing(DeviceRing):
         uint16_t base=0,
         bint indirect=True,
         bint event_idx=False,
+        pure=None,
     ):
         cdef int extra = 2 if event_idx else 0
         if not 0 < size <= 1 << 15 or size & (size - 1):
             raise ValueError(f"a queue of {size} entries")
         self.base, self.mask = base, size - 1
-        self.prepare(size, (descriptors, available, used), memory, table, indirect, event_idx)
+        self.prepare(size, (descriptors, available, used), memory, table, indirect, event_idx, pure)
         self.descriptors = start_of(self.parts[0], size * ENTRY)
         self.available = start_of(self.parts[1], HEADER + 2 * size + extra)
         self.used = start_of(self.parts[2], HEADER + ELEMENT * size + extra)
         if self.parts[2].readonly:
             raise ValueError("the used ring is in read-only memory")
         rings = available[:HEADER + 2 * size], used[:HEADER + ELEMENT * size]
-        self.pure = SplitQueue(size, descriptors, *rings, memory, base=base, indirect=indirect)
-        self.next = self.shown = vhu_half_at(self.used + 2)
+        if not self.guarded:
+            self.pure = SplitQueue(size, descriptors, *rings, memory, base=base, indirect=indirect)
+        self.next = self.shown = self.pure.used
 
     def track(self, part, uint64_t counter, left_over):
         """Keep the books in `part` of an inflight area from now on ("Inflight I/O tracking").

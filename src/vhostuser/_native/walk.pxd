@@ -26,11 +26,22 @@ ctypedef struct Region:
     void *view
     bint readonly
 
+cdef enum:
+    # What a ring does, by number: `DeviceRing.step`.
+    LOOK
+    TAKE
+    KEEP
+    FINISH
+    SHOW
+    ASK
+    REST
+
 cdef class RegionTable:
     cdef Region *regions
     cdef uint32_t count
     cdef Region *last
     cdef list views
+    cdef bint fragile
 
 cdef class DeviceRing:
     cdef readonly uint32_t size
@@ -43,7 +54,7 @@ cdef class DeviceRing:
     cdef uint32_t room
     cdef uint8_t *copy
     cdef int left
-    cdef bint fresh, resting
+    cdef bint fresh, resting, guarded
     cdef int waiting(self) noexcept nogil
     cdef bint take(self, Taken *taken) noexcept nogil
     cdef int keep(self, Taken *taken) noexcept nogil
@@ -53,7 +64,11 @@ cdef class DeviceRing:
     cdef void rest(self) noexcept nogil
     cdef object explain(self)
     cdef object next_chain(self)
-    cdef bint prepare(self, uint32_t size, tuple parts, memory, RegionTable table, bint indirect, bint event_idx) except False
+    cdef int step(self, int what, Taken *taken, uint32_t written) noexcept nogil
+    cdef int safely(self, int what, Taken *taken, uint32_t written) except -2
+    cdef bint prepare(
+        self, uint32_t size, tuple parts, memory, RegionTable table, bint indirect, bint event_idx, pure
+    ) except False
 
 cdef object own(given)
 cdef uint8_t *start_of(view, Py_ssize_t needed) except NULL

@@ -1,12 +1,18 @@
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from ..virtio.chain import Descriptor, DescriptorChain
 from ..virtio.walk import Memory
 
 def fence() -> None: ...
 
+class Fragile(Protocol):
+    @property
+    def bare(self) -> memoryview: ...
+    def copy_at(self, address: int, size: int) -> memoryview: ...
+
 class RegionTable:
-    def __init__(self, regions: Iterable[tuple[int, memoryview]]) -> None: ...
+    def __init__(self, regions: Iterable[tuple[int, memoryview | Fragile]]) -> None: ...
 
 class DeviceRing:
     @property

@@ -11,6 +11,7 @@ from libc.stdlib cimport calloc, free, malloc
 
 from ..errors import QueueBroken
 from .chain cimport Piece, RingChain, Taken, held, new_chain, number
+from .guard cimport Guard, new_guard, ready_guard, vhu_enter, vhu_exit
 from .live cimport *
 
 
@@ -21,7 +22,10 @@ def fence():
 
 @cython.final
 cdef class RegionTable:
-    """Guest memory as `virtio.split.Memory` has it: (guest address, view) of each region, by rising address."""
+    """Guest memory as `virtio.split.Memory` has it: (guest address, view) of each region, by rising address.
+
+    A region whose file may shrink has a `memory.fragile.FragileView` in place of a view.
+    """
 
     def __cinit__(self, regions):
         cdef Py_buffer *buffer
@@ -32,12 +36,14 @@ cdef class RegionTable:
             raise MemoryError("no memory for a table of regions")
         self.last = self.regions
         for start, given in regions:
-            view = own(given)
-            self.views.append(view)
+            view = own(given if isinstance(given, memoryview) else given.bare)
+            home = view if isinstance(given, memoryview) else given
+            self.fragile |= home is not view
+            self.views.append((view, home))
             buffer = PyMemoryView_GET_BUFFER(view)
             region = &self.regions[self.count]
             region.start, region.len, region.at = start, buffer.len, <uint8_t *>buffer.buf
-            region.view, region.readonly = <void *>view, buffer.readonly
+            region.view, region.readonly = <void *>home, buffer.readonly
             region.plain = 0 if region.readonly else region.len
             if self.count and (region.start < self.last.start or region.start - self.last.start < self.last.len):
                 raise ValueError("regions must be sorted by guest address, and not overlap")
@@ -92,8 +98,16 @@ cdef class DeviceRing:
         free(self.pieces)
         free(self.copy)
 
-    cdef bint prepare(self, uint32_t size, tuple parts, memory, RegionTable table, bint indirect, bint event_idx) except False:
-        """Room for the largest chain, and views of our own of the ring's parts."""
+    cdef bint prepare(
+        self, uint32_t size, tuple parts, memory, RegionTable table, bint indirect, bint event_idx, pure
+    ) except False:
+        """Room for the largest chain, and views of our own of the ring's parts.
+
+        With `pure`, a queue of `memory.fragile` over them, the ring and the regions may lie in memory that may shrink.
+        """
+        if table.fragile and pure is None:
+            raise ValueError("a region may shrink: a queue that survives this is needed as well")
+        self.guarded, self.pure = pure is not None, pure
         self.size, self.indirect, self.event_idx = size, indirect, event_idx
         self.memory, self.table, self.fresh = memory, table, True
         self.parts = tuple([own(part) for part in parts])
@@ -106,7 +120,7 @@ cdef class DeviceRing:
 
     def pop(self):
         """The next request, or None; QueueBroken if the driver left nonsense."""
-        cdef int waiting = self.waiting()
+        cdef int waiting = self.safely(LOOK, NULL, 0)
         if waiting > 0:
             return self.next_chain()
         return self.explain() if waiting else None
@@ -114,7 +128,7 @@ cdef class DeviceRing:
     def pop_many(self, uint32_t most):
         """The next requests, at most that many. QueueBroken only where the first of them is broken."""
         chains = []
-        if self.waiting() < 0:
+        if self.safely(LOOK, NULL, 0) < 0:
             chain = self.explain()
             return [] if chain is None else [chain]
         while self.left > 0 and len(chains) < most:
@@ -140,33 +154,71 @@ cdef class DeviceRing:
         if type(chain) is RingChain:
             taken.head = number(held((<RingChain>chain).head))
             taken.entries = number(held((<RingChain>chain).entries))
-            self.finish(&taken, number(held((<RingChain>chain).written)))
+            self.safely(FINISH, &taken, number(held((<RingChain>chain).written)))
         else:
             taken.head, taken.entries = number(chain.head), number(chain.entries)
-            self.finish(&taken, number(chain.written))
+            self.safely(FINISH, &taken, number(chain.written))
 
     def publish(self):
         """Show the driver all that was pushed; whether to notify it."""
-        return self.show()
+        if self.guarded:
+            new_guard()  # once a batch: somebody may have asked for SIGBUS meanwhile
+        return self.safely(SHOW, NULL, 0) != 0
 
     def enable_kicks(self):
         """Ask the driver for a kick at the next request; whether one came before it could know, and waits."""
+        if self.guarded:
+            new_guard()
         self.resting = False
-        return self.ask()
+        return self.safely(ASK, NULL, 0) != 0
 
     def disable_kicks(self):
         """Tell the driver that nobody needs a kick, until `enable_kicks`: a hint ("Available Buffer Notification Suppression")."""
+        if self.guarded:
+            new_guard()
         self.resting = True
-        self.rest()
+        self.safely(REST, NULL, 0)
 
     cdef object next_chain(self):
         """The chain that waits next."""
         cdef Taken taken
-        if not self.take(&taken):
+        if not self.safely(TAKE, &taken, 0):
             return self.explain()
-        chain = new_chain(self.table, &taken, self.pieces)
-        self.keep(&taken)
+        chain = new_chain(self.table, &taken, self.pieces, self.guarded)
+        self.safely(KEEP, &taken, 0)
         return chain
+
+    cdef int safely(self, int what, Taken *taken, uint32_t written) except -2:
+        """A step, within a guard if memory may be gone. QueueBroken if it is."""
+        cdef Guard *guard
+        cdef int result
+        if not self.guarded:
+            return self.step(what, taken, written)
+        guard = ready_guard()
+        if vhu_enter(guard):
+            raise QueueBroken("guest memory is gone: its file was truncated")
+        result = self.step(what, taken, written)
+        vhu_exit(guard)
+        return result
+
+    cdef int step(self, int what, Taken *taken, uint32_t written) noexcept nogil:
+        """One of those that follow."""
+        cdef int result = 0
+        if what == LOOK:
+            result = self.waiting()
+        elif what == TAKE:
+            result = self.take(taken)
+        elif what == KEEP:
+            result = self.keep(taken)
+        elif what == FINISH:
+            self.finish(taken, written)
+        elif what == SHOW:
+            result = self.show()
+        elif what == ASK:
+            result = self.ask()
+        else:
+            self.rest()
+        return result
 
     cdef int waiting(self) noexcept nogil:
         """How many chains wait, at least, which is `left`, too; -1 if that can't be.

@@ -1,4 +1,4 @@
-"""`vhu drive`: use a block, entropy, console or shared memory device without a VM."""
+"""`vhu drive`: use a device without a VM: block, entropy, console, file system, persistent or shared memory."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
-from ..drivers.blk import DESCRIPTORS, FEATURES, BlockDriver
+from ..drivers import blk, pmem
+from ..drivers.blk import DESCRIPTORS, BlockDriver
 from ..drivers.rng import RngDriver
 from ..errors import RequestFailed
 from ..frontend import Frontend
 from ..protocol.numbers import MAX_QUEUE_SIZE
 from ..virtio.block import SECTOR, BlockFeature
-from . import drive_shm
+from . import drive_fs, drive_pmem, drive_shm
 from .arguments import Parser, between, checked, seconds, size
 from .drive_console import drive_console
 from .info import in_units
@@ -31,6 +32,8 @@ PIECE: Final = 1 << 20
 BLOCK: Final = 8
 """Sectors that a benchmark reads at a time: 4 KiB."""
 LARGEST: Final = 1 << 63
+FEATURES: Final = {"blk": blk.FEATURES, "pmem": pmem.FEATURES}
+"""What the drivers make use of."""
 SYNOPSIS: Final = "vhu drive [-h] [--json] [--depth N] [--seconds S] [--timeout S] DEVICE SOCKET ACTION [ARGUMENT ...]"
 Values = Mapping[str, object]
 
@@ -54,7 +57,7 @@ def drive(arguments: list[str]) -> int:
     on_end(interrupt)
 
     def connect() -> Frontend:
-        features = FEATURES if options.device == "blk" else 0
+        features = FEATURES.get(options.device, 0)
         return Frontend.connect(options.socket, features=features, reply_timeout=options.timeout)
 
     with reach(options.socket, connect) as frontend:
@@ -228,7 +231,9 @@ DEVICES: Final[Mapping[str, Mapping[str, Action]]] = {
         "bench": Action({}, "read 4 KiB at random places, --depth at a time, for --seconds", _blk_bench),
     },
     "rng": {"get": Action({"N": size}, "N random bytes (4096, 4K, 1M) to standard output", _rng_get)},
+    "fs": {name: Action(*row) for name, row in drive_fs.ACTIONS.items()},
     "shm": {name: Action(*row) for name, row in drive_shm.ACTIONS.items()},
+    "pmem": {name: Action(*row) for name, row in drive_pmem.ACTIONS.items()},
 }
 EPILOG: Final = "\n".join(
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import logging.handlers
 import os
 import time
 from typing import Final
@@ -45,6 +46,19 @@ def log_to_stderr(program: str, least: int) -> None:
     """Send log lines from level `least` up to standard error."""
     handler = StderrHandler()
     handler.setFormatter(LineFormatter(program, tracebacks=least <= logging.DEBUG))
+    logging.basicConfig(level=least, handlers=[handler], force=True)
+
+
+def log_to_syslog(program: str, least: int) -> None:
+    """Send log lines from level `least` up to syslog; to standard error if there is none."""
+    try:
+        handler = logging.handlers.SysLogHandler("/dev/log")
+    except OSError as error:
+        log_to_stderr(program, least)
+        logging.getLogger(__name__).warning("there is no syslog (%s): logging to standard error", error)
+        return
+    handler.setFormatter(LineFormatter(program, tracebacks=least <= logging.DEBUG))
+    logging.raiseExceptions = False
     logging.basicConfig(level=least, handlers=[handler], force=True)
 
 

@@ -10,10 +10,12 @@ from typing import Final
 from ..version import VERSION
 from .attach import attach
 from .demo import demo
+from .doctor import doctor
 from .drive import drive
 from .explain import explain
 from .info import info
 from .outcome import CommandError, Exit, program_arguments, put, run
+from .vm import vm
 
 PROGRAM: Final = "vhu"
 COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
@@ -22,6 +24,8 @@ COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
     "attach": attach,
     "drive": drive,
     "explain": explain,
+    "vm": vm,
+    "doctor": doctor,
 }
 OVERVIEW: Final = f"""\
 vhu {VERSION}: vhost-user from both sides, with shared memory regions
@@ -32,7 +36,9 @@ vhu {VERSION}: vhost-user from both sides, with shared memory regions
   vhu info /tmp/s                     what a back-end offers
   vhu attach /tmp/s --json            a front-end without a VM: maps, reads, writes, resets
   vhu drive blk /tmp/s read 0 8       a driver without a VM: read, write, info, discard, flush, bench;
-                                      rng get; shm map, unmap, maps; console
+                                      rng get; fs ls, stat, cat, map, put, find; shm; pmem; console
+  vhu vm run --share .                a Linux guest with our devices: a shell, or one command; fetch, args, xml
+  vhu doctor                          what this machine can do, and how to mend what it can not
   vhu explain SHMEM_MAP               what a message, feature bit or raw header means
 
 Each takes --help. Exit status: 0 done, 1 failed, 2 usage, 3 the peer broke the protocol or is not there."""

@@ -28,7 +28,7 @@ from ..virtio.block import (
     BlockStatus,
     RangeFlag,
 )
-from ..virtio.chain import DescriptorChain, cut
+from ..virtio.chain import DescriptorChain
 from ..virtio.numbers import DeviceId
 from .disk import Disk
 
@@ -52,6 +52,8 @@ _WRITABLE: Final = (BlockFeature.DISCARD, BlockFeature.WRITE_ZEROES)
 _HEADER_SIZE: Final = HEADER.size
 _FLUSH: Final = 1 << BlockFeature.FLUSH
 _STATUS: Final = [bytes((status,)) for status in BlockStatus]
+_OK: Final = int(BlockStatus.OK)
+_IOERR: Final = int(BlockStatus.IOERR)
 Handler = Callable[[DescriptorChain, int, int], int]
 """Takes the request, its sector and the number of writable data bytes; how many of these it has written."""
 
@@ -111,10 +113,10 @@ class BlockDevice(Device):
         if room < 0:
             self._log.warning("a request has no room for its status")
             return
-        written, status = 0, BlockStatus.IOERR
+        written, status = 0, _IOERR
         try:
             written = self._perform(chain, room)
-            status = BlockStatus.OK
+            status = _OK
         except Refused as error:
             status = error.status
             self._log.warning(str(error))
@@ -122,7 +124,8 @@ class BlockDevice(Device):
             name = errno.errorcode.get(error.errno or 0, "")
             self._log.warning(f"a request failed: {error.strerror} ({name})")
         finally:
-            chain.writable[-1][-1:] = _STATUS[status]
+            chain.written = room
+            chain.write(_STATUS[status])
             chain.written = written + 1
 
     def _perform(self, chain: DescriptorChain, room: int) -> int:
@@ -137,18 +140,14 @@ class BlockDevice(Device):
 
     def _in(self, chain: DescriptorChain, sector: int, room: int) -> int:
         self._check("IN", sector, room)
-        views = chain.writable
-        data = views[:-1] if views[-1].nbytes == 1 else cut(views, 0, room)
-        self._disk.read(data, room, sector * SECTOR)
+        self._disk.read(chain, sector * SECTOR, start=0, size=room)
         return room
 
     def _out(self, chain: DescriptorChain, sector: int, room: int) -> int:
         self._check_writable("OUT")
         size = chain.readable_size - _HEADER_SIZE
         self._check("OUT", sector, size)
-        views = chain.readable
-        data = views[1:] if views[0].nbytes == _HEADER_SIZE else cut(views, _HEADER_SIZE, size)
-        self._disk.write(data, size, sector * SECTOR)
+        self._disk.write(chain, sector * SECTOR, start=_HEADER_SIZE, size=size)
         self._settle()
         return 0
 

@@ -8,7 +8,6 @@ import fcntl
 import logging
 import os
 import stat
-from collections.abc import Sequence
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
@@ -16,8 +15,9 @@ from .. import _native
 from ..limited_log import printable
 from ..transport.fds import OwnedFd
 from ..virtio.block import SECTOR
+from ..virtio.chain import DescriptorChain
 from .file_error import FileError, cannot_open
-from .vectors import read_into, write_from
+from .vectors import move, read_into, write_from
 
 if TYPE_CHECKING:
     from .._native.block import BlockFile
@@ -53,7 +53,7 @@ class Disk:
         """The same file for compiled code, after `compile`."""
         try:
             self.size = _size(self.path, self._file.fileno())
-            _lock(self.path, self._file.fileno(), read_only=read_only)
+            lock_file(self.path, self._file.fileno(), read_only=read_only)
         except BaseException:
             self.close()
             raise
@@ -67,13 +67,15 @@ class Disk:
         """Let compiled code read and write the file; `name` is the disk's id. OSError if there is no room for another fd."""
         self.compiled = _native.block.BlockFile(self._file.fileno(), self.size // SECTOR, self.read_only, name)
 
-    def read(self, views: Sequence[memoryview], size: int, offset: int) -> None:
-        """Fill `views`, `size` bytes; EIO if the file has become too short for that."""
-        read_into(self._file.fileno(), views, size, offset)
+    def read(self, chain: DescriptorChain, offset: int, *, start: int, size: int) -> None:
+        """Fill `size` writable bytes of a request from `start` on; EIO if the file has become too short for that."""
+        while (done := read_into(chain, self._file.fileno(), offset, start=start, size=size)) != size:
+            offset, start, size = offset + _some(done, offset), start + done, size - done
 
-    def write(self, views: Sequence[memoryview], size: int, offset: int) -> None:
-        """Write `views`, `size` bytes."""
-        write_from(self._file.fileno(), views, size, offset)
+    def write(self, chain: DescriptorChain, offset: int, *, start: int, size: int) -> None:
+        """Write `size` readable bytes of a request from `start` on."""
+        while (done := write_from(chain, self._file.fileno(), offset, start=start, size=size)) != size:
+            offset, start, size = offset + _some(done, offset), start + done, size - done
 
     def flush(self) -> None:
         """Make durable what was written. Where that failed once it fails for good: the kernel has dropped what it had."""
@@ -95,8 +97,13 @@ class Disk:
         """Make the range read as zeroes. Its space stays allocated, unless `unmap`."""
         modes = (PUNCH_HOLE, ZERO_RANGE) if unmap else (ZERO_RANGE,)
         if not any(self._allocate(mode, offset, size) for mode in modes):
+            self._put_zeroes(offset, size)
+
+    def _put_zeroes(self, offset: int, size: int) -> None:
+        while size:
             count, rest = divmod(size, _ZEROS.nbytes)
-            self.write([*[_ZEROS] * count, _ZEROS[:rest]], size, offset)
+            done = _some(move(os.pwritev, self._file.fileno(), [*[_ZEROS] * count, _ZEROS[:rest]], offset), offset)
+            offset, size = offset + done, size - done
 
     def _allocate(self, mode: int, offset: int, size: int) -> bool:
         """Call fallocate; whether that is possible here."""
@@ -112,6 +119,13 @@ class Disk:
         """Close the file; the lock goes with it. Compiled code that is in a request keeps both until that is done."""
         self.compiled = None
         self._file.close()
+
+
+def _some(done: int, offset: int) -> int:
+    """EIO if nothing was done."""
+    if not done:
+        raise OSError(errno.EIO, f"the file ends at {offset:#x}")
+    return done
 
 
 def _open(path: str, *, read_only: bool) -> OwnedFd:
@@ -142,7 +156,7 @@ def _size(path: str, fd: int) -> int:
     return size - size % SECTOR
 
 
-def _lock(path: str, fd: int, *, read_only: bool) -> None:
+def lock_file(path: str, fd: int, *, read_only: bool) -> None:
     """Lock the whole file for this open file: a reader with other readers, a writer alone."""
     kind = fcntl.F_RDLCK if read_only else fcntl.F_WRLCK
     try:

@@ -1,4 +1,7 @@
-"""Bytes between a file and the buffers of a request: straight from one to the other, none of them goes through Python."""
+"""Bytes between a file and the buffers of a request: straight from one to the other, none of them goes through Python.
+
+That holds for memory that may shrink, too, until the device has asked for the request's views: they are copies there.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +10,48 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from .. import _native
+from ..virtio.chain import DescriptorChain, cut
+
 MOST_BUFFERS: Final = os.sysconf("SC_IOV_MAX")
 """The most buffers that one system call takes."""
 
-
-def read_into(fd: int, views: Sequence[memoryview], size: int, offset: int) -> None:
-    """Fill `views`, `size` bytes, with the file's from `offset` on. Raises OSError; EIO if the file ends before."""
-    _move(os.preadv, fd, views, size, offset)
+_fill = _native.transfer.fill if _native.accelerated else None
+_drain = _native.transfer.drain if _native.accelerated else None
 
 
-def write_from(fd: int, views: Sequence[memoryview], size: int, offset: int) -> None:
-    """Write all of `views`, `size` bytes, to the file from `offset` on. Raises OSError."""
-    _move(os.pwritev, fd, views, size, offset)
+def read_into(chain: DescriptorChain, fd: int, offset: int, *, start: int, size: int) -> int:
+    """Fill `size` of the request's writable bytes, from `start` on, with the file's from `offset` on.
+
+    Returns how many it were: fewer where the file or the request ends, or after an error that the next call meets. `written`
+    is the caller's to set. Raises OSError as preadv does.
+    """
+    if _fill and (done := _fill(chain, fd, offset, start, size)) >= 0:
+        return done
+    return move(os.preadv, fd, cut(chain.writable, start, size), offset)
 
 
-def _move(
-    call: Callable[[int, Sequence[memoryview], int], int], fd: int, views: Sequence[memoryview], size: int, offset: int
-) -> None:
-    """Repeat `call`, which may do a part only, until all is done."""
-    while (done := call(fd, views[:MOST_BUFFERS], offset)) != size:
-        if not done:
-            raise OSError(errno.EIO, f"the file ends at {offset:#x}")
-        views, size, offset = _rest(views, done), size - done, offset + done
+def write_from(chain: DescriptorChain, fd: int, offset: int, *, start: int, size: int) -> int:
+    """Write `size` of the request's readable bytes, from `start` on, to the file from `offset` on: as `read_into`."""
+    if _drain and (done := _drain(chain, fd, offset, start, size)) >= 0:
+        return done
+    return move(os.pwritev, fd, cut(chain.readable, start, size), offset)
+
+
+def move(call: Callable[[int, Sequence[memoryview], int], int], fd: int, views: Sequence[memoryview], offset: int) -> int:
+    """Repeat `call`, which may do a part only, until all is done, or no more can be: how many bytes it were."""
+    done = 0
+    while views:
+        try:
+            count = call(fd, views[:MOST_BUFFERS], offset + done)
+        except OSError as error:
+            if not done or error.errno == errno.EFAULT:
+                raise
+            break
+        if not count:
+            break
+        views, done = _rest(views, count), done + count
+    return done
 
 
 def _rest(views: Sequence[memoryview], done: int) -> list[memoryview]:

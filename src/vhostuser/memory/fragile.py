@@ -4,14 +4,16 @@ Who touches a page that its file has lost gets SIGBUS, and a peer can truncate a
 buffers of such a region are private copies: made when a chain is taken, and written back whole (`pour_back`) before it is
 given back, for a device may write anywhere in what it was given. A copy knows where it belongs: it is what its view is of
 (`memoryview.obj`). A ring is worked on in a copy as well. Where a page is gone the kernel says so, and the queue is broken.
+Compiled rings need these queues only for what is not plain, and copies only for a device that wants views.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
+from .. import _native
 from ..errors import MemoryFault, QueueBroken
 from ..virtio.chain import DescriptorChain
 from ..virtio.numbers import DESCRIPTOR_SIZE, EVENT_SIZE
@@ -85,17 +87,26 @@ class FragileView:
 
     def __getitem__(self, part: slice) -> memoryview:
         start, stop, _ = part.indices(self.nbytes)
-        if start >= stop:
-            return memoryview(b"")
-        view = memoryview(Copy(self._address + start, stop - start, self._copies))
+        return self.copy_at(self._address + start, stop - start) if start < stop else memoryview(b"")
+
+    def copy_at(self, address: int, size: int) -> memoryview:
+        """A view of a private copy of bytes of the region that lie at `address` in this process."""
+        view = memoryview(Copy(address, size, self._copies))
         return view.toreadonly() if self.readonly else view
 
 
-def pour_back(views: Iterable[memoryview]) -> None:
-    """Put what was written into copies where it belongs. MemoryFault if that is gone."""
-    for view in views:
+def pour_back(chain: DescriptorChain) -> None:
+    """Put what a device wrote into copies where it belongs. MemoryFault if that is gone, or was for the device."""
+    for view in _made_views(chain):
         if isinstance(view.obj, Copy):
             mapping.pour(view.obj, view.obj.address)
+
+
+def _writable(chain: DescriptorChain) -> Sequence[memoryview]:
+    return chain.writable
+
+
+_made_views = _native.chain.made_views if _native.accelerated else _writable
 
 
 class RingPart:
@@ -123,10 +134,7 @@ class RingPart:
 
 
 class FragileQueue(SplitQueue):
-    """A split virtqueue in such memory; its buffers may be copies or not.
-
-    With `event_idx` the used part has the field behind its entries in which the device says from where on it wants a kick.
-    """
+    """A split virtqueue in such memory; its buffers may be copies or not."""
 
     def __init__(
         self,
@@ -138,36 +146,18 @@ class FragileQueue(SplitQueue):
         *,
         base: int = 0,
         indirect: bool = True,
-        event_idx: bool = False,
     ) -> None:
-        self._table, self._offered, self._given, self._event_idx = descriptors, available, used, event_idx
-        self._end = ring_sizes(size)[2]
+        self._table, self._offered, self._given = descriptors, available, used
+        _, offered, self._end = ring_sizes(size)
         used.refresh()
-        copies = (descriptors.copy, available.copy[: ring_sizes(size)[1]], used.copy[: self._end])
+        copies = descriptors.copy, available.copy[:offered], used.copy[: self._end]
         super().__init__(size, *copies, memory, base=base, indirect=indirect)
         used.write_back(0, USED_HEADER)
 
-    @property
-    def used(self) -> int:
-        """The next index in the used ring."""
-        return self._used
-
-    def go_on(self, base: int, used: int) -> None:
-        """Somebody else has worked on the ring meanwhile, as far as these indices."""
-        self.base, self._used = base, used
-        self._given.refresh()
-        self._used_indices[0] = 0
-        self._given.write_back(0, USED_HEADER)
-
     def pop(self) -> DescriptorChain | None:
-        """As any queue does; the table is read at most once a chain. With EVENT_IDX an empty queue asks for a kick."""
+        """As any queue does; the table is read at most once a chain."""
         self._offered.refresh()
-        chain = super().pop()
-        if chain is None and self._event_idx:
-            self._ask_for_kick()
-            self._offered.refresh()
-            chain = super().pop()
-        return chain
+        return super().pop()
 
     def publish(self) -> bool:
         """Show the driver all that was pushed: the entries first, then, with a whole word, the index."""
@@ -177,18 +167,13 @@ class FragileQueue(SplitQueue):
         self._given.write_back(0, 2 * USED_HEADER)
         return True
 
-    def _ask_for_kick(self) -> None:
-        """Want one for the next request. What came before the driver saw this is found by another look."""
-        self._given.copy[self._end : self._end + 2] = self.base.to_bytes(2, "little")
-        self._given.write_back(self._end - 6, self._end + 2)
-
     def _walk(self, head: int) -> DescriptorChain:
         self._table.refresh()
         return super()._walk(head)
 
 
 class FragilePackedQueue(PackedQueue):
-    """A packed virtqueue in such memory. EVENT_IDX asks nothing of it: a device may always want every kick, and notify."""
+    """A packed virtqueue in such memory."""
 
     def __init__(
         self,

@@ -126,9 +126,9 @@ class GuestMemory:
         return [(region.guest_addr, region.view) for region in self.regions if isinstance(region.view, memoryview)]
 
     @property
-    def bare(self) -> list[tuple[int, memoryview]]:
+    def shown(self) -> list[tuple[int, memoryview | FragileView]]:
         """The same of all regions: for compiled code that survives the end of one that is fragile."""
-        return [(region.guest_addr, region.bare) for region in self.regions]
+        return [(region.guest_addr, region.view) for region in self.regions]
 
     def bare_at_user(self, user_addr: int, len: int) -> memoryview:
         """The bytes of a ring at a user address, fragile or not, for such code. MemoryFault if no region has them."""

@@ -166,7 +166,7 @@ def start_of(view: memoryview) -> int:
 def fill(buffer: bytearray | memoryview, address: int) -> None:
     """Fill a writable buffer with the bytes at `address`; MemoryFault where a page is missing, instead of a signal."""
     if buffer and _native.accelerated:
-        _check(_native.block.copy_here(buffer, address), address, len(buffer))
+        _check(_native.guard.copy_here(buffer, address), address, len(buffer))
     elif buffer:
         _copy_safely(_readv, address_of(buffer), address, len(buffer))
 
@@ -174,7 +174,7 @@ def fill(buffer: bytearray | memoryview, address: int) -> None:
 def pour(buffer: bytearray | memoryview, address: int) -> None:
     """Write a writable buffer's bytes to `address`; MemoryFault as for `fill`."""
     if buffer and _native.accelerated:
-        _check(_native.block.copy_there(buffer, address), address, len(buffer))
+        _check(_native.guard.copy_there(buffer, address), address, len(buffer))
     elif buffer:
         _copy_safely(_writev, address_of(buffer), address, len(buffer))
 

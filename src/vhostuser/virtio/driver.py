@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from struct import Struct
 
 from ..errors import QueueBroken
 from .buffers import Buffer, Table, in_order, in_table
 from .numbers import DESC_NEXT, DESCRIPTOR_SIZE
+from .order import Order
 from .split import USED_HEADER
 
 _DESCRIPTOR = Struct("<QIHH")
 
 
 class DriverQueue:
-    """One split virtqueue as its driver sees it: add chains, and collect what the device is done with."""
+    """One split virtqueue as its driver sees it: add chains, and collect what the device is done with.
 
-    def __init__(self, size: int, descriptors: memoryview, available: memoryview, used: memoryview) -> None:
+    With `in_order` descriptors are used in the order of the table, and the device gives chains back as it was given them.
+    """
+
+    def __init__(
+        self, size: int, descriptors: memoryview, available: memoryview, used: memoryview, *, in_order: bool = False
+    ) -> None:
         self.size = size
         self._descriptors = descriptors
         self._available = available.cast("H")
         self._used_indices = used[:USED_HEADER].cast("H")
         self._used_elements = used[USED_HEADER:].cast("I")
-        self._free = list(range(size - 1, -1, -1))
+        self._free = deque(range(size - 1, -1, -1))
         self._chains: dict[int, list[int]] = {}
+        self._order = Order() if in_order else None
         self._next = 0
         self._seen = 0
 
@@ -49,6 +57,8 @@ class DriverQueue:
             entry = _DESCRIPTOR.pack(addr, length, flags | (0 if last else DESC_NEXT), following)
             self._descriptors[index * DESCRIPTOR_SIZE : (index + 1) * DESCRIPTOR_SIZE] = entry
         self._chains[chain[0]] = chain
+        if self._order:
+            self._order.add(chain[0], sum(length for _, length in writable))
         self._available[2 + self._next % self.size] = chain[0]
         self._next = (self._next + 1) & 0xFFFF
         self._available[1] = self._next
@@ -59,13 +69,29 @@ class DriverQueue:
 
         QueueBroken if the device gives back what it was not given.
         """
+        if self._order:
+            return self._collect_in_order(self._order)
         if self._used_indices[1] == self._seen:
             return None
-        slot = 2 * (self._seen % self.size)
-        head, written = self._used_elements[slot], self._used_elements[slot + 1]
+        head, written = self._used_entry()
         chain = self._chains.pop(head, None)
         if chain is None:
             raise QueueBroken(f"the device gave back chain {head}, which it does not have")
         self._seen = (self._seen + 1) & 0xFFFF
         self._free.extend(reversed(chain))
+        return head, written
+
+    def _used_entry(self) -> tuple[int, int]:
+        slot = 2 * (self._seen % self.size)
+        return self._used_elements[slot], self._used_elements[slot + 1]
+
+    def _collect_in_order(self, order: Order) -> tuple[int, int] | None:
+        if not order.due:
+            waiting = (self._used_indices[1] - self._seen) & 0xFFFF
+            if not waiting:
+                return None
+            order.see(*self._used_entry(), waiting)
+        head, written = order.take()
+        self._seen = (self._seen + 1) & 0xFFFF
+        self._free.extendleft(self._chains.pop(head))
         return head, written

@@ -37,3 +37,9 @@ PACKED: Final = Format(PackedQueue, PackedDriverQueue, packed_sizes, FIRST_BASE,
 def ring_format(features: int) -> Format:
     """The format of every ring of a device, by what was acknowledged ("Virtqueues")."""
     return PACKED if features >> Feature.RING_PACKED & 1 else SPLIT
+
+
+def new_driver(features: int, size: int, descriptors: memoryview, available: memoryview, used: memoryview) -> DriverHalf:
+    """The driver half of a queue over the parts of a ring, by what was acknowledged."""
+    in_order = bool(features >> Feature.IN_ORDER & 1)
+    return ring_format(features).driver(size, descriptors, available, used, in_order=in_order)

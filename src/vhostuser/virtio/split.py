@@ -49,6 +49,11 @@ class SplitQueue:
         self._used = self._used_indices[1]
         self._used_indices[0] = 0  # whoever was here before may have asked for no kicks, and died
 
+    @property
+    def used(self) -> int:
+        """The next index in the used ring."""
+        return self._used
+
     def pop(self) -> DescriptorChain | None:
         """The next request, or None; QueueBroken if the driver left nonsense ("The Virtqueue Available Ring")."""
         waiting = (self._available[1] - self.base) & 0xFFFF

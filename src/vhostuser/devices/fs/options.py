@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from .idmap import IDENTITY, IdMap
+from .xattrmap import XattrMap
+
 
 class Cache(Enum):
     """How long the guest may keep what it knows, by virtiofsd's names."""
@@ -72,3 +75,8 @@ class ShareOptions:
     """Whether what the guest writes to the window gets back to the files; without it writable files have no DAX."""
     dax_unsafe_peer: bool = False
     """Whether files are mapped themselves into a front-end that is known to crash of it."""
+    xattrmap: XattrMap | None = None
+    """How extended attributes are called on the host; None for the same names."""
+    uids: IdMap = IDENTITY
+    gids: IdMap = IDENTITY
+    """The host's ids for those of the guest."""

@@ -90,6 +90,9 @@ class Files:
             fd = self._state.reopen(inode, flags)
         if flags & os.O_TRUNC:
             self._capability.drop(fd)
+            self._state.after(inode, 0, 0)
+        elif self._state.window is not None:
+            self._state.seen(inode, os.fstat(fd.number))
         return self._state.opened.add_file(OpenFile(inode, fd)), fd
 
     def _flags(self, flags: int) -> int:
@@ -168,9 +171,12 @@ class Files:
         self._state.before(file.inode)
         self._capability.drop(file.fd)
         if not given.write_flags & WriteFlag.KILL_SUIDGID:
-            return source.pwritev(file.fd.number, given.size, given.offset)
-        with WithoutFsetid():
-            return source.pwritev(file.fd.number, given.size, given.offset)
+            written = source.pwritev(file.fd.number, given.size, given.offset)
+        else:
+            with WithoutFsetid():
+                written = source.pwritev(file.fd.number, given.size, given.offset)
+        self._state.after(file.inode, given.offset, given.offset + written)
+        return written
 
     def release(self, call: Call) -> None:
         """Close a file."""

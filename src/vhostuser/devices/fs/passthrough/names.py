@@ -40,17 +40,12 @@ class Lookups:
         inode = self._state.inodes.find((found.st_dev, found.st_ino, mount))
         if inode is None:
             inode, found = self._meet(parent, at.number, name)
-        return inode, self._settled(inode) if self._state.settles else found
-
-    def _settled(self, inode: Inode) -> os.stat_result:
-        """The attributes of an inode that was just looked up, with what the window has of it. If that fails it was not."""
         try:
-            self._state.before(inode)
-            fd = self._state.at(inode)
-            return os.fstat(fd.number)
+            self._state.seen(inode, found)
         except OSError:
             self._state.inodes.forget(inode.nodeid, 1)
             raise
+        return inode, found
 
     def _meet(self, parent: Inode, directory: int, name: bytes) -> tuple[Inode, os.stat_result]:
         """The same of an inode that is new, or one that has no fd."""

@@ -39,14 +39,14 @@ class Nodes:
     def getattr(self, call: Call) -> bytes:
         """The attributes of an inode, or of an open file of it."""
         given, inode = arguments(call, s.GetattrIn), self._state.inode(call)
-        self._state.before(inode)
         fd = self._file(inode, given.fh if given.getattr_flags & GetattrFlag.FH else None)
-        return self._attributes.answer(inode, os.fstat(fd.number))
+        found = os.fstat(fd.number)
+        self._state.seen(inode, found)
+        return self._attributes.answer(inode, found)
 
     def statx(self, call: Call) -> s.StatxOut:
         """More of an inode, or of an open file of it: when it was made, what kind of file it is."""
         given, inode = arguments(call, s.StatxIn), self._state.inode(call)
-        self._state.before(inode)
         fd = self._file(inode, given.fh if given.getattr_flags & GetattrFlag.FH else None)
         raw = calls.statx(fd.number, given.sx_flags & _SYNC_TYPE, given.sx_mask & calls.STATX_ALL)
         found = s.Statx.unpack(raw)
@@ -91,6 +91,7 @@ class Nodes:
         self._capability.drop(file)
         with WithoutFsetid() if given.valid & Fattr.KILL_SUIDGID else nullcontext():
             os.ftruncate(file.number, given.size)
+        self._state.after(inode, given.size, given.size)
 
     def access(self, call: Call) -> None:
         """Whether who asks may do this to an inode, by its mode alone. OSError, EACCES, if not."""

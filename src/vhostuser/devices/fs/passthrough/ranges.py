@@ -67,6 +67,7 @@ class Ranges:
         self._state.before(file.inode)
         with self._changing(call):
             calls.fallocate(file.fd.number, given.mode, given.offset, given.length)
+        self._state.after(file.inode, given.offset, given.offset + given.length)
 
     def _changing(self, call: Call) -> AbstractContextManager[None]:
         """Change a file for a user who may not leave suid and sgid bits on it, if taking them is our part."""
@@ -97,7 +98,9 @@ class Ranges:
         self._state.before(source.inode)
         self._state.before(target.inode)
         with self._changing(call):
-            return s.WriteOut(os.copy_file_range(source.fd.number, target.fd.number, size, given.off_in, given.off_out))
+            copied = os.copy_file_range(source.fd.number, target.fd.number, size, given.off_in, given.off_out)
+        self._state.after(target.inode, given.off_out, given.off_out + copied)
+        return s.WriteOut(copied)
 
 
 def _sync(fd: int, given: s.FsyncIn) -> None:

@@ -43,8 +43,9 @@ class Share:
         xattr_names: Names | None = None,
         uids: Ids | None = None,
         gids: Ids | None = None,
+        fds: OwnedFd | None = None,
     ) -> None:
-        self._state = state = State(root, options, window)
+        self._state = state = State(root, options, window, fds)
         attributes = Attributes(state, uids, gids)
         creators = Creators(state, uids, gids)
         capability = Capability(state, xattr_names)

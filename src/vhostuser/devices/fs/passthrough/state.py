@@ -56,7 +56,13 @@ class Mappings(Protocol):
     """What a share asks of the window (of which it is a part)."""
 
     def before(self, key: tuple[int, int]) -> None:
-        """The file with this st_dev and st_ino is about to be read, looked at, or changed."""
+        """The file with this st_dev and st_ino is about to be read or changed."""
+
+    def after(self, key: tuple[int, int], start: int, end: int) -> None:
+        """These bytes of the file were changed."""
+
+    def refresh(self, key: tuple[int, int], size: int, mtime_ns: int) -> None:
+        """The file was looked at, and so it is."""
 
     def write_back(self, key: tuple[int, int] | None = None) -> None:
         """Write what the guest changed of this file, or of all, to the file. OSError if that failed."""
@@ -84,13 +90,13 @@ def name_of(call: Call, which: int = 0) -> bytes:
 class State:
     """The share's files. Whoever uses a file holds its Fd, so that its number stays what it is."""
 
-    def __init__(self, root: OwnedFd, options: ShareOptions, window: Mappings | None) -> None:
+    def __init__(self, root: OwnedFd, options: ShareOptions, window: Mappings | None, fds: OwnedFd | None = None) -> None:
         self.options = options
         self.use(window)
         self.agreed = 0
         """Of InitFlag."""
         self.inodes, self.opened = Inodes(), Opened()
-        self.proc = Fd(os.open("/proc/self/fd", os.O_PATH | os.O_CLOEXEC))
+        self.proc = Fd(fds.detach() if fds else os.open("/proc/self/fd", os.O_PATH | os.O_CLOEXEC))
         self._root = root
         self._mounts: dict[int, Fd] = {}
         self._limit = self._plenty = 0
@@ -124,6 +130,7 @@ class State:
     def begin(self, agreed: int) -> None:
         """A session begins, in which this mask of InitFlag is agreed upon."""
         self.agreed = agreed
+        self.use(self.window)  # which may be mapped only now
         self._count_fds()
 
     def close(self) -> None:
@@ -219,9 +226,19 @@ class State:
         return self.kept(os.open(b"%d" % fd.number, flags, dir_fd=self.proc.number))
 
     def before(self, inode: Inode) -> None:
-        """Settle what the window has of a file, before it is read, looked at or changed."""
+        """Settle what the window has of a file, before it is read or changed."""
         if self.window is not None and inode.type == stat.S_IFREG:
             self.window.before(inode.file)
+
+    def after(self, inode: Inode, start: int, end: int) -> None:
+        """Have the window show bytes of a file that were changed."""
+        if self.window is not None:
+            self.window.after(inode.file, start, end)
+
+    def seen(self, inode: Inode, found: os.stat_result) -> None:
+        """Have the window show a file as it was found, if it was changed on the host."""
+        if self.window is not None and inode.type == stat.S_IFREG:
+            self.window.refresh(inode.file, found.st_size, found.st_mtime_ns)
 
     def write_back(self, inode: Inode) -> None:
         """Write what the guest changed in the window of a file."""

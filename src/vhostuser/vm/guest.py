@@ -9,13 +9,13 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Final, Self
 
-from . import fetch
+from . import tree
 from .initramfs import initramfs
 from .qmp import Qmp
 
@@ -23,25 +23,36 @@ READY: Final = b"the guest is ready"
 _DONE: Final = re.compile(rb"\n?@done (\d+)@\r?\n")
 
 
-class GuestFailed(AssertionError):
+class GuestFailed(Exception):
     """A command in the guest failed, or the guest said nothing in time."""
 
 
 class Guest:
-    """A context manager around a guest that has booted. `devices` are words for QEMU, `seconds` bounds every wait."""
+    """A context manager around a guest that has booted. `devices` are words for QEMU, `seconds` bounds every wait.
+
+    `modules` of the kernel are loaded, with all they need; `programs`, static ones, are in /bin.
+    """
 
     def __init__(
-        self, devices: Sequence[str], *, modules: Iterable[str] = (), memory: int = 256, cpus: int = 1, seconds: float = 120
+        self,
+        devices: Sequence[str],
+        *,
+        modules: Iterable[str] = (),
+        programs: Mapping[str, Path] = MappingProxyType({}),
+        memory: int = 256,
+        cpus: int = 1,
+        seconds: float = 120,
     ) -> None:
         self._devices, self._modules, self._memory, self._cpus = devices, modules, memory, cpus
-        self.seconds = seconds
+        self._programs, self.seconds = programs, seconds
         self._heard = b""
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:
             self._said = opened.enter_context(tempfile.TemporaryFile("a+b"))
             folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="vhu-guest-")))
-            (folder / "initramfs").write_bytes(initramfs(self._modules))
+            programs = {f"bin/{name}": path for name, path in self._programs.items()}
+            (folder / "initramfs").write_bytes(initramfs(self._modules, files=programs))
             self._console, serial = _pair(opened)
             monitor, monitor_of_qemu = _pair(opened)
             self.qmp = Qmp(monitor, self.seconds)
@@ -69,12 +80,12 @@ class Guest:
     def _words(self, image: Path, serial: int, monitor: int) -> list[str]:
         memory = f"memory-backend-memfd,id=ram,size={self._memory}M,share=on"
         return [
-            *fetch.qemu_command(),
+            *tree.qemu_command(),
             *("-machine", "q35,accel=tcg,memory-backend=ram", "-cpu", "max", "-smp", str(self._cpus)),
             *("-m", f"{self._memory}M", "-object", memory, "-nodefaults", "-no-user-config", "-display", "none"),
             *("-chardev", f"socket,id=serial,fd={serial}", "-serial", "chardev:serial"),
             *("-chardev", f"socket,id=qmp,fd={monitor}", "-qmp", "chardev:qmp"),
-            *("-kernel", str(fetch.kernel()), "-initrd", str(image)),
+            *("-kernel", str(tree.kernel()), "-initrd", str(image)),
             *("-append", "console=ttyS0 quiet loglevel=1 panic=-1"),
             *self._devices,
         ]

@@ -5,34 +5,44 @@ from __future__ import annotations
 import gzip
 import lzma
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Final
 
-from . import fetch
+from . import tree
 
 _FILE, _FOLDER, _DEVICE = 0o100000, 0o040000, 0o020000
 _ALIGN: Final = 4
-_INIT: Final = """\
+_FOLDERS: Final = ("bin", "dev", "proc", "sys", "tmp", "mnt", "root", "run", "modules")
+_BEGIN: Final = """\
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 for module in /modules/*.ko; do insmod $module || echo "$module does not load"; done
+"""
+TYPED: Final = """\
 stty -F /dev/ttyS0 raw -echo
 echo the guest is ready
 dd if=/dev/ttyS0 bs=4096 2>/dev/null | sh >/dev/ttyS0 2>&1
 """
 
 
-def initramfs(modules: Iterable[str]) -> bytes:
-    """The archive, gzipped. The guest's shell takes lines on its first serial port and says so when it does."""
-    parts = [_entry(name, _FOLDER | 0o755) for name in ("bin", "dev", "proc", "sys", "tmp", "mnt", "modules")]
+def initramfs(modules: Iterable[str], *, script: str = TYPED, files: Mapping[str, Path] | None = None) -> bytes:
+    """The archive, gzipped. `script` is what the guest does once its modules are loaded; `files` are more of its files.
+
+    The usual script is a shell that takes lines on the first serial port, and says so when it does.
+    """
+    more = dict(files or {})
+    folders = [*_FOLDERS, *(str(parent) for name in more for parent in reversed(Path(name).parents) if parent.name)]
+    parts = [_entry(name, _FOLDER | 0o755) for name in dict.fromkeys(folders)]
     parts += [_entry("dev/console", _DEVICE | 0o600, device=(5, 1)), _entry("dev/null", _DEVICE | 0o666, device=(1, 3))]
     parts += [
-        _entry("bin/busybox", _FILE | 0o755, fetch.busybox().read_bytes()),
-        _entry("init", _FILE | 0o755, _INIT.encode()),
+        _entry("bin/busybox", _FILE | 0o755, tree.busybox().read_bytes()),
+        _entry("init", _FILE | 0o755, (_BEGIN + script).encode()),
     ]
+    parts += [_entry(name, _FILE | 0o755, path.read_bytes()) for name, path in more.items()]
     for at, (name, content) in enumerate(with_dependencies(modules).items()):
         parts.append(_entry(f"modules/{at:02}-{name}.ko", _FILE | 0o644, content))
     return gzip.compress(b"".join([*parts, _entry("TRAILER!!!", 0)]), compresslevel=1)
@@ -40,7 +50,7 @@ def initramfs(modules: Iterable[str]) -> bytes:
 
 def with_dependencies(wanted: Iterable[str]) -> dict[str, bytes]:
     """Modules by name, unpacked, in the order in which they load."""
-    known, found = fetch.modules(), dict[str, bytes]()
+    known, found = tree.modules(), dict[str, bytes]()
 
     def take(name: str) -> None:
         if name in found:

@@ -1,0 +1,347 @@
+"""A window of our own memory, into which files are read: no front-end sees more of it than one mapping.
+
+What the guest may store into is kept twice: as the file is known to be, and as the guest sees it. Bytes that differ are
+written back. So what the guest did not touch never overwrites what others wrote, and no store is missed, whenever it comes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import mmap
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from ....errors import VhostUserError
+from ....limited_log import LimitedLog
+from ....memory.mapping import MAP_NORESERVE, map_file, sealed_file
+from ....shared_memory import SharedMemory
+from ..mapping import MappedFile
+from .segments import Segment, Segments
+
+log = logging.getLogger(__name__)
+Key = tuple[int, int]
+"""st_dev and st_ino: mappings of the same file are one."""
+ALIGNMENT: Final = 21
+"""2 MiB, the ranges of Linux."""
+PAGE: Final = mmap.PAGESIZE
+CELL: Final = 64
+"""Bytes that are compared at a time in a page that was stored into."""
+_MADV_POPULATE_WRITE: Final = 23
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+class _File:
+    """A file that has segments in the window."""
+
+    __slots__ = ("fd", "seen", "source", "writable")
+
+    def __init__(self, source: MappedFile) -> None:
+        self.source = source
+        self.fd = source.open(os.O_RDONLY)
+        self.writable = False
+        self.seen = self.look()
+        """Size and mtime, when its bytes were read."""
+
+    def make_writable(self) -> None:
+        """Have an fd to write back by. OSError if the file is none to write to."""
+        if not self.writable:
+            fd = self.source.open(os.O_RDWR)
+            self.fd.close()
+            self.fd, self.writable = fd, True
+
+    def look(self) -> tuple[int, int]:
+        """Size and mtime now."""
+        found = os.fstat(self.fd.fileno())
+        return found.st_size, found.st_mtime_ns
+
+
+class CopyWindow:
+    """A window whose bytes are copies. `region` gives the shared memory region, once the device has it.
+
+    With `write` what the guest stores gets back to the files: at `write_back`, `remove` and `end`, as far as a file
+    reaches then. Without it no file is mapped to be stored into.
+    """
+
+    alignment = ALIGNMENT
+
+    def __init__(self, size: int, region: Callable[[], SharedMemory], *, write: bool) -> None:
+        self.size, self._region, self._write = size, region, write
+        self._lock, self._log = threading.RLock(), LimitedLog(log)
+        self._memory = sealed_file("dax-window", size)
+        self._view = map_file(self._memory.fileno(), size, 0)
+        self._known = memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE))
+        """What the files have, as far as segments may be stored into."""
+        self._segments: Segments[_File] = Segments()
+        self._files: dict[Key, _File] = {}
+        self._failed: dict[Key, int] = {}
+        """The errno of a write-back that nobody was told of yet."""
+        self._mapped = False
+
+    def begin(self) -> None:
+        """Map the window, if it is not. OSError if the front-end does not have it."""
+        with self._lock:
+            if self._mapped:
+                return
+            try:
+                self._region().map(self._memory, shm_offset=0, len=self.size, writable=True)
+            except VhostUserError as error:
+                self._log.warning(f"there is no DAX: {error}")
+                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from None
+            self._mapped = True
+
+    def serves(self, *, writable_file: bool) -> bool:
+        """Whether such a file is mapped at all."""
+        return self._mapped and (self._write or not writable_file)
+
+    def setup(self, file: MappedFile, *, foffset: int, size: int, moffset: int, writable: bool) -> None:
+        """Read bytes of a file into the window, zeroes behind its end. OSError if that can't be: nothing is there then."""
+        if writable and not self._write:
+            raise OSError(errno.EROFS, "stores into the window are not written back without --dax-write")
+        with self._lock:
+            owner = self._owner(file)
+            try:
+                if writable:
+                    owner.make_writable()
+                if self._is_there(owner, foffset, size, moffset, writable):
+                    return
+                self._settle(self._segments.between(moffset, moffset + size))
+                segment = Segment(moffset, size, foffset, owner, writable)
+                self._load(segment)
+                self._drop(self._segments.add(segment))
+            except OSError:
+                self._drop(self._segments.remove(moffset, moffset + size))
+                raise
+            finally:
+                self._release(owner)
+
+    def _is_there(self, owner: _File, foffset: int, size: int, moffset: int, writable: bool) -> bool:
+        """The very bytes are in that place: nothing may be lost of what the guest stores there meanwhile."""
+        there = self._segments.between(moffset, moffset + size)
+        if len(there) != 1 or there[0].file is not owner or there[0].foffset != foffset or there[0].size != size:
+            return False
+        if writable and not there[0].writable:
+            self._known[moffset : moffset + size] = self._view[moffset : moffset + size]
+            self._segments.add(Segment(moffset, size, foffset, owner, writable=True))
+        return True
+
+    def remove(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Forget what is there, once what was stored is written back. OSError if that failed; it is forgotten then, too."""
+        with self._lock:
+            error = 0
+            for start, size in ranges:
+                error = self._settle(self._segments.between(start, start + size)) or error
+                self._drop(self._segments.remove(start, start + size))
+            if error:
+                raise OSError(error, os.strerror(error))
+
+    def before(self, key: Key) -> None:
+        """Have the file say what the guest stored of it. What fails is told by the next `write_back`."""
+        if key in self._files:
+            with self._lock:
+                self._write_file(key)
+
+    def write_back(self, key: Key | None = None) -> None:
+        """Write what the guest stored of a file, or of all, to the files. OSError if that failed, now or before."""
+        if not self._files and not self._failed:
+            return
+        with self._lock:
+            keys = [key] if key is not None else [*self._files, *self._failed]
+            for each in keys:
+                self._write_file(each)
+            errors = [self._failed.pop(each) for each in keys if each in self._failed]
+        if errors:
+            raise OSError(errors[0], os.strerror(errors[0]))
+
+    def after(self, key: Key, start: int, end: int) -> None:
+        """These bytes of the file were changed otherwise than by the window: show them as they are."""
+        owner = self._files.get(key)
+        if owner is None:
+            return
+        with self._lock:
+            (old, _), (new, _) = owner.seen, owner.look()
+            if old != new:  # behind the old end, or the new one, there are zeroes
+                start, end = min(start, old, new), -(-max(end, old, new) // PAGE) * PAGE
+            for segment in list(self._of(owner)):
+                if part := segment.of_file(start, end):
+                    self._show(part)
+            owner.seen = owner.look()
+
+    def refresh(self, key: Key, size: int, mtime_ns: int) -> None:
+        """The file was looked at: read it again, if it was changed on the host; but for pages that the guest changed."""
+        owner = self._files.get(key)
+        if owner is None or owner.seen == (size, mtime_ns):
+            return
+        with self._lock:
+            self._write_file(key)
+            for segment in list(self._of(owner)):
+                if segment.writable:
+                    self._update(segment)
+                else:
+                    self._load(segment)
+            owner.seen = owner.look()
+
+    def end(self) -> None:
+        """Write back all and forget it. The mapping stays."""
+        with self._lock:
+            rows = list(self._segments)
+            self._settle(rows)
+            self._segments.clear()
+            self._drop(rows)
+            self._failed.clear()
+
+    def reset(self) -> None:
+        """The front-end has forgotten the mapping."""
+        with self._lock:
+            self.end()
+            self._mapped = False
+            self._punch(0, self.size)
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        with self._lock:
+            self.end()
+            self._memory.close()
+            self._view = self._known = memoryview(b"")
+
+    # Files
+
+    def _owner(self, file: MappedFile) -> _File:
+        if file.key not in self._files:
+            self._files[file.key] = _File(file)
+        return self._files[file.key]
+
+    def _release(self, owner: _File) -> None:
+        """Close a file of which nothing is in the window."""
+        if not self._segments.count(owner) and owner.source.key in self._files:
+            del self._files[owner.source.key]
+            owner.fd.close()
+
+    def _of(self, owner: _File) -> Iterator[Segment[_File]]:
+        return (segment for segment in self._segments if segment.file is owner)
+
+    def _drop(self, parts: list[Segment[_File]]) -> None:
+        """Parts of segments are gone: close what has none any more."""
+        for owner in {id(part.file): part.file for part in parts}.values():
+            self._release(owner)
+
+    # Bytes
+
+    def _load(self, segment: Segment[_File]) -> None:
+        """Read a segment's bytes from its file."""
+        start, end = segment.moffset, segment.end
+        place = self._view[start:end]
+        done = 0
+        while done < segment.size:
+            got = os.preadv(segment.file.fd.fileno(), [place[done:]], segment.foffset + done)
+            if not got:
+                break
+            done += got
+        self._clear(start + done, end)
+        if segment.writable:
+            self._known[start:end] = place
+
+    def _show(self, part: Segment[_File]) -> None:
+        """The file's bytes instead of what the guest sees, whatever it stored just there."""
+        data = _read_all(part.file.fd.fileno(), part.size, part.foffset)
+        if part.writable:
+            self._known[part.moffset : part.end] = data
+        self._view[part.moffset : part.end] = data
+
+    def _update(self, segment: Segment[_File]) -> None:
+        """The file's bytes in all pages that the guest has left as they were."""
+        data = memoryview(_read_all(segment.file.fd.fileno(), segment.size, segment.foffset))
+        for at in range(segment.moffset, segment.end, PAGE):
+            page = data[at - segment.moffset : at - segment.moffset + PAGE]
+            known = self._known[at : at + page.nbytes]
+            if page != known and self._view[at : at + page.nbytes] == known:
+                self._known[at : at + page.nbytes] = page
+                self._view[at : at + page.nbytes] = page
+
+    def _clear(self, start: int, end: int) -> None:
+        """Zeroes, without memory of their own for whole pages."""
+        whole = -(-start // PAGE) * PAGE
+        self._view[start : min(whole, end)] = bytes(min(whole, end) - start)
+        if whole < end:
+            self._punch(whole, end - whole)
+
+    def _punch(self, start: int, size: int) -> None:
+        _libc.fallocate(self._memory.fileno(), _PUNCH_HOLE | _KEEP_SIZE, start, size)
+
+    def _write_file(self, key: Key) -> None:
+        if (owner := self._files.get(key)) and owner.writable:
+            self._settle(list(self._of(owner)))
+
+    def _settle(self, parts: Sequence[Segment[_File]]) -> int:
+        """Write back what was stored into parts of the window; 0, or the errno of what failed, which is remembered, too."""
+        error = 0
+        for part in parts:
+            if not part.writable:
+                continue
+            try:
+                self._store(part)
+            except OSError as failure:
+                error = self._failed[part.file.source.key] = failure.errno or errno.EIO
+                self._log.warning(f"a page that the guest stored is not written: {failure.strerror}")
+        return error
+
+    def _store(self, part: Segment[_File]) -> None:
+        """Write back the bytes of a part that differ from the file as it is known, up to the file's end."""
+        start, end = part.moffset, part.end
+        if self._view[start:end] == self._known[start:end]:
+            return
+        fd, shift = part.file.fd.fileno(), part.foffset - start
+        end = min(end, os.fstat(fd).st_size - shift)
+        for at in range(start, end, PAGE):
+            page = bytes(self._view[at : min(at + PAGE, end)])
+            for first, last in _differences(page, self._known[at : at + len(page)]):
+                data = page[first:last]
+                _write_all(fd, data, at + first + shift)
+                self._known[at + first : at + last] = data
+                self._show_elsewhere(part, at + first, data)
+        part.file.seen = part.file.look()
+
+    def _show_elsewhere(self, part: Segment[_File], at: int, data: bytes) -> None:
+        """Show what was stored in `part` at a place of the window wherever else the window has these bytes of the file."""
+        start = at - part.moffset + part.foffset
+        for other in self._of(part.file):
+            there = other.of_file(start, start + len(data))
+            if there and there.moffset != at:
+                self._show(there)
+
+
+def _differences(page: bytes, known: memoryview) -> list[tuple[int, int]]:
+    """Where a page differs: ranges of it, each from one byte that differs to another, with less than CELL alike between."""
+    found: list[tuple[int, int]] = []
+    if page == known:
+        return found
+    for cell in range(0, len(page), CELL):
+        ours, theirs = page[cell : cell + CELL], known[cell : cell + CELL]
+        if ours == theirs:
+            continue
+        places = [cell + at for at, byte in enumerate(ours) if byte != theirs[at]]
+        if found and places[0] - found[-1][1] < CELL:
+            found[-1] = (found[-1][0], places[-1] + 1)
+        else:
+            found.append((places[0], places[-1] + 1))
+    return found
+
+
+def _read_all(fd: int, size: int, offset: int) -> bytes:
+    """Bytes of a file, with zeroes behind its end."""
+    data, done = bytearray(size), 0
+    with memoryview(data) as view:
+        while done < size and (got := os.preadv(fd, [view[done:]], offset + done)):
+            done += got
+    return bytes(data)
+
+
+def _write_all(fd: int, data: bytes, offset: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, data[done:], offset + done)

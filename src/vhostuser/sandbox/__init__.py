@@ -1,0 +1,1 @@
+"""Confine a daemon to the directory that it shares."""

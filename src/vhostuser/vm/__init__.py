@@ -1,0 +1,1 @@
+"""A VM: QEMU and a Linux guest fetched without root, booted, and given commands."""
