@@ -230,11 +230,12 @@ def test_append_is_kept_without_one(guest: Guest, root: Path) -> None:
 
 
 def test_open_can_make_nothing(guest: Guest, root: Path) -> None:
-    (root / "file").touch()
-    nodeid = guest.lookup(b"file").nodeid
-    guest.open(nodeid, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_PATH | os.O_NOFOLLOW)
+    (root / "file").write_bytes(b"there")
+    file = guest.lookup(b"file")
+    for more in (os.O_CREAT | os.O_EXCL, os.O_PATH, os.O_NOFOLLOW, os.O_NOCTTY, 1 << 30):
+        assert guest.read(file._replace(fh=guest.open(file.nodeid, os.O_RDWR | more)), 9) == b"there"
     with fails(errno.ENOTDIR):
-        guest.open(nodeid, os.O_RDWR | os.O_TMPFILE)
+        guest.open(file.nodeid, os.O_RDWR | os.O_TMPFILE)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from vhostuser.fuse.numbers import ROOT_ID
 
 from .failing import fails
 from .guest import Guest
-from .in_a_namespace import root_only
+from .in_a_namespace import root_only, run
 
 FILES = 400
 
@@ -133,6 +133,27 @@ def test_handles_that_can_not_be_are_mandatory_or_not(root: Path, monkeypatch: p
     with Guest(root, ShareOptions(inode_file_handles=Handles.PREFER)) as guest, fails(errno.EMFILE):
         for number in range(FILES):
             guest.lookup(b"%d" % number)
+
+
+@root_only
+def test_f32_who_can_not_open_by_handles_has_fds_alone(root: Path) -> None:
+    for parent in (root.parent, root.parent.parent, root.parent.parent.parent):
+        parent.chmod(0o755)
+    many(root)
+    script = """
+import resource
+os.setresuid(65534, 65534, 65534)
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+with Guest(root) as guest:
+    nodeids = []
+    with fails(errno.EMFILE):
+        for number in range(300):
+            nodeids.append(guest.lookup(b"%d" % number).nodeid)
+    for nodeid in nodeids:
+        guest.getattr(nodeid)
+    print(len(nodeids) > 120)
+"""
+    assert run(script, root) == "True\n"
 
 
 def test_the_kernel_says_which_mount(root: Path) -> None:

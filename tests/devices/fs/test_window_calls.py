@@ -1,4 +1,4 @@
-"""When a share asks the window to settle a file."""
+"""What a share tells the window of its files, and when."""
 
 from __future__ import annotations
 
@@ -24,18 +24,16 @@ class Window:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, tuple[int, int] | None]] = []
-        self.changed: list[tuple[tuple[int, int], int, int]] = []
-        self.seen: list[tuple[tuple[int, int], int, int]] = []
         self.fails = self.writable = False
 
     def before(self, key: tuple[int, int]) -> None:
         self.asked.append(("before", key))
 
     def after(self, key: tuple[int, int], start: int, end: int) -> None:
-        self.changed.append((key, start, end))
+        self.asked.append((f"after {start} {end}", key))
 
     def refresh(self, key: tuple[int, int], size: int, mtime_ns: int) -> None:
-        self.seen.append((key, size, mtime_ns))
+        self.asked.append((f"seen {size}", key))
 
     def write_back(self, key: tuple[int, int] | None = None) -> None:
         self.asked.append(("write back", key))
@@ -58,29 +56,31 @@ def guest(root: Path, window: Window, monkeypatch: pytest.MonkeyPatch) -> Iterat
         yield made
 
 
-BEFORE: dict[str, Callable[[Guest, Entry], object]] = {
-    "READ": lambda guest, file: guest.read(file, 1),
-    "WRITE": lambda guest, file: guest.write(file, b"x"),
-    "SETATTR": lambda guest, file: guest.share.setattr(guest.call(file.nodeid, s.SetattrIn(valid=Fattr.SIZE, size=1))),
-    "OPEN": lambda guest, file: guest.open(file.nodeid, os.O_RDWR | os.O_TRUNC),
-    "FALLOCATE": lambda guest, file: guest.share.fallocate(guest.call(file.nodeid, s.FallocateIn(file.fh, 0, 9, 0))),
-    "LSEEK": lambda guest, file: guest.share.lseek(guest.call(file.nodeid, s.LseekIn(file.fh, 0, os.SEEK_HOLE))),
-    "COPY_FILE_RANGE": lambda guest, file: guest.share.copy_file_range(
-        guest.call(file.nodeid, s.CopyFileRangeIn(file.fh, 0, file.nodeid, file.fh, 10, 1, 0))
+ASKED: dict[str, tuple[list[str], Callable[[Guest, Entry], object]]] = {
+    "READ": (["before"], lambda guest, file: guest.read(file, 1)),
+    "WRITE": (["before", "after 3 6"], lambda guest, file: guest.write(file, b"xyz", 3)),
+    "GETATTR": (["seen 10"], lambda guest, file: guest.getattr(file.nodeid)),
+    "LOOKUP": (["seen 10"], lambda guest, file: guest.lookup(b"file")),
+    "SETATTR": (
+        ["before", "after 1 1"],
+        lambda guest, file: guest.share.setattr(guest.call(file.nodeid, s.SetattrIn(valid=Fattr.SIZE, size=1))),
     ),
-}
-CHANGES: dict[str, tuple[Callable[[Guest, Entry], object], int, int]] = {
-    "WRITE": (lambda guest, file: guest.write(file, b"xyz"), 0, 3),
-    "SETATTR": (BEFORE["SETATTR"], 1, 1),
-    "OPEN": (BEFORE["OPEN"], 0, 0),
-    "FALLOCATE": (BEFORE["FALLOCATE"], 0, 9),
-    "COPY_FILE_RANGE": (BEFORE["COPY_FILE_RANGE"], 10, 11),
-}
-"""What changes a file, and which bytes of it."""
-LOOKS: dict[str, Callable[[Guest, Entry], object]] = {
-    "GETATTR": lambda guest, file: guest.getattr(file.nodeid),
-    "LOOKUP": lambda guest, file: guest.lookup(b"file"),
-    "OPEN": lambda guest, file: guest.open(file.nodeid, os.O_RDONLY),
+    "OPEN": (["seen 10"], lambda guest, file: guest.open(file.nodeid)),
+    "OPEN, O_TRUNC": (["before", "after 0 0"], lambda guest, file: guest.open(file.nodeid, os.O_RDWR | os.O_TRUNC)),
+    "FALLOCATE": (
+        ["before", "after 4 13"],
+        lambda guest, file: guest.share.fallocate(guest.call(file.nodeid, s.FallocateIn(file.fh, 4, 9, 0))),
+    ),
+    "LSEEK": (
+        ["before"],
+        lambda guest, file: guest.share.lseek(guest.call(file.nodeid, s.LseekIn(file.fh, 0, os.SEEK_HOLE))),
+    ),
+    "COPY_FILE_RANGE": (
+        ["before", "before", "after 12 20"],
+        lambda guest, file: guest.share.copy_file_range(
+            guest.call(file.nodeid, s.CopyFileRangeIn(file.fh, 2, file.nodeid, file.fh, 12, 100, 0))
+        ),
+    ),
 }
 WRITE_BACK: dict[str, Callable[[Guest, Entry], object]] = {
     "FSYNC": lambda guest, file: guest.share.fsync(guest.call(file.nodeid, s.FsyncIn(file.fh, 0))),
@@ -97,33 +97,14 @@ def file(guest: Guest, window: Window) -> Entry:
     return made
 
 
-@pytest.mark.parametrize("request_", BEFORE)
-def test_the_window_settles_a_file_before_it_is_read_or_changed(
+@pytest.mark.parametrize("request_", ASKED)
+def test_the_window_hears_of_a_file_that_is_read_or_changed(
     guest: Guest, root: Path, window: Window, file: Entry, request_: str
 ) -> None:
-    window.writable = True
-    guest.share.window = window
-    BEFORE[request_](guest, file)
+    asked, request = ASKED[request_]
+    request(guest, file)
     found = (root / "file").stat()
-    assert set(window.asked) == {("before", (found.st_dev, found.st_ino))}
-
-
-@pytest.mark.parametrize("request_", CHANGES)
-def test_the_window_is_told_what_was_changed(guest: Guest, root: Path, window: Window, file: Entry, request_: str) -> None:
-    window.changed.clear()
-    act, start, end = CHANGES[request_]
-    act(guest, file)
-    found = (root / "file").stat()
-    assert window.changed == [((found.st_dev, found.st_ino), start, end)]
-
-
-@pytest.mark.parametrize("request_", LOOKS)
-def test_the_window_is_told_how_a_file_is(guest: Guest, root: Path, window: Window, file: Entry, request_: str) -> None:
-    window.seen.clear()
-    LOOKS[request_](guest, file)
-    found = (root / "file").stat()
-    assert window.seen == [((found.st_dev, found.st_ino), found.st_size, found.st_mtime_ns)]
-    assert window.asked == []
+    assert window.asked == [(each, (found.st_dev, found.st_ino)) for each in asked]
 
 
 @pytest.mark.parametrize("request_", WRITE_BACK)
@@ -173,3 +154,23 @@ def test_regular_files_that_are_mapped_say_so(root: Path, window: Window, readon
         assert guest.getattr(guest.lookup(b"file").nodeid).flags == (AttrFlag.DAX if readonly else 0)
         guest.share.window = None
         assert guest.lookup(b"file").attr.flags == 0
+
+
+def test_a_lookup_that_fails_so_counts_none(guest: Guest, window: Window, file: Entry) -> None:
+    def fail(key: tuple[int, int], size: int, mtime_ns: int) -> None:
+        raise failed(errno.EIO)
+
+    window.refresh = fail  # type: ignore[method-assign]  # as a file that can't be read
+    with fails(errno.EIO):
+        guest.lookup(b"file")
+    guest.forget(file.nodeid)
+    guest.share.window = None
+    with fails(errno.EBADF):
+        guest.getattr(file.nodeid)
+
+
+def test_what_the_window_serves_is_asked_when_a_session_begins(guest: Guest, window: Window, file: Entry) -> None:
+    assert guest.getattr(file.nodeid).flags == 0
+    window.writable = True
+    guest.share.agreed = 1
+    assert guest.getattr(file.nodeid).flags == AttrFlag.DAX

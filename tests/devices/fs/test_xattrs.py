@@ -46,8 +46,8 @@ def names(guest: Guest, nodeid: int, size: int = 65536) -> list[bytes]:
     return guest.share.listxattr(guest.call(nodeid, s.GetxattrIn(size))).split(b"\0")[:-1]
 
 
-def test_what_is_set_is_got(guest: Guest, root: Path) -> None:
-    before = os.getcwd()
+def test_what_is_set_is_got(guest: Guest, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
     nodeid = guest.create(b"file").nodeid
     set_(guest, nodeid, b"user.a", b"1234")
     set_(guest, nodeid, b"user.b", b"")
@@ -58,7 +58,7 @@ def test_what_is_set_is_got(guest: Guest, root: Path) -> None:
     assert os.listxattr(root / "file") == ["user.b"]
     with fails(errno.ENODATA):
         get(guest, nodeid, b"user.a")
-    assert os.getcwd() == before
+    assert os.getcwd() == os.fspath(root)
 
 
 def test_sizes_are_asked_for_and_kept(guest: Guest) -> None:

@@ -149,6 +149,7 @@ class Creators:
 
     def mode(self, mode: int, umask: int) -> int:
         """The mode of a new file, when the umask is not for the host's kernel to apply."""
+        mode &= 0o177777
         return mode if self._state.agreed & InitFlag.DONT_MASK else mode & ~(umask & 0o777)
 
     def _groups(self, call: Call) -> list[int]:

@@ -113,11 +113,11 @@ class State:
         self.agreed = 0
         self.opened.clear()
         self._mounts = {}
-        self._count_fds()
         fd = Fd(os.dup(self._root.fileno()))
         found = os.fstat(fd.number)
         key = found.st_dev, found.st_ino, mount_id(fd.number)
         self.inodes.set_root(Inode(ROOT_ID, key, found.st_mode, fd))
+        self._count_fds()
 
     def use(self, window: Mappings | None) -> None:
         """Files are mapped into this window from now on."""
@@ -130,6 +130,7 @@ class State:
     def begin(self, agreed: int) -> None:
         """A session begins, in which this mask of InitFlag is agreed upon."""
         self.agreed = agreed
+        self.use(self.window)  # which may be mapped only now
         self._count_fds()
 
     def close(self) -> None:
@@ -144,8 +145,18 @@ class State:
         """How many fds there may be, and from how many on handles take their place."""
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._limit = soft - min(RESERVE, soft // 4)
-        plenty = {Handles.NEVER: self._limit, Handles.PREFER: self._limit // 2, Handles.MANDATORY: 0}
-        self._plenty = plenty[self.options.inode_file_handles]
+        kept = self.options.inode_file_handles
+        self._plenty = 0 if kept is Handles.MANDATORY else self._limit
+        if kept is Handles.PREFER and self._handles_work():
+            self._plenty = self._limit // 2
+
+    def _handles_work(self) -> bool:
+        """Whether files can be opened by their handles: the kernel lets only CAP_DAC_READ_SEARCH."""
+        try:
+            self._try_handles()
+        except OSError:
+            return False
+        return True
 
     def _try_handles(self) -> None:
         root = self.inodes.get(ROOT_ID)
