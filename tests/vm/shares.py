@@ -46,13 +46,19 @@ class Share:
         """The daemon has ended well, as it does after its guest; how many requests of each name it had."""
         if (status := self.daemon.process.wait(SECONDS)) or "Traceback" in self.daemon.log:
             raise AssertionError(f"vhu-fs ended with {status} and said: {self.daemon.log}")
-        return dict(self.counters()["requests"])
+        return self._stats()[0]
 
-    def counters(self) -> dict[str, dict[str, int]]:
-        """What `--stats` says in the end."""
-        (line,) = (line for line in self.daemon.log.splitlines() if '"requests"' in line)
-        found: dict[str, dict[str, int]] = json.loads(line[line.index("{") :])
-        return found
+    @property
+    def counters(self) -> dict[str, int]:
+        """What its back-end counted."""
+        return self._stats()[1]
+
+    def _stats(self) -> tuple[dict[str, int], dict[str, int]]:
+        requests: dict[str, int] = {}
+        rows = [json.loads(line.partition("] ")[2]) for line in self.daemon.log.splitlines() if line.endswith("}")]
+        for row in rows[:-1]:
+            requests.update(row["requests"])
+        return requests, rows[-1]
 
 
 def guest_of(

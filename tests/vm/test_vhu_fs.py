@@ -55,6 +55,6 @@ def test_files_are_read_through_the_window_with_no_read_and_no_page_cache(tmp_pa
         counts = dax.ended()
         assert (counts.get("READ", 0), counts["INIT"]) == (0, 3)
         assert counts["SETUPMAPPING"] >= 3 * (4 + 2 + 1)
-        assert dax.counters()["maps"] == 1
+        assert dax.counters["maps"] == 1
         assert never.ended()["READ"] > 40
         assert plain.ended()["READ"] > 40
