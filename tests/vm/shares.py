@@ -55,7 +55,8 @@ class Share:
 
     def _stats(self) -> tuple[dict[str, int], dict[str, int]]:
         requests: dict[str, int] = {}
-        rows = [json.loads(line.partition("] ")[2]) for line in self.daemon.log.splitlines() if line.endswith("}")]
+        words = [line.partition("] ")[2] for line in self.daemon.log.splitlines()]
+        rows = [json.loads(text) for text in words if text.startswith("{")]
         for row in rows[:-1]:
             requests.update(row["requests"])
         return requests, rows[-1]
