@@ -14,7 +14,7 @@ from typing import Final
 from vhostuser.vm.guest import Guest
 from vhostuser.vm.machine import Attachment, Kind
 
-from .lab import MIB, SECONDS
+from .lab import SECONDS
 from .programs import compiled
 from .test_vhu_shm import Shm, running_back_end
 
