@@ -74,16 +74,20 @@ class CopyWindow:
     def __init__(self, size: int, region: Callable[[], SharedMemory], *, write: bool) -> None:
         self.size, self._region, self._write = size, region, write
         self._lock, self._log = threading.RLock(), LimitedLog(log)
-        self._memory = sealed_file("dax-window", size)
-        self._view = map_file(self._memory.fileno(), size, 0)
-        self._known = memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE))
-        """What the files have, as far as segments may be stored into."""
-        self._addresses = address_of(self._view), address_of(self._known)
         self._segments: Segments[_File] = Segments()
         self._files: dict[Key, _File] = {}
         self._failed: dict[Key, int] = {}
         """The errno of a write-back that nobody was told of yet."""
         self._mapped = False
+        self._renew()
+
+    def _renew(self) -> None:
+        """Have memory that no front-end has seen. One may go on with what it had: it has to stay as it was."""
+        self._memory = sealed_file("dax-window", self.size)
+        self._view = map_file(self._memory.fileno(), self.size, 0)
+        self._known = memoryview(mmap.mmap(-1, self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE))
+        """What the files have, as far as segments may be stored into."""
+        self._addresses = address_of(self._view), address_of(self._known)
 
     def begin(self) -> None:
         """Map the window, if it is not. OSError if the front-end does not have it."""
@@ -198,11 +202,13 @@ class CopyWindow:
             self._failed.clear()
 
     def reset(self) -> None:
-        """The front-end has forgotten the mapping."""
+        """The front-end has forgotten the mapping, or we are leaving it alone with it."""
         with self._lock:
             self.end()
-            self._mapped = False
-            self._punch(0, self.size)
+            if self._mapped:
+                self._mapped = False
+                self._memory.close()
+                self._renew()
 
     def close(self) -> None:
         """Let go of the memory."""
