@@ -220,3 +220,14 @@ def test_a_file_is_closed_with_its_last_mapping(guest: Guest, file: HostFile) ->
     assert len(os.listdir("/proc/self/fd")) == before + 1
     guest.remove(0, pages=16)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_front_end_that_goes_on_with_the_window_after_a_reset_keeps_what_was_there(guest: Guest, file: HostFile) -> None:
+    """As QEMU does once its back-end is gone; and what another guest is shown is not for its eyes."""
+    guest.show(file, 0, 1)
+    guest.do(guest.window.reset)
+    assert guest.read(1) == b"A" * PAGE
+    guest.do(lambda: guest.device.shm[0].unmap(shm_offset=0, len=16 * PAGE))
+    guest.do(guest.window.begin)
+    guest.show(file, 1, 2)
+    assert guest.read(1, 2) == bytes(PAGE) + b"B" * PAGE
