@@ -13,6 +13,7 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from ....errors import VhostUserError
@@ -73,8 +74,8 @@ class CopyWindow:
     def __init__(self, size: int, region: Callable[[], SharedMemory], *, write: bool) -> None:
         self.size, self._region, self._write = size, region, write
         self._lock, self._log = threading.RLock(), LimitedLog(log)
-        self._memory = sealed_file("dax-window", size)
-        self._view = map_file(self._memory.fileno(), size, 0)
+        self.memory = sealed_file("dax-window", size)
+        self._view = map_file(self.memory.fileno(), size, 0)
         self._known = memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE))
         """What the files have, as far as segments may be stored into."""
         self._segments: Segments[_File] = Segments()
@@ -89,7 +90,7 @@ class CopyWindow:
             if self._mapped:
                 return
             try:
-                self._region().map(self._memory, shm_offset=0, len=self.size, writable=True)
+                self._region().map(self.memory, shm_offset=0, len=self.size, writable=True)
             except VhostUserError as error:
                 self._log.warning(f"there is no DAX: {error}")
                 raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from None
@@ -172,6 +173,10 @@ class CopyWindow:
                     self._show(part)
             owner.seen = owner.look()
 
+    def shrinking(self, key: Key, size: int) -> AbstractContextManager[None]:
+        """A file may become short at any time: nobody sees more of it than a copy."""
+        return nullcontext()
+
     def refresh(self, key: Key, size: int, mtime_ns: int) -> None:
         """The file was looked at: read it again, if it was changed on the host; but for pages that the guest changed."""
         owner = self._files.get(key)
@@ -206,7 +211,7 @@ class CopyWindow:
         """Let go of the memory."""
         with self._lock:
             self.end()
-            self._memory.close()
+            self.memory.close()
             self._view = self._known = memoryview(b"")
 
     # Files
@@ -271,7 +276,7 @@ class CopyWindow:
             self._punch(whole, end - whole)
 
     def _punch(self, start: int, size: int) -> None:
-        _libc.fallocate(self._memory.fileno(), _PUNCH_HOLE | _KEEP_SIZE, start, size)
+        _libc.fallocate(self.memory.fileno(), _PUNCH_HOLE | _KEEP_SIZE, start, size)
 
     def _write_file(self, key: Key) -> None:
         if (owner := self._files.get(key)) and owner.writable:
