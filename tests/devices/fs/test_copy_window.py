@@ -125,9 +125,7 @@ def test_growth_shows_zeroes_whatever_was_stored_behind_the_end(guest: Guest, fi
 
 def test_a_truncate_shows_zeroes_behind_the_new_end(guest: Guest, file: HostFile, path: Path) -> None:
     guest.show(file, 0, 0, pages=4, writable=True)
-    guest.do(lambda: guest.window.before((1, 1)))
-    os.truncate(path, PAGE + 1)
-    guest.do(lambda: guest.window.after((1, 1), PAGE + 1, PAGE + 1))
+    guest.truncate(file, PAGE + 1)
     assert guest.read(0, 4) == b"A" * PAGE + b"B" + bytes(3 * PAGE - 1)
 
 

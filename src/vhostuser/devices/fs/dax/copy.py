@@ -13,6 +13,7 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from ....errors import VhostUserError
@@ -83,8 +84,8 @@ class CopyWindow:
 
     def _renew(self) -> None:
         """Have memory that no front-end has seen. One may go on with what it had: it has to stay as it was."""
-        self._memory = sealed_file("dax-window", self.size)
-        self._view = map_file(self._memory.fileno(), self.size, 0)
+        self.memory = sealed_file("dax-window", self.size)
+        self._view = map_file(self.memory.fileno(), self.size, 0)
         self._known = memoryview(mmap.mmap(-1, self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE))
         """What the files have, as far as segments may be stored into."""
         self._addresses = address_of(self._view), address_of(self._known)
@@ -95,7 +96,7 @@ class CopyWindow:
             if self._mapped:
                 return
             try:
-                self._region().map(self._memory, shm_offset=0, len=self.size, writable=True)
+                self._region().map(self.memory, shm_offset=0, len=self.size, writable=True)
             except VhostUserError as error:
                 self._log.warning(f"there is no DAX: {error}")
                 raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from None
@@ -178,6 +179,10 @@ class CopyWindow:
                     self._show(part)
             owner.seen = owner.look()
 
+    def shrinking(self, key: Key, size: int) -> AbstractContextManager[None]:
+        """A file may become short at any time: nobody sees more of it than a copy."""
+        return nullcontext()
+
     def refresh(self, key: Key, size: int, mtime_ns: int) -> None:
         """The file was looked at: read it again, if it was changed on the host; but for pages that the guest changed."""
         owner = self._files.get(key)
@@ -207,14 +212,14 @@ class CopyWindow:
             self.end()
             if self._mapped:
                 self._mapped = False
-                self._memory.close()
+                self.memory.close()
                 self._renew()
 
     def close(self) -> None:
         """Let go of the memory."""
         with self._lock:
             self.end()
-            self._memory.close()
+            self.memory.close()
             self._view = self._known = memoryview(b"")
 
     # Files
@@ -280,7 +285,7 @@ class CopyWindow:
             self._punch(whole, end - whole)
 
     def _punch(self, start: int, size: int) -> None:
-        _libc.fallocate(self._memory.fileno(), _PUNCH_HOLE | _KEEP_SIZE, start, size)
+        _libc.fallocate(self.memory.fileno(), _PUNCH_HOLE | _KEEP_SIZE, start, size)
 
     def _write_file(self, key: Key) -> None:
         if (owner := self._files.get(key)) and owner.writable:
