@@ -24,6 +24,7 @@ PAGE = 4096
 SHM = "vhostuser.cli.shm"
 BLK = "vhostuser.cli.blk"
 RNG = "vhostuser.cli.rng"
+FS = "vhostuser.cli.fs"
 CONSOLE = "vhostuser.cli.console"
 VHU = "vhostuser"
 Event = dict[str, Any]
