@@ -20,6 +20,7 @@ from ....limited_log import LimitedLog
 from ....memory.mapping import MAP_NORESERVE, map_file, sealed_file
 from ....shared_memory import SharedMemory
 from ..mapping import MappedFile
+from .churn import SECONDS, Churn
 from .segments import Segment, Segments
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,6 @@ ALIGNMENT: Final = 21
 PAGE: Final = mmap.PAGESIZE
 CELL: Final = 64
 """Bytes that are compared at a time in a page that was stored into."""
-_MADV_POPULATE_WRITE: Final = 23
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -82,6 +82,7 @@ class CopyWindow:
         self._failed: dict[Key, int] = {}
         """The errno of a write-back that nobody was told of yet."""
         self._mapped = False
+        self._churn = Churn(max(1, size >> ALIGNMENT))
 
     def begin(self) -> None:
         """Map the window, if it is not. OSError if the front-end does not have it."""
@@ -114,11 +115,20 @@ class CopyWindow:
                 segment = Segment(moffset, size, foffset, owner, writable)
                 self._load(segment)
                 self._drop(self._segments.add(segment))
+                self._notice(segment)
             except OSError:
                 self._drop(self._segments.remove(moffset, moffset + size))
                 raise
             finally:
                 self._release(owner)
+
+    def _notice(self, segment: Segment[_File]) -> None:
+        """Say so if the window is too small for what the guest reads."""
+        if again := self._churn.mapped((segment.file.source.key, segment.foffset), taken=len(self._segments)):
+            self._log.warning(
+                f"the DAX window of {self.size >> 20} MiB is too small: {again} ranges came back within {SECONDS:g} s, "
+                "which takes longer than READ; try: a larger --dax-window, or --dax off"
+            )
 
     def _is_there(self, owner: _File, foffset: int, size: int, moffset: int, writable: bool) -> bool:
         """The very bytes are in that place: nothing may be lost of what the guest stores there meanwhile."""
