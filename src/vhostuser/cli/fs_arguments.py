@@ -28,6 +28,8 @@ All options of virtiofsd 1.14 are taken, with two differences: --seccomp is none
 for there is no filter of system calls yet; --security-label and the --migration options are refused.
 The directory is the root of the process (--sandbox), Landlock keeps it beneath, and it has few capabilities. Another process
 waits outside, hands signals on, and takes the socket away in the end.
+--dax-window has to hold what the guest reads again and again: in a smaller one ranges of 2 MiB come and go, which is slower
+than no window at all, and a warning says so. Its memory is the host's, as far as the guest has mapped files so far.
 {ENDING}"""
 E = TypeVar("E", bound=Enum)
 

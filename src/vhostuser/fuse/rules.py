@@ -107,8 +107,10 @@ def take_apart(header: s.InHeader, rule: Rule, body: bytes) -> Call:
         start = rule.arguments.STRUCT.size
         if len(body) < start:
             raise MalformedRequest(f"its arguments have {len(body)} bytes, not {start}")
-        arguments = rule.arguments.unpack(body[:start])
-    names, start = _names(body, start, rule.names)
+        arguments = rule.arguments(*rule.arguments.STRUCT.unpack_from(body))
+    names: tuple[bytes, ...] = ()
+    if rule.names:
+        names, start = _names(body, start, rule.names)
     if start < len(body) and not (rule.data or rule.extensions):
         raise MalformedRequest(f"{len(body) - start} bytes follow its end")
     return Call(header, arguments, names, body[start:])

@@ -41,7 +41,8 @@ _OLD_SETXATTR: Final = 8
 """Bytes of a SETXATTR's arguments without SETXATTR_EXT: those before `setxattr_flags`."""
 _SIZED: Final = frozenset({Opcode.READDIR, Opcode.READDIRPLUS, Opcode.GETXATTR, Opcode.LISTXATTR})
 """The requests that say how long their answer may be."""
-_MOVED: Final = frozenset({Opcode.READ, Opcode.WRITE})
+_OLDER: Final = frozenset({Opcode.INIT, Opcode.SETXATTR})
+"""The requests that have another form from an older guest."""
 _UNANSWERABLE: Final[dict[int, int]] = {Opcode.GETXATTR: errno.ERANGE, Opcode.LISTXATTR: errno.ERANGE}
 _MADE_SIZE: Final = s.EntryOut.STRUCT.size + s.OpenOut.STRUCT.size
 _SWAPPED_INIT: Final = int.from_bytes(Opcode.INIT.to_bytes(4, "big"), "little")
@@ -67,15 +68,21 @@ class Share(SharedFiles, SessionShare, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A request as it is served: what is checked first, what does it, and how much room its answer takes at least."""
+    """A request as it is served: what is checked first, what does it, and how much room its answer takes at least.
+
+    What its opcode means is looked up once: to ask an IntEnum for a name or a member takes long, for each request.
+    """
 
     opcode: Opcode
+    name: str
     rule: Rule
     checks: tuple[Check, ...]
     handler: Handler | None
     room: int
     sized: bool
-    moved: bool
+    older: bool
+    reads: bool
+    writes: bool
 
 
 class Server:
@@ -100,7 +107,18 @@ class Server:
         }
         handler: Handler | None = own.get(opcode) or getattr(self._share, opcode.name.lower(), None)
         checks = checks_of(opcode, readonly=self._readonly)
-        return Row(opcode, rule, checks, handler, _room(opcode, rule), opcode in _SIZED, opcode in _MOVED)
+        return Row(
+            opcode,
+            opcode.name,
+            rule,
+            checks,
+            handler,
+            room=_room(opcode, rule),
+            sized=opcode in _SIZED,
+            older=opcode in _OLDER,
+            reads=opcode is Opcode.READ,
+            writes=opcode is Opcode.WRITE,
+        )
 
     @property
     def counts(self) -> dict[str, int]:
@@ -143,9 +161,9 @@ class Server:
                 self._log.warning("the guest's byte order is not this machine's: its requests are refused")
             raise OSError(errno.ENOSYS, f"there is no request {header.opcode}")
         with self._lock:
-            self._counts[row.opcode.name] = self._counts.get(row.opcode.name, 0) + 1
+            self._counts[row.name] = self._counts.get(row.name, 0) + 1
         if not self._session.live and row.opcode is not Opcode.INIT:
-            raise OSError(errno.EIO, f"{row.opcode.name} before INIT")
+            raise OSError(errno.EIO, f"{row.name} before INIT")
         return row
 
     def _perform(self, row: Row, header: s.InHeader, head: bytes, chain: DescriptorChain, room: int) -> bytes | int:
@@ -154,17 +172,18 @@ class Server:
         if header.len != present:
             raise MalformedRequest(f"len is {header.len}, {present} bytes are there")
         if room < row.room:
-            raise OSError(errno.EIO, f"{row.opcode.name} leaves {room} bytes for an answer of {row.room}")
-        if row.opcode is Opcode.WRITE:
+            raise OSError(errno.EIO, f"{row.name} leaves {room} bytes for an answer of {row.room}")
+        if row.writes:
             return self._write(row, header, head, chain)
         if present > LONGEST:
             raise MalformedRequest(f"it has {present} bytes, at most {LONGEST}")
         if present > len(head):
             head += chain.read(present - len(head))
-        call = take_apart(header, row.rule, self._widened(row.opcode, head[IN_HEADER_SIZE:]))
+        body = head[IN_HEADER_SIZE:]
+        call = take_apart(header, row.rule, self._widened(row.opcode, body) if row.older else body)
         for check in row.checks:
             check(call)
-        if row.moved:
+        if row.reads:
             return self._read(call, chain, room)
         if row.sized:
             call = fitting(call, room - OUT_HEADER_SIZE)
@@ -236,4 +255,4 @@ def _room(opcode: Opcode, rule: Rule) -> int:
 
 
 def _name(row: Row | None, header: s.InHeader) -> str:
-    return row.opcode.name if row else f"request {header.opcode}"
+    return row.name if row else f"request {header.opcode}"

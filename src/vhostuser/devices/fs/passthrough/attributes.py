@@ -12,6 +12,7 @@ from typing import Final
 
 from ....fuse import structs as s
 from ....fuse.numbers import AttrFlag, InitFlag
+from ..idmap import IDENTITY
 from ..options import TIMEOUTS
 from .inodes import Inode
 from .state import Ids, State
@@ -22,6 +23,8 @@ _U32: Final = (1 << 32) - 1
 _pack: Final = s.Attr.STRUCT.pack
 _nodeid: Final = Struct("=Q").pack
 _ATTR: Final = bytes(s.Attr.STRUCT.size)
+_SAME: Final = (None, IDENTITY)
+"""What leaves ids as they are."""
 
 
 class Attributes:
@@ -29,7 +32,7 @@ class Attributes:
 
     def __init__(self, state: State, uids: Ids | None, gids: Ids | None) -> None:
         self._state, self._uids, self._gids = state, uids, gids
-        self._translated = uids is not None or gids is not None
+        self._translated = uids not in _SAME or gids not in _SAME
         seconds = TIMEOUTS[state.options.cache]
         self.seconds, self.nanoseconds = int(seconds), int(seconds % 1 * _SECOND)
         entry = s.EntryOut(0, 0, self.seconds, self.seconds, self.nanoseconds, self.nanoseconds, _ATTR)
