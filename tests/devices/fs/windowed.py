@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Unpack
 
-from vhostuser import DescriptorChain, Device
+from vhostuser import DescriptorChain, Device, Frontend
 from vhostuser.devices.fs.dax.copy import CopyWindow
 from vhostuser.devices.fs.dax.direct import DirectWindow
 from vhostuser.frontend import FrontendOptions
 from vhostuser.shared_memory import SharedMemory
 from vhostuser.shared_region import SharedRegion
-from vhostuser.testing import joined
+from vhostuser.testing import Served
 from vhostuser.transport.fds import OwnedFd
 
 PAGE = 4096
@@ -33,7 +33,7 @@ class HostFile:
 class Windowed(Device):
     """Does with its window what it is told."""
 
-    queue_sizes = (4,)
+    queue_sizes = (16,)
     act: Callable[[], object] | None = None
     error: OSError | None = None
 
@@ -110,25 +110,36 @@ def window_of(pages: int = 16, *, write: bool = True) -> Iterator[Guest]:
         yield guest
 
 
-@contextmanager
-def direct_window_of(
-    units: int, *, alignment: int, write: bool = True, **options: Unpack[FrontendOptions]
-) -> Iterator[Guest]:
-    """A window of files that a session has begun with, in units of a power of two."""
+def direct(units: int, alignment: int, *, write: bool = True, unsafe: bool = False) -> Windowed:
+    """A device with a window of files, in units of a power of two."""
 
     def make(region: Callable[[], SharedMemory]) -> DirectWindow:
-        return DirectWindow(units << alignment, region, write=write, unsafe=False, alignment=alignment)
+        return DirectWindow(units << alignment, region, write=write, unsafe=unsafe, alignment=alignment)
 
-    with served(Windowed(make), 1 << alignment, **options) as guest:
+    return Windowed(make)
+
+
+@contextmanager
+def direct_window_of(
+    units: int, *, alignment: int, write: bool = True, kind: type[Frontend] = Frontend, **options: Unpack[FrontendOptions]
+) -> Iterator[Guest]:
+    """Such a window that a session has begun with, behind a front-end of some kind."""
+    with served(direct(units, alignment, write=write), 1 << alignment, kind, **options) as guest:
         guest.do(guest.window.begin)
         yield guest
 
 
 @contextmanager
-def served(device: Windowed, unit: int, **options: Unpack[FrontendOptions]) -> Iterator[Guest]:
+def served(
+    device: Windowed, unit: int, kind: type[Frontend] = Frontend, **options: Unpack[FrontendOptions]
+) -> Iterator[Guest]:
     """The device behind a connection, and its window, which has not begun."""
-    with joined(device, **options) as pair:
-        pair.frontend.share_memory(1 << 20)
-        queue = pair.frontend.start_queue(0, size=4)
-        yield Guest(device, pair.frontend.shm[0], lambda: queue.exchange(b"!", 0), unit)
-    device.window.close()
+    back = Served(device)
+    try:
+        with kind(back.connected(), **options) as frontend:
+            frontend.share_memory(1 << 20)
+            queue = frontend.start_queue(0, size=4)
+            yield Guest(device, frontend.shm[0], lambda: queue.exchange(b"!", 0), unit)
+    finally:
+        back.stop()
+        device.window.close()

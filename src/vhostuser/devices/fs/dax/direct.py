@@ -70,6 +70,10 @@ class DirectWindow:
                     errno.EROFS, "it maps only what is open for writing, which a read-only share has not: --dax=copy"
                 )
             self._begun = True
+        log.info(
+            "files are mapped themselves; the front-end %s of mappings as memory",
+            "tells" if self._exports else "does not tell",
+        )
 
     def _check_peer(self) -> None:
         """Nothing is mapped into a front-end that dies of it, unless that is wanted."""
