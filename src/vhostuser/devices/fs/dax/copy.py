@@ -6,20 +6,19 @@ written back. So what the guest did not touch never overwrites what others wrote
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
-import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from ....errors import VhostUserError
 from ....limited_log import LimitedLog
-from ....memory.mapping import MAP_NORESERVE, map_file, sealed_file
 from ....shared_memory import SharedMemory
 from ..mapping import MappedFile
+from .contents import PAGE, Contents
 from .segments import Segment, Segments
 
 log = logging.getLogger(__name__)
@@ -27,19 +26,12 @@ Key = tuple[int, int]
 """st_dev and st_ino: mappings of the same file are one."""
 ALIGNMENT: Final = 21
 """2 MiB, the ranges of Linux."""
-PAGE: Final = mmap.PAGESIZE
-CELL: Final = 64
-"""Bytes that are compared at a time in a page that was stored into."""
-_MADV_POPULATE_WRITE: Final = 23
-_KEEP_SIZE, _PUNCH_HOLE = 1, 2
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 class _File:
     """A file that has segments in the window."""
 
-    __slots__ = ("fd", "seen", "source", "writable")
+    __slots__ = ("current", "fd", "seen", "source", "writable")
 
     def __init__(self, source: MappedFile) -> None:
         self.source = source
@@ -47,6 +39,8 @@ class _File:
         self.writable = False
         self.seen = self.look()
         """Size and mtime, when its bytes were read."""
+        self.current = True
+        """Whether it was still as it was seen, when it was last about to be changed here."""
 
     def make_writable(self) -> None:
         """Have an fd to write back by. OSError if the file is none to write to."""
@@ -59,6 +53,15 @@ class _File:
         """Size and mtime now."""
         found = os.fstat(self.fd.fileno())
         return found.st_size, found.st_mtime_ns
+
+    def changing(self) -> None:
+        """It is about to be changed here: see whether somebody else has done so before."""
+        self.current = self.look() == self.seen
+
+    def changed(self) -> None:
+        """It was changed here, which is nothing new. What somebody else did before still is, and will be read again."""
+        if self.current:
+            self.seen = self.look()
 
 
 class CopyWindow:
@@ -73,10 +76,9 @@ class CopyWindow:
     def __init__(self, size: int, region: Callable[[], SharedMemory], *, write: bool) -> None:
         self.size, self._region, self._write = size, region, write
         self._lock, self._log = threading.RLock(), LimitedLog(log)
-        self._memory = sealed_file("dax-window", size)
-        self._view = map_file(self._memory.fileno(), size, 0)
-        self._known = memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE))
-        """What the files have, as far as segments may be stored into."""
+        self._contents = Contents(size)
+        self.memory = self._contents.file
+        """What the front-end maps."""
         self._segments: Segments[_File] = Segments()
         self._files: dict[Key, _File] = {}
         self._failed: dict[Key, int] = {}
@@ -89,11 +91,18 @@ class CopyWindow:
             if self._mapped:
                 return
             try:
-                self._region().map(self._memory, shm_offset=0, len=self.size, writable=True)
+                self._region().map(self.memory, shm_offset=0, len=self.size, writable=True)
             except VhostUserError as error:
                 self._log.warning(f"there is no DAX: {error}")
                 raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from None
             self._mapped = True
+
+    def ready(self) -> None:
+        """A driver goes on: map the window again, if it was taken back. OSError as `begin`."""
+        with self._lock:
+            if self._mapped and not self._region().mappings:
+                self._mapped = False
+                self.begin()
 
     def serves(self, *, writable_file: bool) -> bool:
         """Whether such a file is mapped at all."""
@@ -126,7 +135,7 @@ class CopyWindow:
         if len(there) != 1 or there[0].file is not owner or there[0].foffset != foffset or there[0].size != size:
             return False
         if writable and not there[0].writable:
-            self._known[moffset : moffset + size] = self._view[moffset : moffset + size]
+            self._contents.keep(moffset, moffset + size)
             self._segments.add(Segment(moffset, size, foffset, owner, writable=True))
         return True
 
@@ -142,9 +151,12 @@ class CopyWindow:
 
     def before(self, key: Key) -> None:
         """Have the file say what the guest stored of it. What fails is told by the next `write_back`."""
-        if key in self._files:
-            with self._lock:
-                self._write_file(key)
+        if not self._write or key not in self._files:
+            return
+        with self._lock:
+            self._write_file(key)
+            if owner := self._files.get(key):
+                owner.changing()
 
     def write_back(self, key: Key | None = None) -> None:
         """Write what the guest stored of a file, or of all, to the files. OSError if that failed, now or before."""
@@ -158,56 +170,69 @@ class CopyWindow:
         if errors:
             raise OSError(errors[0], os.strerror(errors[0]))
 
-    def after(self, key: Key, start: int, end: int) -> None:
-        """These bytes of the file were changed otherwise than by the window: show them as they are."""
-        owner = self._files.get(key)
-        if owner is None:
+    @contextmanager
+    def shrinking(self, key: Key, size: int) -> Iterator[None]:
+        """In the block the file may become so short: nothing is written back meanwhile, which would make it long again."""
+        if not self._write:
+            yield
             return
         with self._lock:
+            yield
+
+    def after(self, key: Key, start: int, end: int) -> None:
+        """These bytes of the file were changed otherwise than by the window: show them as they are."""
+        if key not in self._files:
+            return
+        with self._lock:
+            owner = self._files.get(key)
+            if owner is None:
+                return
             (old, _), (new, _) = owner.seen, owner.look()
             if old != new:  # behind the old end, or the new one, there are zeroes
                 start, end = min(start, old, new), -(-max(end, old, new) // PAGE) * PAGE
             for segment in list(self._of(owner)):
                 if part := segment.of_file(start, end):
                     self._show(part)
-            owner.seen = owner.look()
+            owner.changed()
 
     def refresh(self, key: Key, size: int, mtime_ns: int) -> None:
         """The file was looked at: read it again, if it was changed on the host; but for pages that the guest changed."""
-        owner = self._files.get(key)
-        if owner is None or owner.seen == (size, mtime_ns):
+        found = self._files.get(key)
+        if found is None or found.seen == (size, mtime_ns):
             return
         with self._lock:
             self._write_file(key)
+            owner = self._files.get(key)
+            if owner is None:
+                return
+            owner.seen = owner.look()
             for segment in list(self._of(owner)):
                 if segment.writable:
-                    self._update(segment)
+                    self._contents.renew(segment.moffset, _read_all(owner.fd.fileno(), segment.size, segment.foffset))
                 else:
                     self._load(segment)
-            owner.seen = owner.look()
 
     def end(self) -> None:
-        """Write back all and forget it. The mapping stays."""
+        """Write back all and forget it, and give the memory back. The mapping stays."""
         with self._lock:
             rows = list(self._segments)
             self._settle(rows)
             self._segments.clear()
             self._drop(rows)
             self._failed.clear()
+            self._contents.forget(0, self.size)
 
     def reset(self) -> None:
         """The front-end has forgotten the mapping."""
         with self._lock:
             self.end()
             self._mapped = False
-            self._punch(0, self.size)
 
     def close(self) -> None:
         """Let go of the memory."""
         with self._lock:
             self.end()
-            self._memory.close()
-            self._view = self._known = memoryview(b"")
+            self._contents.close()
 
     # Files
 
@@ -234,44 +259,13 @@ class CopyWindow:
 
     def _load(self, segment: Segment[_File]) -> None:
         """Read a segment's bytes from its file."""
-        start, end = segment.moffset, segment.end
-        place = self._view[start:end]
-        done = 0
-        while done < segment.size:
-            got = os.preadv(segment.file.fd.fileno(), [place[done:]], segment.foffset + done)
-            if not got:
-                break
-            done += got
-        self._clear(start + done, end)
-        if segment.writable:
-            self._known[start:end] = place
+        fd, start, end = segment.file.fd.fileno(), segment.moffset, segment.end
+        self._contents.load(fd, segment.foffset, start, end, writable=segment.writable)
 
     def _show(self, part: Segment[_File]) -> None:
         """The file's bytes instead of what the guest sees, whatever it stored just there."""
         data = _read_all(part.file.fd.fileno(), part.size, part.foffset)
-        if part.writable:
-            self._known[part.moffset : part.end] = data
-        self._view[part.moffset : part.end] = data
-
-    def _update(self, segment: Segment[_File]) -> None:
-        """The file's bytes in all pages that the guest has left as they were."""
-        data = memoryview(_read_all(segment.file.fd.fileno(), segment.size, segment.foffset))
-        for at in range(segment.moffset, segment.end, PAGE):
-            page = data[at - segment.moffset : at - segment.moffset + PAGE]
-            known = self._known[at : at + page.nbytes]
-            if page != known and self._view[at : at + page.nbytes] == known:
-                self._known[at : at + page.nbytes] = page
-                self._view[at : at + page.nbytes] = page
-
-    def _clear(self, start: int, end: int) -> None:
-        """Zeroes, without memory of their own for whole pages."""
-        whole = -(-start // PAGE) * PAGE
-        self._view[start : min(whole, end)] = bytes(min(whole, end) - start)
-        if whole < end:
-            self._punch(whole, end - whole)
-
-    def _punch(self, start: int, size: int) -> None:
-        _libc.fallocate(self._memory.fileno(), _PUNCH_HOLE | _KEEP_SIZE, start, size)
+        self._contents.show(part.moffset, data, writable=part.writable)
 
     def _write_file(self, key: Key) -> None:
         if (owner := self._files.get(key)) and owner.writable:
@@ -292,44 +286,23 @@ class CopyWindow:
 
     def _store(self, part: Segment[_File]) -> None:
         """Write back the bytes of a part that differ from the file as it is known, up to the file's end."""
-        start, end = part.moffset, part.end
-        if self._view[start:end] == self._known[start:end]:
-            return
-        fd, shift = part.file.fd.fileno(), part.foffset - start
-        end = min(end, os.fstat(fd).st_size - shift)
-        for at in range(start, end, PAGE):
-            page = bytes(self._view[at : min(at + PAGE, end)])
-            for first, last in _differences(page, self._known[at : at + len(page)]):
-                data = page[first:last]
-                _write_all(fd, data, at + first + shift)
-                self._known[at + first : at + last] = data
-                self._show_elsewhere(part, at + first, data)
-        part.file.seen = part.file.look()
+        file, shift = part.file, part.foffset - part.moffset
+        fd, others = file.fd.fileno(), self._elsewhere(part)
+        end = min(part.end, os.fstat(fd).st_size - shift)
+        file.changing()
+        for at, data in self._contents.stored(part.moffset, end):
+            _write_all(fd, data, at + shift)
+            self._contents.agree(at, data)
+            for other in others:
+                if there := other.of_file(at + shift, at + shift + len(data)):
+                    self._show(there)
+        file.changed()
 
-    def _show_elsewhere(self, part: Segment[_File], at: int, data: bytes) -> None:
-        """Show what was stored in `part` at a place of the window wherever else the window has these bytes of the file."""
-        start = at - part.moffset + part.foffset
-        for other in self._of(part.file):
-            there = other.of_file(start, start + len(data))
-            if there and there.moffset != at:
-                self._show(there)
-
-
-def _differences(page: bytes, known: memoryview) -> list[tuple[int, int]]:
-    """Where a page differs: ranges of it, each from one byte that differs to another, with less than CELL alike between."""
-    found: list[tuple[int, int]] = []
-    if page == known:
-        return found
-    for cell in range(0, len(page), CELL):
-        ours, theirs = page[cell : cell + CELL], known[cell : cell + CELL]
-        if ours == theirs:
-            continue
-        places = [cell + at for at, byte in enumerate(ours) if byte != theirs[at]]
-        if found and places[0] - found[-1][1] < CELL:
-            found[-1] = (found[-1][0], places[-1] + 1)
-        else:
-            found.append((places[0], places[-1] + 1))
-    return found
+    def _elsewhere(self, part: Segment[_File]) -> list[Segment[_File]]:
+        """Where else the window has bytes of the file that `part` has."""
+        end = part.foffset + part.size
+        found = [other.of_file(part.foffset, end) for other in self._of(part.file)]
+        return [other for other in found if other and not part.moffset <= other.moffset < part.end]
 
 
 def _read_all(fd: int, size: int, offset: int) -> bytes:
