@@ -16,6 +16,7 @@ from typing import Final
 
 from ..backend import Backend
 from ..device import Device
+from ..devices.fs.device import FuseDevice
 from ..devices.fs.options import Handles, ShareOptions
 from ..devices.fs.share import share_directory
 from ..limited_log import printable
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 CAPABILITIES: Final = {"type": "fs", "features": ["separate-options"]}
 NEEDED: Final = ("vhostuser.devices.fs", "vhostuser.protocol", "vhostuser.virtio", "vhostuser.memory", "vhostuser.plain")
 """Packages whose modules are all loaded before the sandbox is entered."""
+_AT_ONCE: Final = 12
+"""Counts in a line of the log."""
 Factory = Callable[[OwnedFd, OwnedFd, ShareOptions], AbstractContextManager[Device]]
 """Makes the device of the shared directory and of /proc/self/fd, both O_PATH and the device's to close."""
 
@@ -164,7 +167,15 @@ def _serve(device: Device, options: FsOptions, sock: socket.socket, *, listening
             _serve_socket(backend, sock, waker, listening=listening, once=options.once)
         finally:
             if options.stats:
-                log.info("%s", json.dumps(backend.counters.as_dict()))
+                _log_stats(device, backend)
+
+
+def _log_stats(device: Device, backend: Backend) -> None:
+    """What there was, as JSON; in several lines, for a line of the log is short."""
+    counts = sorted(device.counts.items()) if isinstance(device, FuseDevice) else []
+    for at in range(0, len(counts), _AT_ONCE):
+        log.info("%s", json.dumps({"requests": dict(counts[at : at + _AT_ONCE])}))
+    log.info("%s", json.dumps(backend.counters.as_dict()))
 
 
 def _serve_socket(backend: Backend, sock: socket.socket, waker: Waker, *, listening: bool, once: bool) -> None:

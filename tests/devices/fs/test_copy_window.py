@@ -5,12 +5,35 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .windowed import PAGE, Guest, HostFile, window_of
+from vhostuser import Frontend
+from vhostuser.devices.fs.dax import copy
+from vhostuser.testing import DEADLINE, joined, wait_until
+
+from .windowed import PAGE, Guest, HostFile, Windowed, window_of
+
+
+class Early(Windowed):
+    """Has its window before it is asked for anything."""
+
+    def __init__(self, pages: int, *, write: bool) -> None:
+        super().__init__(pages, write=write)
+        self.readied = threading.Semaphore(0)
+
+    def driver_ready(self) -> None:
+        self.window.begin()
+        self.window.ready()
+        self.readied.release()
+
+    def is_ready(self, frontend: Frontend) -> bool:
+        """Whether it is, once its requests so far are answered."""
+        frontend.serve(0.01)
+        return self.readied.acquire(blocking=False)
 
 
 @pytest.fixture
@@ -147,6 +170,108 @@ def test_a_file_that_was_changed_on_the_host_is_read_again(guest: Guest, file: H
     guest.do(lambda: guest.window.refresh((9, 9), 0, 0))
 
 
+def test_what_the_host_changed_is_seen_also_after_stores_were_written_back(guest: Guest, file: HostFile, path: Path) -> None:
+    guest.show(file, 0, 0, pages=3, writable=True)
+    with open(path, "r+b") as host:
+        host.write(b"host")
+    os.utime(path, (1, 1))
+    guest.store(1, b"guest")
+    guest.do(lambda: guest.window.write_back((1, 1)))
+    found = path.stat()
+    guest.do(lambda: guest.window.refresh((1, 1), found.st_size, found.st_mtime_ns))
+    assert [guest.read(at)[:5] for at in (0, 1)] == [b"hostA", b"guest"]
+
+
+def test_what_the_host_changed_is_seen_also_after_a_write_of_the_guest(guest: Guest, file: HostFile, path: Path) -> None:
+    guest.show(file, 0, 0, pages=3)
+    with open(path, "r+b") as host:
+        host.write(b"host")
+        os.utime(path, (1, 1))
+        guest.do(lambda: guest.window.before((1, 1)))
+        host.seek(PAGE)
+        host.write(b"guest")
+    guest.do(lambda: guest.window.after((1, 1), PAGE, PAGE + 5))
+    assert [guest.read(at)[:5] for at in (0, 1)] == [b"AAAAA", b"guest"]
+    found = path.stat()
+    guest.do(lambda: guest.window.refresh((1, 1), found.st_size, found.st_mtime_ns))
+    assert [guest.read(at)[:5] for at in (0, 1)] == [b"hostA", b"guest"]
+
+
+def test_our_own_changes_are_no_reason_to_read_a_file_again(
+    guest: Guest, file: HostFile, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unwanted(*arguments: object) -> bytes:
+        raise OSError("read again")
+
+    guest.show(file, 0, 0, pages=3, writable=True)
+    guest.store(1, b"guest")
+    guest.do(lambda: guest.window.write_back((1, 1)))
+    guest.do(lambda: guest.window.before((1, 1)))
+    with open(path, "r+b") as host:
+        host.write(b"written")
+    guest.do(lambda: guest.window.after((1, 1), 0, 7))
+    found = path.stat()
+    monkeypatch.setattr(copy, "_read_all", unwanted)
+    guest.do(lambda: guest.window.refresh((1, 1), found.st_size, found.st_mtime_ns))
+    assert guest.read(0)[:7] == b"written"
+
+
+def test_nothing_is_written_back_while_a_file_is_made_shorter(guest: Guest, file: HostFile, path: Path) -> None:
+    """Else a write that was begun before it would make the file long again."""
+    guest.show(file, 0, 0, pages=4, writable=True)
+    guest.store(3, b"stored")
+    written = threading.Event()
+
+    def write_back() -> None:
+        guest.window.write_back((1, 1))
+        written.set()
+
+    writer = threading.Thread(target=write_back)
+    with guest.window.shrinking((1, 1), PAGE):
+        writer.start()
+        assert not written.wait(0.05)
+        os.truncate(path, PAGE)
+    writer.join(DEADLINE)
+    assert written.is_set()
+    assert path.stat().st_size == PAGE
+    with guest.window.shrinking((9, 9), 0):
+        pass
+
+
+def test_memory_is_given_back_with_the_session(guest: Guest, file: HostFile) -> None:
+    guest.show(file, 0, 0, pages=4, writable=True)
+    memory = guest.window.memory.fileno()
+    assert os.fstat(memory).st_blocks * 512 >= 4 * PAGE
+    guest.do(guest.window.end)
+    assert os.fstat(memory).st_blocks == 0
+    assert guest.read(0, 4) == bytes(4 * PAGE)
+
+
+def test_a_window_that_was_taken_back_is_mapped_again(file: HostFile) -> None:
+    """Rings that go on where they began may have been reset meanwhile or not: then mappings are taken back."""
+    with window_of() as guest:
+        begun = guest.device.shm[0].maps
+        guest.show(file, 0, 0)
+        guest.do(lambda: guest.device.shm[0].unmap(shm_offset=0, len=16 * PAGE))
+        guest.do(guest.window.ready)
+        assert guest.read(0) == b"A" * PAGE
+        guest.do(guest.window.ready)
+        assert guest.device.shm[0].maps == begun + 1
+
+
+def test_rings_that_go_on_where_they_began_leave_the_window_where_it_is() -> None:
+    device = Early(4, write=True)
+    with joined(device) as (frontend, _):
+        frontend.share_memory(1 << 20)
+        for _ in range(2):
+            frontend.start_queue(0, size=4)
+            wait_until(lambda: device.is_ready(frontend), "the device is ready")
+            assert frontend.shm[0].read(0, PAGE) == bytes(PAGE)
+            assert frontend.stop_queue(0) == 0
+    device.window.close()
+    assert device.shm[0].maps == 2
+
+
 def test_two_mappings_of_the_same_bytes_agree_once_they_are_written_back(guest: Guest, file: HostFile, path: Path) -> None:
     guest.show(file, 1, 0, writable=True)
     guest.show(file, 1, 5, writable=True)
@@ -161,7 +286,6 @@ def test_two_mappings_of_the_same_bytes_agree_once_they_are_written_back(guest: 
 def test_f27_where_the_front_end_says_no_there_is_no_window(path: Path) -> None:
     with window_of(write=False) as guest:
         guest.do(guest.window.reset)
-        assert not guest.window.serves(writable_file=False)
         with pytest.raises(OSError, match=os.strerror(errno.ENODEV)):
             guest.do(guest.window.begin)  # it overlaps the mapping that is there
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from vhostuser.devices.fs.options import Cache, ShareOptions
+from vhostuser.devices.fs.passthrough import calls
 from vhostuser.fuse import structs as s
 from vhostuser.fuse.numbers import ROOT_ID, FopenFlag, InitFlag
 
@@ -229,11 +230,12 @@ def test_append_is_kept_without_one(guest: Guest, root: Path) -> None:
 
 
 def test_open_can_make_nothing(guest: Guest, root: Path) -> None:
-    (root / "file").touch()
-    nodeid = guest.lookup(b"file").nodeid
-    guest.open(nodeid, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_PATH | os.O_NOFOLLOW)
+    (root / "file").write_bytes(b"there")
+    file = guest.lookup(b"file")
+    for more in (os.O_CREAT | os.O_EXCL, os.O_PATH, os.O_NOFOLLOW, os.O_NOCTTY, 1 << 30):
+        assert guest.read(file._replace(fh=guest.open(file.nodeid, os.O_RDWR | more)), 9) == b"there"
     with fails(errno.ENOTDIR):
-        guest.open(nodeid, os.O_RDWR | os.O_TMPFILE)
+        guest.open(file.nodeid, os.O_RDWR | os.O_TMPFILE)
 
 
 @pytest.mark.parametrize(
@@ -252,8 +254,40 @@ def test_how_long_the_guest_may_keep_what_it_knows(
         file = guest.create(b"file")
         assert (file.out.entry_valid, file.out.attr_valid) == (seconds, seconds)
         opened = s.OpenOut.unpack(guest.share.open(guest.call(file.nodeid, s.OpenIn(0, 0))))
-        assert opened.open_flags == file_flags
+        assert opened.open_flags & ~FopenFlag.NOFLUSH == file_flags
         assert guest.share.opendir(guest.call(ROOT_ID, s.OpenIn(0, 0))).open_flags == directory_flags
+
+
+def flags_told(guest: Guest, nodeid: int) -> int:
+    return s.OpenOut.unpack(guest.share.open(guest.call(nodeid, s.OpenIn(0, 0)))).open_flags
+
+
+def test_flush_is_not_asked_for_where_close_says_nothing(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "file_system", lambda fd: 0xEF53)
+    nodeid = guest.create(b"file").nodeid
+    assert flags_told(guest, nodeid) == FopenFlag.NOFLUSH
+    guest.share.agreed = InitFlag.POSIX_LOCKS
+    assert flags_told(guest, nodeid) == 0
+
+
+def test_flush_is_asked_for_where_close_may_fail(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "file_system", lambda fd: 0x6969)  # NFS
+    assert flags_told(guest, guest.create(b"file").nodeid) == 0
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_f35_flush_says_what_close_says(guest: Guest, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    file, real, failures = guest.create(b"file"), os.close, [number]
+
+    def close(fd: int) -> None:
+        real(fd)
+        if failures:
+            raise OSError(failures.pop(), "")
+
+    monkeypatch.setattr(os, "close", close)
+    with fails(number):
+        guest.share.flush(guest.call(file.nodeid, s.FlushIn(file.fh, 0)))
+    guest.share.flush(guest.call(file.nodeid, s.FlushIn(file.fh, 0)))
 
 
 def test_tmpfile_has_no_name_until_it_is_linked(guest: Guest, root: Path) -> None:

@@ -97,6 +97,12 @@ def test_f03_create_does_not_follow_a_symlink(guest: Guest, root: Path) -> None:
     assert not (root.parent / "made").exists()
 
 
+def test_readlink_is_for_symlinks(guest: Guest) -> None:
+    for nodeid in (ROOT_ID, guest.create(b"file").nodeid):
+        with fails(errno.EINVAL):
+            guest.share.readlink(guest.call(nodeid, None))
+
+
 def test_an_inode_has_one_nodeid(guest: Guest, root: Path) -> None:
     (root / "a").touch()
     (root / "b").hardlink_to(root / "a")

@@ -6,10 +6,9 @@ import errno
 import os
 import stat
 import struct
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,14 @@ from vhostuser.devices.fs.options import ShareOptions
 from vhostuser.devices.fs.passthrough import calls
 from vhostuser.fuse import structs as s
 from vhostuser.fuse.numbers import ROOT_ID, InitFlag, OpenFlag, WriteFlag
+from vhostuser.testing import DEADLINE
 
 from .failing import fails
 from .guest import Entry, Guest, Source
+from .in_a_namespace import root_only, run
 
 SOMEONE, SOME_GROUP, OTHER_GROUP = 12345, 23456, 34567
 CAPABILITY = struct.pack("<5I", 0x02000000, 1 << 10, 0, 0, 0)
-ours = pytest.mark.skipif(os.geteuid() != 0, reason="only root may be someone else")
 
 MAKERS: dict[str, Callable[[Guest], Entry]] = {
     "CREATE": lambda guest: guest.create(b"it", umask=0o022, mode=0o666),
@@ -49,7 +49,7 @@ def ids() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("ids")
-@ours
+@root_only
 @pytest.mark.parametrize("request_", MAKERS)
 def test_a_new_file_is_whose_request_it_was(guest: Guest, root: Path, request_: str) -> None:
     root.chmod(0o777)
@@ -59,7 +59,7 @@ def test_a_new_file_is_whose_request_it_was(guest: Guest, root: Path, request_: 
 
 
 @pytest.mark.usefixtures("ids")
-@ours
+@root_only
 @pytest.mark.parametrize("request_", MAKERS)
 def test_who_may_not_write_to_a_directory_makes_nothing_there(guest: Guest, root: Path, request_: str) -> None:
     guest.uid, guest.gid = SOMEONE, SOME_GROUP
@@ -69,7 +69,7 @@ def test_who_may_not_write_to_a_directory_makes_nothing_there(guest: Guest, root
 
 
 @pytest.mark.usefixtures("ids")
-@ours
+@root_only
 def test_ids_that_can_not_be_are_refused_and_nothing_stays(
     guest: Guest, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,7 +95,7 @@ def group_extension(*groups: int) -> bytes:
 
 
 @pytest.mark.usefixtures("ids")
-@ours
+@root_only
 def test_a_group_that_the_request_names_lets_it_in(guest: Guest, root: Path) -> None:
     os.chown(root, 0, OTHER_GROUP)
     root.chmod(0o2770)
@@ -110,7 +110,7 @@ def test_a_group_that_the_request_names_lets_it_in(guest: Guest, root: Path) -> 
 
 
 @pytest.mark.usefixtures("ids")
-@ours
+@root_only
 @pytest.mark.parametrize(
     "data",
     [
@@ -144,7 +144,30 @@ def test_umask_is_that_of_the_request(guest: Guest, agreed: int, daemon: int) ->
         os.umask(before)
 
 
-@ours
+def own_umask() -> int:
+    os.umask(before := os.umask(0))
+    return before
+
+
+def test_the_umask_of_a_request_is_that_of_its_thread(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest.share.agreed = InitFlag.DONT_MASK
+    real, seen = os.mkdir, list[int]()
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        for thread in (one, other):  # a thread begins with what its parent has
+            thread.submit(guest.mkdir, b"%d" % id(thread)).result(DEADLINE)
+
+        def mkdir(name: bytes, mode: int, *, dir_fd: int) -> None:
+            seen.extend((own_umask(), other.submit(own_umask).result(DEADLINE)))
+            real(name, mode, dir_fd=dir_fd)
+
+        monkeypatch.setattr(os, "mkdir", mkdir)
+        call = guest.call(ROOT_ID, s.MkdirIn(0o777, 0o057), b"masked")
+        one.submit(guest.share.mkdir, call).result(DEADLINE)
+    assert seen == [0o057, own_umask()]
+    assert guest.lookup(b"masked").attr.mode & 0o777 == 0o720
+
+
+@root_only
 def test_two_users_at_once_do_not_mix(guest: Guest, root: Path) -> None:
     root.chmod(0o777)
     wrong: list[tuple[int, s.Attr]] = []
@@ -193,7 +216,7 @@ CHANGES: dict[str, Callable[[Guest, Entry, bool], object]] = {
 
 
 @pytest.mark.usefixtures("ids")
-@ours
+@root_only
 @pytest.mark.parametrize("request_", CHANGES)
 @pytest.mark.parametrize("kill", [True, False])
 def test_f10_a_change_takes_suid_and_sgid_if_it_says_so(guest: Guest, root: Path, request_: str, kill: bool) -> None:
@@ -204,7 +227,7 @@ def test_f10_a_change_takes_suid_and_sgid_if_it_says_so(guest: Guest, root: Path
 
 
 @pytest.mark.usefixtures("ids")
-@ours
+@root_only
 @pytest.mark.parametrize("agreed", [0, InitFlag.HANDLE_KILLPRIV_V2])
 @pytest.mark.parametrize("uid", [0, SOMEONE])
 def test_f10_fallocate_and_copies_take_them_from_users(guest: Guest, root: Path, agreed: int, uid: int) -> None:
@@ -219,7 +242,7 @@ def test_f10_fallocate_and_copies_take_them_from_users(guest: Guest, root: Path,
 
 
 @pytest.mark.usefixtures("ids")
-@ours
+@root_only
 def test_f10_chown_takes_them(guest: Guest, root: Path) -> None:
     file = privileged(guest, root)
     after = setattr_(guest, file, valid=1 << 1 | 1 << 2, uid=SOMEONE, gid=SOME_GROUP)
@@ -237,7 +260,7 @@ class Prefixed:
         return name.removeprefix(b"user.guest.") if name.startswith(b"user.guest.") else None
 
 
-@ours
+@root_only
 @pytest.mark.parametrize("request_", [*CHANGES, "chown"])
 def test_f10_capabilities_that_the_host_does_not_know_are_taken_too(root: Path, request_: str) -> None:
     with Guest(root, ShareOptions(xattr=True), xattr_names=Prefixed()) as guest:
@@ -264,7 +287,7 @@ class Shifted:
         return id - 100000 if id >= 100000 else 65534
 
 
-@ours
+@root_only
 def test_ids_are_translated_both_ways(root: Path) -> None:
     root.chmod(0o777)
     with Guest(root, uids=Shifted(), gids=Shifted()) as guest:
@@ -273,7 +296,7 @@ def test_ids_are_translated_both_ways(root: Path) -> None:
         assert (file.attr.uid, file.attr.gid) == (5, 5)
         assert ((root / "it").stat().st_uid, (root / "it").stat().st_gid) == (100005, 100005)
         assert guest.getattr(ROOT_ID).uid == 65534
-        setattr_(guest, file, valid=1 << 1, uid=6, gid=0)
+        setattr_(guest, file, valid=1 << 1, uid=6, gid=77)
         assert ((root / "it").stat().st_uid, (root / "it").stat().st_gid) == (100006, 100005)
         for act in (lambda: setattr_(guest, file, valid=1 << 2, gid=77), lambda: guest.create(b"more")):
             guest.uid = 77
@@ -281,33 +304,31 @@ def test_ids_are_translated_both_ways(root: Path) -> None:
                 act()
 
 
-@ours
+@root_only
 def test_someone_who_is_not_root_makes_files_his_own(root: Path) -> None:
     """In a process of its own, for it gives up being root."""
     root.chmod(0o777)
     for parent in (root.parent, root.parent.parent, root.parent.parent.parent):
         parent.chmod(0o755)
-    script = f"""
-import os, sys
-sys.path[:0] = {[path for path in sys.path if path]!r}
-from tests.devices.fs.guest import Guest
-from vhostuser.devices.fs.options import ShareOptions
-from pathlib import Path
+    script = """
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)
-with Guest(Path({str(root)!r}), ShareOptions(xattr=True)) as guest:
+with fails(errno.EPERM):
+    Guest(root, ShareOptions(inode_file_handles=Handles.MANDATORY))
+with Guest(root, ShareOptions(xattr=True)) as guest:
     guest.uid = guest.gid = 0
     made = guest.create(b"it", mode=0o600)
     guest.write(made, b"here")
+    guest.write(made, b"H", flags=4)
     guest.link(made.nodeid, b"linked")
     guest.symlink(b"symlink", b"x")
     guest.mkdir(b"directory")
-    print(made.attr.uid, made.attr.gid, guest.read(made, 9).decode(), sorted(os.listdir({str(root)!r})))
+    with fails(errno.EPERM):
+        guest.share.setattr(guest.call(made.nodeid, s.SetattrIn(valid=2, uid=1)))
+    print(made.attr.uid, made.attr.gid, guest.read(made, 9).decode(), sorted(os.listdir(root)))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50, check=False)
-    assert done.stderr == ""
-    assert done.stdout.strip() == "65534 65534 here ['directory', 'it', 'linked', 'symlink']"
+    assert run(script, root) == "65534 65534 Here ['directory', 'it', 'linked', 'symlink']\n"
 
 
 def test_write_moves_what_the_source_gives(guest: Guest) -> None:

@@ -34,6 +34,12 @@ def test_f09_other_files_are_made(guest: Guest, root: Path, type: int) -> None:
     assert made.nodeid == guest.lookup(b"it").nodeid
 
 
+def test_wild_modes_are_cut(guest: Guest) -> None:
+    assert guest.mknod(b"file", 0xFFFF_0000 | stat.S_IFREG | 0o644).attr.mode == stat.S_IFREG | 0o644
+    assert guest.mkdir(b"directory", 0xFFFF_0000 | 0o755).attr.mode == stat.S_IFDIR | 0o755
+    assert guest.create(b"created", mode=0xFFFF_FFFF).attr.mode == stat.S_IFREG | 0o7777
+
+
 def test_mkdir_and_rmdir(guest: Guest, root: Path) -> None:
     made = guest.mkdir(b"a", 0o1750)
     assert made.attr.mode == stat.S_IFDIR | 0o1750

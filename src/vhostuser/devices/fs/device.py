@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from struct import Struct
 from types import MappingProxyType, TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from ...device import KEEP, Device, Keep
 from ...errors import LocalProtocolError
+from ...transport.fds import OwnedFd
 from ...virtio.chain import DescriptorChain
 from ...virtio.numbers import DeviceId
 from .mapping import Window
 from .options import ShareOptions
+from .passthrough import share
+from .passthrough.state import Ids, Mappings, Names
 from .server import Server, Share
 from .workers import Workers
 
@@ -35,7 +38,7 @@ class FuseDevice(Device):
 
     def __init__(self, share: Share, options: ShareOptions, window: Window | None = None) -> None:
         self.queue_sizes = (options.queue_size,) * (1 + options.num_request_queues)
-        self.config = _config(options)
+        self.config = _CONFIG.pack(check_tag(options), options.num_request_queues)
         if window is not None:
             self.shared_memory = MappingProxyType({CACHE_REGION: options.dax_window})
         self._share, self._window = share, window
@@ -87,11 +90,37 @@ class FuseDevice(Device):
         self.close()
 
 
-def _config(options: ShareOptions) -> bytes:
-    """The configuration space. LocalProtocolError if the tag does not fit."""
+class FileWindow(Window, Mappings, Protocol):
+    """A window as both the guest and the share ask of it."""
+
+
+class FsDevice(FuseDevice):
+    """Serves the directory, or the file, that `root` is open at; it belongs to the device, once there is one.
+
+    `xattr_names`, `uids` and `gids` say what extended attributes, users and groups of the guest are called on the host.
+    `fds` is /proc/self/fd, opened by O_PATH, for a process that has no /proc any more; it is the device's, too.
+    """
+
+    def __init__(
+        self,
+        root: OwnedFd,
+        options: ShareOptions,
+        *,
+        window: FileWindow | None = None,
+        xattr_names: Names | None = None,
+        uids: Ids | None = None,
+        gids: Ids | None = None,
+        fds: OwnedFd | None = None,
+    ) -> None:
+        check_tag(options)
+        served = share.Share(root, options, window=window, xattr_names=xattr_names, uids=uids, gids=gids, fds=fds)
+        super().__init__(served, options, window)
+
+
+def check_tag(options: ShareOptions) -> bytes:
+    """The bytes of the tag. LocalProtocolError if they are too many."""
     tag = options.tag.encode()
     if len(tag) > TAG_SIZE:
-        raise LocalProtocolError(
-            f"the tag has {len(tag)} bytes, at most {TAG_SIZE}", field="tag", value=len(tag), limit=TAG_SIZE
-        )
-    return _CONFIG.pack(tag, options.num_request_queues)
+        text = f"the tag has {len(tag)} bytes, at most {TAG_SIZE}"
+        raise LocalProtocolError(text, field="tag", value=len(tag), limit=TAG_SIZE)
+    return tag

@@ -21,8 +21,9 @@ _FLAGS: Final = MappingFlag.READ | MappingFlag.WRITE
 class MappedFile(Protocol):
     """A regular file of the share."""
 
-    key: tuple[int, int]
-    """Its st_dev and st_ino: mappings of the same file are one."""
+    @property
+    def key(self) -> tuple[int, int]:
+        """Its st_dev and st_ino: mappings of the same file are one."""
 
     def open(self, flags: int) -> OwnedFd:
         """Open it anew, by its inode. OSError if that can't be."""

@@ -51,7 +51,8 @@ class ChainRoom:
         """As Outgoing."""
         if size > self.size or offset + size > LARGEST_OFFSET:
             raise OSError(errno.EINVAL, f"READ offset {offset:#x} size {size:#x}: {self.size:#x} bytes fit")
-        return _move(os.preadv, fd, _behind(self._views, OUT_HEADER_SIZE, size), size, offset)
+        views = _behind(self._views, OUT_HEADER_SIZE, size, whole=size == self.size)
+        return _move(os.preadv, fd, views, size, offset)
 
 
 class ChainSource:
@@ -69,13 +70,14 @@ class ChainSource:
             raise OSError(errno.EINVAL, f"WRITE size {size:#x}: {self.size:#x} bytes are there")
         if offset + size > LARGEST_OFFSET:
             raise OSError(errno.EFBIG, f"WRITE offset {offset:#x} size {size:#x} passes the end of all files")
-        return _move(os.pwritev, fd, _behind(self._views, WRITE_DATA, size), size, offset)
+        views = _behind(self._views, WRITE_DATA, size, whole=size == self.size)
+        return _move(os.pwritev, fd, views, size, offset)
 
 
-def _behind(views: Sequence[memoryview], start: int, size: int) -> Sequence[memoryview]:
-    """The pieces of `views` from `start` on, `size` bytes. Drivers mostly give just these after one for the header."""
-    if len(views) == 2 and views[0].nbytes == start and views[1].nbytes == size:
-        return (views[1],)
+def _behind(views: Sequence[memoryview], start: int, size: int, *, whole: bool) -> Sequence[memoryview]:
+    """The pieces of `views` from `start` on, `size` bytes, which may be the whole; drivers mostly cut them just there."""
+    if whole and views[0].nbytes == start:
+        return views[1:]
     return cut(views, start, size)
 
 

@@ -106,7 +106,7 @@ class CopyWindow:
 
     def serves(self, *, writable_file: bool) -> bool:
         """Whether such a file is mapped at all."""
-        return self._mapped and (self._write or not writable_file)
+        return self._write or not writable_file
 
     def setup(self, file: MappedFile, *, foffset: int, size: int, moffset: int, writable: bool) -> None:
         """Read bytes of a file into the window, zeroes behind its end. OSError if that can't be: nothing is there then."""

@@ -80,9 +80,7 @@ class Attributes:
         """Whether a regular file is mapped, and whether a directory is another file system than its parent."""
         state = self._state
         if inode.type == stat.S_IFREG:
-            window = state.window
-            mapped = window is not None and window.serves(writable_file=not state.options.readonly)
-            return AttrFlag.DAX if mapped else 0
+            return AttrFlag.DAX if state.maps else 0
         if parent is None or inode.type != stat.S_IFDIR or not state.agreed & InitFlag.SUBMOUNTS:
             return 0
         other = inode.mount != parent.mount or inode.key[0] != parent.key[0]

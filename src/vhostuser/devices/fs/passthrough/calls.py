@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from ctypes import c_char_p, c_int, c_int64, c_long, c_size_t, c_uint, c_void_p
 from struct import Struct
@@ -19,6 +20,8 @@ UTIME_OMIT: Final = 0x3FFFFFFE
 STATX_ALL: Final = 0xFFF
 STATX_MNT_ID: Final = 0x1000
 STATX_SIZE: Final = 256
+STATFS_SIZE: Final = 256
+"""More than a `struct statfs` has on any machine; the kind is its first word."""
 MAX_HANDLE: Final = 128
 """Bytes of a file handle (MAX_HANDLE_SZ)."""
 CAP_FSETID: Final = 4
@@ -53,6 +56,7 @@ _renameat2: Final = _call("renameat2", c_int, c_char_p, c_int, c_char_p, c_uint)
 _utimensat: Final = _call("utimensat", c_int, c_char_p, c_char_p, c_int)
 _fallocate: Final = _call("fallocate", c_int, c_int, c_int64, c_int64)
 _syncfs: Final = _call("syncfs", c_int)
+_fstatfs: Final = _call("fstatfs", c_int, c_void_p)
 _getdents: Final = _call("getdents64", c_int, c_void_p, c_size_t)
 _unshare: Final = _call("unshare", c_int)
 _name_to_handle: Final = _call("name_to_handle_at", c_int, c_char_p, c_void_p, c_void_p, c_int)
@@ -94,6 +98,13 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 def syncfs(fd: int) -> None:
     """Write out the file system that an open file is on."""
     _checked(_syncfs(fd))
+
+
+def file_system(fd: int) -> int:
+    """The kernel's number for the kind of file system that an open file is on."""
+    buffer = ctypes.create_string_buffer(STATFS_SIZE)
+    _checked(_fstatfs(fd, buffer))
+    return int.from_bytes(buffer.raw[:4], sys.byteorder)
 
 
 def getdents(fd: int, size: int) -> bytes:

@@ -119,6 +119,11 @@ class Creators:
         self._state, self._uids, self._gids = state, uids, gids
 
     @cached_property
+    def _is_plain(self) -> bool:
+        """Whether a request of our own ids is done as we are."""
+        return self._uids is None and self._gids is None and not self._ours.groups
+
+    @cached_property
     def _ours(self) -> Ours:
         """Ours when the first file is made: until then the daemon may give up what it has."""
         ours = Ours(os.geteuid(), os.getegid(), os.getgroups())
@@ -136,7 +141,7 @@ class Creators:
         """To act as who sent the request."""
         ours, header = self._ours, call.header
         mask = umask & 0o777 if self._state.agreed & InitFlag.DONT_MASK else 0
-        if ours.uid != 0:
+        if ours.uid != 0 or (self._is_plain and (header.uid, header.gid, header.total_extlen) == (ours.uid, ours.gid, 0)):
             return Acting(mask, ours, None)
         groups = self._groups(call) if header.total_extlen else []
         theirs = Ours(*self.ids(header.uid, header.gid), groups)
@@ -144,6 +149,7 @@ class Creators:
 
     def mode(self, mode: int, umask: int) -> int:
         """The mode of a new file, when the umask is not for the host's kernel to apply."""
+        mode &= 0o177777
         return mode if self._state.agreed & InitFlag.DONT_MASK else mode & ~(umask & 0o777)
 
     def _groups(self, call: Call) -> list[int]:

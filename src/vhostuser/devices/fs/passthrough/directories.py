@@ -106,7 +106,7 @@ def _shown(directory: Inode, name: bytes, ino: int) -> int:
 
 def _entries(directory: OpenDirectory, offset: int) -> Iterator[Entry]:
     """The entries from `offset` on, each taken out of what was read ahead."""
-    if offset != directory.position or not offset:
+    if offset != directory.position:
         directory.ahead.clear()
         os.lseek(directory.fd.number, offset, os.SEEK_SET)
         directory.position = offset

@@ -14,6 +14,7 @@ from ..options import Cache
 from .attributes import Attributes
 from .calls import failed
 from .capability import Capability
+from .closing import Closing
 from .credentials import Creators, WithoutFsetid
 from .inodes import Fd, Inode
 from .names import Lookups
@@ -58,7 +59,7 @@ class Files:
         self, state: State, attributes: Attributes, lookups: Lookups, creators: Creators, capability: Capability
     ) -> None:
         self._state, self._attributes, self._lookups, self._creators = state, attributes, lookups, creators
-        self._capability = capability
+        self._capability, self._closing = capability, Closing(state)
         self._fopen = FOPEN[state.options.cache]
         direct, noatime = state.options.allow_direct_io, state.options.preserve_noatime
         self._ignored = (0 if direct else os.O_DIRECT) | (0 if noatime else os.O_NOATIME)
@@ -68,10 +69,15 @@ class Files:
         given, inode = arguments(call, s.OpenIn), self._state.inode(call)
         if inode.type != stat.S_IFREG:
             raise failed(errno.EISDIR if inode.type == stat.S_IFDIR else errno.EBADF)
-        return _open_out(self._open(inode, given.flags, given.open_flags), self._fopen, 0)
+        fh, fd = self._open(inode, given.flags, given.open_flags)
+        return self._opened(inode, fh, fd)
 
-    def _open(self, inode: Inode, flags: int, open_flags: int) -> int:
-        """The `fh` of an inode that is opened anew."""
+    def _opened(self, inode: Inode, fh: int, fd: Fd) -> bytes:
+        """An OpenOut."""
+        return _open_out(fh, self._fopen | self._closing.flags(inode, fd), 0)
+
+    def _open(self, inode: Inode, flags: int, open_flags: int) -> tuple[int, Fd]:
+        """An inode that is opened anew, and its `fh`."""
         flags = self._flags(flags)
         if self._state.options.readonly and flags & (os.O_ACCMODE | os.O_TRUNC):
             raise failed(errno.EROFS)
@@ -87,7 +93,7 @@ class Files:
             self._state.after(inode, 0, 0)
         elif self._state.window is not None:
             self._state.seen(inode, os.fstat(fd.number))
-        return self._state.opened.add_file(OpenFile(inode, fd))
+        return self._state.opened.add_file(OpenFile(inode, fd)), fd
 
     def _flags(self, flags: int) -> int:
         """The flags to open a file with, given those of the guest.
@@ -130,7 +136,7 @@ class Files:
         path = os.open(b"%d" % fd.number, os.O_PATH | os.O_CLOEXEC, dir_fd=self._state.proc.number)
         inode = self._state.adopt(self._state.kept(path), found, parent.mount)
         fh = self._state.opened.add_file(OpenFile(inode, fd))
-        return self._attributes.entry(inode, parent, found) + _open_out(fh, self._fopen, 0)
+        return self._attributes.entry(inode, parent, found) + self._opened(inode, fh, fd)
 
     def _existing(self, parent: Inode, name: bytes, given: s.CreateIn) -> bytes:
         """The answer of a file that was there."""
@@ -138,13 +144,12 @@ class Files:
         try:
             if inode.type != stat.S_IFREG:
                 raise failed(errno.EISDIR if inode.type == stat.S_IFDIR else errno.EBADF)
-            fh = self._open(inode, given.flags, given.open_flags)
-            file = self._state.opened.file(fh, inode.nodeid)
-            found = os.fstat(file.fd.number)
+            fh, fd = self._open(inode, given.flags, given.open_flags)
+            found = os.fstat(fd.number)
         except OSError:
             self._state.inodes.forget(inode.nodeid, 1)
             raise
-        return self._attributes.entry(inode, parent, found) + _open_out(fh, self._fopen, 0)
+        return self._attributes.entry(inode, parent, found) + self._opened(inode, fh, fd)
 
     def read(self, call: Call, room: Outgoing) -> int:
         """Move bytes of a file to the guest; how many."""

@@ -60,8 +60,8 @@ class Inode:
         self.nodeid, self.key, self.type = nodeid, key, stat.S_IFMT(mode)
         self.fd, self.handle = fd, handle
         self.lookups = 1
-        self.locks: dict[int, Fd] = {}
-        """For each owner of POSIX locks the open file that has them."""
+        self.locks: dict[int, Fd] | None = None
+        """For each owner of POSIX locks the open file that has them, once there is one."""
 
     @property
     def mount(self) -> int:

@@ -43,7 +43,7 @@ class Locks:
     def setlk(self, call: Call) -> None:
         """Lock or unlock a range. OSError, EAGAIN, if another lock is in the way."""
         given, inode = self._asked(call)
-        if given.type == fcntl.F_UNLCK and given.owner not in inode.locks:
+        if given.type == fcntl.F_UNLCK and given.owner not in (inode.locks or ()):
             return
         file = self._of(inode, given.owner)
         fcntl.fcntl(file.number, fcntl.F_OFD_SETLK, _packed(given))
@@ -66,6 +66,8 @@ class Locks:
     def _of(self, inode: Inode, owner: int) -> Fd:
         """The open file that has the locks of an owner."""
         with self._lock:
+            if inode.locks is None:
+                inode.locks = {}
             found = inode.locks.get(owner)
             if found is None:
                 found = inode.locks[owner] = self._open(inode)

@@ -37,11 +37,15 @@ class Lookups:
         at = self._state.at(parent)
         found = os.stat(name, dir_fd=at.number, follow_symlinks=False)
         mount = mount_id(at.number, name) if stat.S_ISDIR(found.st_mode) else parent.mount
-        known = self._state.inodes.find((found.st_dev, found.st_ino, mount))
-        if known is None:
-            return self._meet(parent, at.number, name)
-        self._state.seen(known, found)
-        return known, found
+        inode = self._state.inodes.find((found.st_dev, found.st_ino, mount))
+        if inode is None:
+            inode, found = self._meet(parent, at.number, name)
+        try:
+            self._state.seen(inode, found)
+        except OSError:
+            self._state.inodes.forget(inode.nodeid, 1)
+            raise
+        return inode, found
 
     def _meet(self, parent: Inode, directory: int, name: bytes) -> tuple[Inode, os.stat_result]:
         """The same of an inode that is new, or one that has no fd."""
@@ -64,5 +68,8 @@ class Lookups:
 
     def readlink(self, call: Call) -> bytes:
         """What a symbolic link says."""
-        at = self._state.at(self._state.inode(call))
+        inode = self._state.inode(call)
+        if inode.type != stat.S_IFLNK:
+            raise failed(errno.EINVAL)
+        at = self._state.at(inode)
         return os.readlink(b"", dir_fd=at.number)

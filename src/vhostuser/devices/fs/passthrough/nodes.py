@@ -77,9 +77,8 @@ class Nodes:
         return self._attributes.answer(inode, os.fstat(file.number))
 
     def _chown(self, inode: Inode, path: bytes, given: s.SetattrIn) -> None:
-        uid, gid = self._creators.ids(given.uid, given.gid)
-        uid = uid if given.valid & Fattr.UID and uid != _U32 else _KEEP
-        gid = gid if given.valid & Fattr.GID and gid != _U32 else _KEEP
+        asked = given.uid if given.valid & Fattr.UID else _U32, given.gid if given.valid & Fattr.GID else _U32
+        uid, gid = (_KEEP if each == _U32 else each for each in self._creators.ids(*asked))
         self._capability.drop_of(inode)
         os.chown(path, uid, gid, dir_fd=self._state.proc.number)
 

@@ -98,7 +98,7 @@ class Share:
 
     @agreed.setter
     def agreed(self, mask: int) -> None:
-        self._state.agreed = mask
+        self._state.begin(mask)
 
     @property
     def window(self) -> Mappings | None:
@@ -107,7 +107,7 @@ class Share:
 
     @window.setter
     def window(self, window: Mappings | None) -> None:
-        self._state.window = window
+        self._state.use(window)
 
     def reset(self) -> None:
         """Close all that is open and forget all inodes but the root; nothing is agreed upon."""

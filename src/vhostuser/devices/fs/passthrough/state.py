@@ -91,7 +91,8 @@ class State:
     """The share's files. Whoever uses a file holds its Fd, so that its number stays what it is."""
 
     def __init__(self, root: OwnedFd, options: ShareOptions, window: Mappings | None, fds: OwnedFd | None = None) -> None:
-        self.options, self.window = options, window
+        self.options = options
+        self.use(window)
         self.agreed = 0
         """Of InitFlag."""
         self.inodes, self.opened = Inodes(), Opened()
@@ -99,20 +100,38 @@ class State:
         self._root = root
         self._mounts: dict[int, Fd] = {}
         self._limit = self._plenty = 0
-        self.reset()
-        if options.inode_file_handles is Handles.MANDATORY:
-            self._try_handles()
+        try:
+            self.reset()
+            if options.inode_file_handles is Handles.MANDATORY:
+                self._try_handles()
+        except BaseException:
+            self.close()
+            raise
 
     def reset(self) -> None:
         """Nothing is open, and only the root is known."""
         self.agreed = 0
         self.opened.clear()
         self._mounts = {}
-        self._count_fds()
         fd = Fd(os.dup(self._root.fileno()))
         found = os.fstat(fd.number)
         key = found.st_dev, found.st_ino, mount_id(fd.number)
         self.inodes.set_root(Inode(ROOT_ID, key, found.st_mode, fd))
+        self._count_fds()
+
+    def use(self, window: Mappings | None) -> None:
+        """Files are mapped into this window from now on."""
+        self.window = window
+        self.maps = window is not None and window.serves(writable_file=not self.options.readonly)
+        """Whether the guest is told to map regular files. One that it may not write to now may be writable later."""
+        self.settles = window is not None and window.serves(writable_file=True)
+        """Whether the window may have what the file has not."""
+
+    def begin(self, agreed: int) -> None:
+        """A session begins, in which this mask of InitFlag is agreed upon."""
+        self.agreed = agreed
+        self.use(self.window)  # which may be mapped only now
+        self._count_fds()
 
     def close(self) -> None:
         """Let go of all."""
@@ -126,8 +145,18 @@ class State:
         """How many fds there may be, and from how many on handles take their place."""
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._limit = soft - min(RESERVE, soft // 4)
-        plenty = {Handles.NEVER: self._limit, Handles.PREFER: self._limit // 2, Handles.MANDATORY: 0}
-        self._plenty = plenty[self.options.inode_file_handles]
+        kept = self.options.inode_file_handles
+        self._plenty = 0 if kept is Handles.MANDATORY else self._limit
+        if kept is Handles.PREFER and self._handles_work():
+            self._plenty = self._limit // 2
+
+    def _handles_work(self) -> bool:
+        """Whether files can be opened by their handles: the kernel lets only CAP_DAC_READ_SEARCH."""
+        try:
+            self._try_handles()
+        except OSError:
+            return False
+        return True
 
     def _try_handles(self) -> None:
         root = self.inodes.get(ROOT_ID)

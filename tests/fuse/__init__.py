@@ -1,0 +1,1 @@
+"""FUSE on the wire, and the device that serves it."""
