@@ -6,10 +6,10 @@ STAMP := $(VENV)/.ready
 CACHE := $(or $(VHOSTUSER_CACHE),.cache)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format vm bench soak fuzz clean
+.PHONY: help setup demo test check format vm bench bench-vm soak fuzz clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make a virtual environment with the package and its tools in it
 
@@ -48,6 +48,9 @@ format: setup ## let ruff lay the code out
 bench: setup ## print each performance goal with today's ratio
 	$(BIN)/python benchmarks/goals.py
 	$(BIN)/python benchmarks/neighbour.py
+
+bench-vm: setup ## print the goals of shared directories: vhu-fs against virtiofsd in one guest (`make vm` first; minutes)
+	$(BIN)/python benchmarks/vm.py
 
 soak: setup ## a million pairs of map and unmap: nothing may leak; and a disk under load: nothing may fail
 	$(BIN)/python benchmarks/soak.py

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from .errors import QueueBroken, RemoteProtocolError
+from .exports import Exports
 from .memory.dirty_log import DirtyLog
 from .memory.fragile import Copies
 from .memory.guest import GuestMemory
@@ -24,9 +25,9 @@ VRING_F_LOG: Final = 0x1
 class GuestTable:
     """The memory of one connection. A change moves the rings that are at work, all of them or none; else it is refused."""
 
-    def __init__(self, session: Session, rings: Rings, *, exports_memory: bool) -> None:
+    def __init__(self, session: Session, rings: Rings, exports: Exports | None) -> None:
         self.memory = GuestMemory()
-        self._session, self._rings, self._exports = session, rings, exports_memory
+        self._session, self._rings, self._exports = session, rings, exports
         self._copies = Copies()
         self._log: DirtyLog | None = None
         self._warned = False
@@ -61,6 +62,7 @@ class GuestTable:
     def close(self) -> None:
         """Let go of memory and log."""
         self.memory, self._log = GuestMemory(), None
+        self._tell()
         self._rings.log_to(None)
 
     def _seen(self, region: MemoryRegion) -> MemoryRegion:
@@ -75,6 +77,11 @@ class GuestTable:
         except QueueBroken as error:
             raise RemoteProtocolError(f"{request}: {error}", request=request, field="regions") from None
         self.memory = memory
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._exports:
+            self._exports.update(self.memory)
 
     def _warn_if_full(self, count: int) -> None:
         """QEMU 11.1 puts mappings into the memory table; with one that does not fit it never starts a device again."""

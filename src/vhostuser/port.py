@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from .errors import DeadlineExpired, Disconnected, LocalProtocolError, RemoteProtocolError, VhostUserError
+from .exports import Exports
 from .plain.choice import new_line
 from .protocol.framing import Frame, request_frame
 from .protocol.layout import Payload
 from .protocol.numbers import BackendRequest, ProtocolFeature
 from .protocol.payloads import U64
+from .protocol.peers import Peer, recognise
 from .protocol.rules import BACKEND
 from .protocol.rules import Channel as Side
 from .protocol.session import Session, check_gate
@@ -44,11 +46,18 @@ class Port:
         self.opened = 0
         """How many channels this front-end has given."""
         self._settled = threading.Event()
+        self.exports = Exports()
 
     @property
     def running(self) -> bool:
         """A driver runs the device, so that shared memory may be mapped."""
         return self._running
+
+    @property
+    def peer(self) -> Peer | None:
+        """The front-end, if it is known by name."""
+        session = self._session
+        return recognise(session.state) if session else None
 
     def update(self) -> None:
         """The session has moved."""

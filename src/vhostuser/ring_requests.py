@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from .driver_watch import DriverWatch
 from .errors import QueueBroken, RemoteProtocolError
+from .exports import Exports
 from .guest_table import GuestTable
 from .limited_log import LimitedLog
 from .memory.inflight import InflightArea, new_area
@@ -40,10 +41,11 @@ class RingRequests:
         regions: Mapping[int, SharedMemory],
         patience: Patience,
         limited: LimitedLog,
+        exports: Exports,
     ) -> None:
         self._session, self._rings, self._watch, self._regions = session, rings, watch, regions
         self._patience, self._log = patience, limited
-        self.guest = GuestTable(session, rings, exports_memory=bool(regions))
+        self.guest = GuestTable(session, rings, exports if regions else None)
         self._inflight: InflightArea | None = None
         self._diagnosed = False
 

@@ -106,7 +106,9 @@ class Serving:
         self._bell = Bell(port, self._lose, limited)
         self._lost: RemoteProtocolError | None = None
         self._patience = Patience()
-        self._ring_requests = RingRequests(self._session, self._rings, self._watch, regions, self._patience, limited)
+        self._ring_requests = RingRequests(
+            self._session, self._rings, self._watch, regions, self._patience, limited, port.exports
+        )
         self._log = limited
 
     def run(self, stop: Waker) -> None:

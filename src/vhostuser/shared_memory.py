@@ -6,17 +6,19 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 from .errors import LocalProtocolError, RequestFailed
+from .exports import FileRange
 from .memory.table import AnyQuota, new_table
 from .plain.choice import new_caller
 from .plain.frames import REST, STALE, UNSENT
 from .port import Port
 from .protocol.numbers import MAP_RW, BackendRequest
 from .protocol.payloads import Mmap
+from .protocol.peers import Peer
 from .protocol.regions import Mapping, check_map, check_unmap
 from .transport.fds import HasFileno, fileno_of
 
@@ -127,6 +129,18 @@ class SharedMemory:
             self._check_result(UNMAP, len(statuses) == len(rows), epoch)
         return [RequestFailed("SHMEM_UNMAP", status) if status else None for status in statuses]
 
+    @property
+    def peer(self) -> Peer | None:
+        """The front-end, if it is known by name, and so are its faults."""
+        return self._port.peer
+
+    def await_export(self, requests: Iterable[MapRequest], timeout: float) -> bool:
+        """Whether the front-end has told of these mappings as memory, once it has or `timeout` seconds have passed.
+
+        QEMU does so when they are there for all of the guest's processors, which is after its answers; others never do.
+        """
+        return self._port.exports.wait(map(_file_range, requests), timeout)
+
     def forget(self) -> None:
         """The front-end has dropped every mapping, by a reset or its end. (For the Backend.)"""
         self._caller.forget()
@@ -193,6 +207,11 @@ class SharedMemory:
                 text = f"{request.name} {field} {value} is not between 0 and 2^64"
                 raise LocalProtocolError(text, request=request.name, field=field, value=value, limit=1 << 64)
         return Mmap(self.shmid, fd_offset, shm_offset, len, flags)
+
+
+def _file_range(request: MapRequest) -> FileRange:
+    found = os.fstat(fileno_of(request.file))
+    return FileRange(found.st_dev, found.st_ino, request.fd_offset, request.len)
 
 
 def _check_sendable(fd: int) -> None:

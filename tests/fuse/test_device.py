@@ -155,10 +155,10 @@ def test_what_no_worker_has_begun_at_a_reset_is_never_done(share: StandIn, gate:
             guest.queue.notify()
             gate.expect(1)
             frontend.reset()
-            gate.open.set()
             guest.start()
-            guest.init()
-            wait_until(lambda: "read" in share.names, "the request in progress ends")
+            begun = answer(guest.exchange(request(Opcode.INIT, body_of(Opcode.INIT)), queue=guest.hiprio), 2)
+            assert begun.error == 0
+            gate.open.set()
             assert guest.ask(Opcode.GETATTR, bytes(16)).error == 0
             assert share.names.count("read") == 1
 

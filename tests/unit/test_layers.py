@@ -49,7 +49,7 @@ SIDES = {
             "rings",
             "driver_watch",
         ),
-        *("patience", "serving", "ring_requests", "guest_table", "backend"),
+        *("patience", "exports", "serving", "ring_requests", "guest_table", "backend"),
     },
     "front-end": {
         *("asking", "answering", "driving", "negotiation", "queue", "queues", "shared_region", "sharing", "tracking"),

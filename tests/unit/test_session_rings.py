@@ -171,7 +171,7 @@ def test_w34_any_order_of_set_up_leads_to_a_ring_that_runs() -> None:
     send(end, Q.SET_VRING_ADDR, SET_UP)
     send(end, Q.SET_VRING_BASE, VringState(0, 5))
     send(end, Q.SET_VRING_NUM, VringState(0, 256))
-    assert end.state.rings[0] == Ring(256, 5, SET_UP, started=True, enabled=True)
+    assert end.state.rings[0] == Ring(256, 5, SET_UP, started=True, enabled=True, eventfd=True)
 
 
 def test_w34_ahead_of_negotiation_requests_are_refused_and_work_afterwards() -> None:

@@ -33,6 +33,16 @@ class GuestRegion:
         return isinstance(self.view, FragileView)
 
     @property
+    def offset(self) -> int:
+        """Where in its file it begins."""
+        return self.identity[3]
+
+    @property
+    def file(self) -> tuple[int, int]:
+        """Its file's st_dev and st_ino."""
+        return self.identity[4], self.identity[5]
+
+    @property
     def bare(self) -> memoryview:
         """Its bytes themselves."""
         return self.view.bare if isinstance(self.view, FragileView) else self.view

@@ -209,7 +209,8 @@ def _get_vring_base(step: Step, body: VringState) -> State:
 
 def _set_vring_kick(step: Step, body: U64) -> State:
     index = _file_index(step, body)
-    return step.with_ring(index, replace(step.ring(index), started=True, quiesced=False))
+    eventfd = not body.value & VRING_NO_FD
+    return step.with_ring(index, replace(step.ring(index), started=True, quiesced=False, eventfd=eventfd))
 
 
 def _vring_kick(step: Step, body: VringState) -> State:

@@ -51,6 +51,8 @@ class Ring:
     enabled: bool = False
     quiesced: bool = False
     """It was disabled on purpose since it started."""
+    eventfd: bool = False
+    """Its kicks come by an eventfd."""
 
     @property
     def active(self) -> bool:

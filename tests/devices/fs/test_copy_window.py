@@ -11,29 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from vhostuser import Frontend
-from vhostuser.devices.fs.dax import copy
-from vhostuser.testing import DEADLINE, joined, wait_until
+from vhostuser.devices.fs.dax.copy import CopyWindow
+from vhostuser.testing import DEADLINE
 
-from .windowed import PAGE, Guest, HostFile, Windowed, window_of
-
-
-class Early(Windowed):
-    """Has its window before it is asked for anything."""
-
-    def __init__(self, pages: int, *, write: bool) -> None:
-        super().__init__(pages, write=write)
-        self.readied = threading.Semaphore(0)
-
-    def driver_ready(self) -> None:
-        self.window.begin()
-        self.window.ready()
-        self.readied.release()
-
-    def is_ready(self, frontend: Frontend) -> bool:
-        """Whether it is, once its requests so far are answered."""
-        frontend.serve(0.01)
-        return self.readied.acquire(blocking=False)
+from .windowed import PAGE, Guest, HostFile, window_of
 
 
 @pytest.fixture
@@ -148,9 +129,7 @@ def test_growth_shows_zeroes_whatever_was_stored_behind_the_end(guest: Guest, fi
 
 def test_a_truncate_shows_zeroes_behind_the_new_end(guest: Guest, file: HostFile, path: Path) -> None:
     guest.show(file, 0, 0, pages=4, writable=True)
-    guest.do(lambda: guest.window.before((1, 1)))
-    os.truncate(path, PAGE + 1)
-    guest.do(lambda: guest.window.after((1, 1), PAGE + 1, PAGE + 1))
+    guest.truncate(file, PAGE + 1)
     assert guest.read(0, 4) == b"A" * PAGE + b"B" + bytes(3 * PAGE - 1)
 
 
@@ -211,7 +190,7 @@ def test_our_own_changes_are_no_reason_to_read_a_file_again(
         host.write(b"written")
     guest.do(lambda: guest.window.after((1, 1), 0, 7))
     found = path.stat()
-    monkeypatch.setattr(copy, "_read_all", unwanted)
+    monkeypatch.setattr("vhostuser.devices.fs.dax.copy._read_all", unwanted)
     guest.do(lambda: guest.window.refresh((1, 1), found.st_size, found.st_mtime_ns))
     assert guest.read(0)[:7] == b"written"
 
@@ -240,36 +219,12 @@ def test_nothing_is_written_back_while_a_file_is_made_shorter(guest: Guest, file
 
 def test_memory_is_given_back_with_the_session(guest: Guest, file: HostFile) -> None:
     guest.show(file, 0, 0, pages=4, writable=True)
+    assert isinstance(guest.window, CopyWindow)
     memory = guest.window.memory.fileno()
     assert os.fstat(memory).st_blocks * 512 >= 4 * PAGE
     guest.do(guest.window.end)
     assert os.fstat(memory).st_blocks == 0
     assert guest.read(0, 4) == bytes(4 * PAGE)
-
-
-def test_a_window_that_was_taken_back_is_mapped_again(file: HostFile) -> None:
-    """Rings that go on where they began may have been reset meanwhile or not: then mappings are taken back."""
-    with window_of() as guest:
-        begun = guest.device.shm[0].maps
-        guest.show(file, 0, 0)
-        guest.do(lambda: guest.device.shm[0].unmap(shm_offset=0, len=16 * PAGE))
-        guest.do(guest.window.ready)
-        assert guest.read(0) == b"A" * PAGE
-        guest.do(guest.window.ready)
-        assert guest.device.shm[0].maps == begun + 1
-
-
-def test_rings_that_go_on_where_they_began_leave_the_window_where_it_is() -> None:
-    device = Early(4, write=True)
-    with joined(device) as (frontend, _):
-        frontend.share_memory(1 << 20)
-        for _ in range(2):
-            frontend.start_queue(0, size=4)
-            wait_until(lambda: device.is_ready(frontend), "the device is ready")
-            assert frontend.shm[0].read(0, PAGE) == bytes(PAGE)
-            assert frontend.stop_queue(0) == 0
-    device.window.close()
-    assert device.shm[0].maps == 2
 
 
 def test_two_mappings_of_the_same_bytes_agree_once_they_are_written_back(guest: Guest, file: HostFile, path: Path) -> None:
@@ -345,3 +300,14 @@ def test_a_file_is_closed_with_its_last_mapping(guest: Guest, file: HostFile) ->
     assert len(os.listdir("/proc/self/fd")) == before + 1
     guest.remove(0, pages=16)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_front_end_that_goes_on_with_the_window_after_a_reset_keeps_what_was_there(guest: Guest, file: HostFile) -> None:
+    """As QEMU does once its back-end is gone; and what another guest is shown is not for its eyes."""
+    guest.show(file, 0, 1)
+    guest.do(guest.window.reset)
+    assert guest.read(1) == b"A" * PAGE
+    guest.do(lambda: guest.device.shm[0].unmap(shm_offset=0, len=16 * PAGE))
+    guest.do(guest.window.begin)
+    guest.show(file, 1, 2)
+    assert guest.read(1, 2) == bytes(PAGE) + b"B" * PAGE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,11 @@ class Window:
 
     def after(self, key: tuple[int, int], start: int, end: int) -> None:
         self.asked.append((f"after {start} {end}", key))
+
+    @contextmanager
+    def shrinking(self, key: tuple[int, int], size: int) -> Iterator[None]:
+        self.asked.append((f"shrinking {size}", key))
+        yield
 
     def refresh(self, key: tuple[int, int], size: int, mtime_ns: int) -> None:
         self.asked.append((f"seen {size}", key))
@@ -62,11 +68,14 @@ ASKED: dict[str, tuple[list[str], Callable[[Guest, Entry], object]]] = {
     "GETATTR": (["seen 10"], lambda guest, file: guest.getattr(file.nodeid)),
     "LOOKUP": (["seen 10"], lambda guest, file: guest.lookup(b"file")),
     "SETATTR": (
-        ["before", "after 1 1"],
+        ["before", "shrinking 1", "after 1 1"],
         lambda guest, file: guest.share.setattr(guest.call(file.nodeid, s.SetattrIn(valid=Fattr.SIZE, size=1))),
     ),
     "OPEN": (["seen 10"], lambda guest, file: guest.open(file.nodeid)),
-    "OPEN, O_TRUNC": (["before", "after 0 0"], lambda guest, file: guest.open(file.nodeid, os.O_RDWR | os.O_TRUNC)),
+    "OPEN, O_TRUNC": (
+        ["before", "shrinking 0", "after 0 0"],
+        lambda guest, file: guest.open(file.nodeid, os.O_RDWR | os.O_TRUNC),
+    ),
     "FALLOCATE": (
         ["before", "after 4 13"],
         lambda guest, file: guest.share.fallocate(guest.call(file.nodeid, s.FallocateIn(file.fh, 4, 9, 0))),

@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Unpack
 
 from vhostuser import DescriptorChain, Device
 from vhostuser.devices.fs.dax.copy import CopyWindow
+from vhostuser.devices.fs.dax.direct import DirectWindow
+from vhostuser.frontend import FrontendOptions
+from vhostuser.shared_memory import SharedMemory
 from vhostuser.shared_region import SharedRegion
 from vhostuser.testing import joined
 from vhostuser.transport.fds import OwnedFd
 
 PAGE = 4096
+AnyWindow = CopyWindow | DirectWindow
 
 
 class HostFile:
@@ -32,9 +37,9 @@ class Windowed(Device):
     act: Callable[[], object] | None = None
     error: OSError | None = None
 
-    def __init__(self, pages: int, *, write: bool) -> None:
-        self.shared_memory = {0: pages * PAGE}
-        self.window = CopyWindow(pages * PAGE, lambda: self.shm[0], write=write)
+    def __init__(self, make: Callable[[Callable[[], SharedMemory]], AnyWindow]) -> None:
+        self.window = make(lambda: self.shm[0])
+        self.shared_memory = {0: self.window.size}
 
     def process(self, queue: int, chain: DescriptorChain) -> None:
         self.error = None
@@ -51,11 +56,13 @@ class Windowed(Device):
 class Guest:
     """The window as the guest sees it, and the device's side of it."""
 
-    def __init__(self, device: Windowed, region: SharedRegion, ask: Callable[[], object]) -> None:
+    def __init__(self, device: Windowed, region: SharedRegion, ask: Callable[[], object], unit: int) -> None:
         self.device, self.region, self._ask = device, region, ask
+        self.unit = unit
+        """Bytes that are mapped at a time, at least."""
 
     @property
-    def window(self) -> CopyWindow:
+    def window(self) -> AnyWindow:
         return self.device.window
 
     def do(self, act: Callable[[], object]) -> None:
@@ -66,32 +73,62 @@ class Guest:
             raise self.device.error
 
     def show(self, file: HostFile, foffset: int, moffset: int, pages: int = 1, *, writable: bool = False) -> None:
-        """SETUPMAPPING, in pages."""
-        setup = self.window.setup
-        size = pages * PAGE
-        self.do(lambda: setup(file, foffset=foffset * PAGE, size=size, moffset=moffset * PAGE, writable=writable))
+        """SETUPMAPPING, in pages, or larger units."""
+        setup, unit = self.window.setup, self.unit
+        size = pages * unit
+        self.do(lambda: setup(file, foffset=foffset * unit, size=size, moffset=moffset * unit, writable=writable))
 
     def remove(self, moffset: int, pages: int = 1) -> None:
-        """REMOVEMAPPING, in pages."""
-        self.do(lambda: self.window.remove([(moffset * PAGE, pages * PAGE)]))
+        """REMOVEMAPPING, in the same."""
+        self.do(lambda: self.window.remove([(moffset * self.unit, pages * self.unit)]))
+
+    def truncate(self, file: HostFile, size: int) -> None:
+        """SETATTR of a size."""
+
+        def act() -> None:
+            self.window.before(file.key)
+            with self.window.shrinking(file.key, size):
+                os.truncate(file.path, size)
+            self.window.after(file.key, size, size)
+
+        self.do(act)
 
     def read(self, moffset: int, pages: int = 1) -> bytes:
         """What the guest sees."""
-        return self.region.read(moffset * PAGE, pages * PAGE)
+        return self.region.read(moffset * self.unit, pages * self.unit)
 
     def store(self, moffset: int, data: bytes, at: int = 0) -> None:
         """What the guest does by mmap."""
-        self.region.write(moffset * PAGE + at, data)
+        self.region.write(moffset * self.unit + at, data)
 
 
 @contextmanager
 def window_of(pages: int = 16, *, write: bool = True) -> Iterator[Guest]:
-    """A window that a session has begun with."""
-    device = Windowed(pages, write=write)
-    with joined(device) as pair:
+    """A window of copies that a session has begun with."""
+    with served(Windowed(lambda region: CopyWindow(pages * PAGE, region, write=write)), PAGE) as guest:
+        guest.do(guest.window.begin)
+        yield guest
+
+
+@contextmanager
+def direct_window_of(
+    units: int, *, alignment: int, write: bool = True, **options: Unpack[FrontendOptions]
+) -> Iterator[Guest]:
+    """A window of files that a session has begun with, in units of a power of two."""
+
+    def make(region: Callable[[], SharedMemory]) -> DirectWindow:
+        return DirectWindow(units << alignment, region, write=write, unsafe=False, alignment=alignment)
+
+    with served(Windowed(make), 1 << alignment, **options) as guest:
+        guest.do(guest.window.begin)
+        yield guest
+
+
+@contextmanager
+def served(device: Windowed, unit: int, **options: Unpack[FrontendOptions]) -> Iterator[Guest]:
+    """The device behind a connection, and its window, which has not begun."""
+    with joined(device, **options) as pair:
         pair.frontend.share_memory(1 << 20)
         queue = pair.frontend.start_queue(0, size=4)
-        guest = Guest(device, pair.frontend.shm[0], lambda: queue.exchange(b"!", 0))
-        guest.do(device.window.begin)
-        yield guest
+        yield Guest(device, pair.frontend.shm[0], lambda: queue.exchange(b"!", 0), unit)
     device.window.close()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from struct import Struct
 from types import MappingProxyType, TracebackType
 from typing import Final, Protocol, Self
 
 from ...device import KEEP, Device, Keep
-from ...errors import LocalProtocolError
+from ...errors import LocalProtocolError, VhostUserError
+from ...faults import device_faults
+from ...limited_log import LimitedLog
 from ...transport.fds import OwnedFd
 from ...virtio.chain import DescriptorChain
 from ...virtio.numbers import DeviceId
@@ -18,6 +21,7 @@ from .passthrough.state import Ids, Mappings, Names
 from .server import Server, Share
 from .workers import Workers
 
+log = logging.getLogger(__name__)
 HIPRIO: Final = 0
 """The queue of FORGET and INTERRUPT, which wait for nothing."""
 TAG_SIZE: Final = 36
@@ -42,6 +46,7 @@ class FuseDevice(Device):
         if window is not None:
             self.shared_memory = MappingProxyType({CACHE_REGION: options.dax_window})
         self._share, self._window = share, window
+        self._log = LimitedLog(log)
         self._server = Server(share, options, window)
         self._workers = Workers(options.thread_pool_size, self._work) if options.thread_pool_size else None
 
@@ -61,6 +66,10 @@ class FuseDevice(Device):
     def _work(self, queue: int, chain: DescriptorChain) -> None:
         try:
             self._server.serve(chain)
+        except VhostUserError as error:  # the guest's memory is gone
+            self._log.warning(f"a request of queue {queue} failed: {error}")
+        except device_faults():
+            self._log.exception(f"a request of queue {queue} failed")
         finally:
             self.complete(queue, chain)
 

@@ -1,16 +1,18 @@
-"""The bytes of READ and WRITE: straight between the file and the guest's buffers, none of them goes through Python."""
+"""The bytes of READ and WRITE: straight between the file and the guest's buffers, none of them goes through Python.
+
+That holds for memory that may shrink, too.
+"""
 
 from __future__ import annotations
 
 import errno
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from ...fuse.rules import IN_HEADER_SIZE, OUT_HEADER_SIZE
 from ...fuse.structs import WriteIn
-from ...virtio.chain import DescriptorChain, cut
-from ..vectors import MOST_BUFFERS
+from ...virtio.chain import DescriptorChain
+from ..vectors import read_into, write_from
 
 WRITE_DATA: Final = IN_HEADER_SIZE + WriteIn.STRUCT.size
 """Where the data of a WRITE begin."""
@@ -41,27 +43,26 @@ class Incoming(Protocol):
 class ChainRoom:
     """The writable bytes of a request behind the answer's header."""
 
-    __slots__ = ("_views", "size")
+    __slots__ = ("_chain", "size")
 
     def __init__(self, chain: DescriptorChain, room: int) -> None:
-        self._views = chain.writable
+        self._chain = chain
         self.size = room - OUT_HEADER_SIZE
 
     def preadv(self, fd: int, size: int, offset: int) -> int:
         """As Outgoing."""
         if size > self.size or offset + size > LARGEST_OFFSET:
             raise OSError(errno.EINVAL, f"READ offset {offset:#x} size {size:#x}: {self.size:#x} bytes fit")
-        views = _behind(self._views, OUT_HEADER_SIZE, size, whole=size == self.size)
-        return _move(os.preadv, fd, views, size, offset)
+        return _all(lambda at: read_into(self._chain, fd, offset + at, start=OUT_HEADER_SIZE + at, size=size - at), size)
 
 
 class ChainSource:
     """The readable bytes of a WRITE behind its arguments."""
 
-    __slots__ = ("_views", "size")
+    __slots__ = ("_chain", "size")
 
     def __init__(self, chain: DescriptorChain, present: int) -> None:
-        self._views = chain.readable
+        self._chain = chain
         self.size = present - WRITE_DATA
 
     def pwritev(self, fd: int, size: int, offset: int) -> int:
@@ -70,27 +71,15 @@ class ChainSource:
             raise OSError(errno.EINVAL, f"WRITE size {size:#x}: {self.size:#x} bytes are there")
         if offset + size > LARGEST_OFFSET:
             raise OSError(errno.EFBIG, f"WRITE offset {offset:#x} size {size:#x} passes the end of all files")
-        views = _behind(self._views, WRITE_DATA, size, whole=size == self.size)
-        return _move(os.pwritev, fd, views, size, offset)
+        return _all(lambda at: write_from(self._chain, fd, offset + at, start=WRITE_DATA + at, size=size - at), size)
 
 
-def _behind(views: Sequence[memoryview], start: int, size: int, *, whole: bool) -> Sequence[memoryview]:
-    """The pieces of `views` from `start` on, `size` bytes, which may be the whole; drivers mostly cut them just there."""
-    if whole and views[0].nbytes == start:
-        return views[1:]
-    return cut(views, start, size)
-
-
-def _move(
-    call: Callable[[int, Sequence[memoryview], int], int], fd: int, views: Sequence[memoryview], size: int, offset: int
-) -> int:
-    """Repeat `call`, which may do a part only, until all is done or it does nothing; how much it did.
+def _all(move: Callable[[int], int], size: int) -> int:
+    """Call `move`, with how much is done, until all is done or it does nothing: how much it did.
 
     What fails after a part was done fails as a whole: to the guest a short read is the end of the file.
     """
     done = 0
-    while done < size and (more := call(fd, views[:MOST_BUFFERS], offset + done)):
+    while done < size and (more := move(done)):
         done += more
-        if done < size:
-            views = cut(views, more, size - done)
     return done

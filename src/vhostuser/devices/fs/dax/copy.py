@@ -17,6 +17,7 @@ from typing import Final
 from ....errors import VhostUserError
 from ....limited_log import LimitedLog
 from ....shared_memory import SharedMemory
+from ....transport.fds import OwnedFd
 from ..mapping import MappedFile
 from .contents import PAGE, Contents
 from .segments import Segment, Segments
@@ -77,13 +78,16 @@ class CopyWindow:
         self.size, self._region, self._write = size, region, write
         self._lock, self._log = threading.RLock(), LimitedLog(log)
         self._contents = Contents(size)
-        self.memory = self._contents.file
-        """What the front-end maps."""
         self._segments: Segments[_File] = Segments()
         self._files: dict[Key, _File] = {}
         self._failed: dict[Key, int] = {}
         """The errno of a write-back that nobody was told of yet."""
         self._mapped = False
+
+    @property
+    def memory(self) -> OwnedFd:
+        """What the front-end maps."""
+        return self._contents.file
 
     def begin(self) -> None:
         """Map the window, if it is not. OSError if the front-end does not have it."""
@@ -215,24 +219,31 @@ class CopyWindow:
     def end(self) -> None:
         """Write back all and forget it, and give the memory back. The mapping stays."""
         with self._lock:
-            rows = list(self._segments)
-            self._settle(rows)
-            self._segments.clear()
-            self._drop(rows)
-            self._failed.clear()
+            self._finish()
             self._contents.forget(0, self.size)
 
     def reset(self) -> None:
-        """The front-end has forgotten the mapping."""
+        """The front-end has forgotten the mapping, or is left alone with it: then it goes on with what it sees."""
         with self._lock:
-            self.end()
-            self._mapped = False
+            self._finish()
+            if self._mapped:
+                self._mapped = False
+                seen, self._contents = self._contents, Contents(self.size)
+                seen.close()
 
     def close(self) -> None:
         """Let go of the memory."""
         with self._lock:
-            self.end()
+            self._finish()
             self._contents.close()
+
+    def _finish(self) -> None:
+        """Write back all and forget it."""
+        rows = list(self._segments)
+        self._settle(rows)
+        self._segments.clear()
+        self._drop(rows)
+        self._failed.clear()
 
     # Files
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import nullcontext
 from typing import Final, Protocol
 
 from ....fuse import structs as s
@@ -83,10 +84,8 @@ class Files:
             raise failed(errno.EROFS)
         if flags & os.O_TRUNC:
             self._state.before(inode)
-        if open_flags & OpenFlag.KILL_SUIDGID:
-            with WithoutFsetid():
-                fd = self._state.reopen(inode, flags)
-        else:
+        shortening = self._state.shrinking(inode, 0) if flags & os.O_TRUNC else nullcontext()
+        with shortening, WithoutFsetid() if open_flags & OpenFlag.KILL_SUIDGID else nullcontext():
             fd = self._state.reopen(inode, flags)
         if flags & os.O_TRUNC:
             self._capability.drop(fd)

@@ -89,7 +89,8 @@ class Nodes:
         self._state.before(inode)
         file = file or self._state.reopen(inode, os.O_WRONLY)
         self._capability.drop(file)
-        with WithoutFsetid() if given.valid & Fattr.KILL_SUIDGID else nullcontext():
+        creating = WithoutFsetid() if given.valid & Fattr.KILL_SUIDGID else nullcontext()
+        with self._state.shrinking(inode, given.size), creating:
             os.ftruncate(file.number, given.size)
         self._state.after(inode, given.size, given.size)
 

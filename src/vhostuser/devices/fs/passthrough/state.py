@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import stat
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Protocol, TypeVar
 
 from ....fuse.numbers import ROOT_ID
@@ -60,6 +61,9 @@ class Mappings(Protocol):
 
     def after(self, key: tuple[int, int], start: int, end: int) -> None:
         """These bytes of the file were changed."""
+
+    def shrinking(self, key: tuple[int, int], size: int) -> AbstractContextManager[None]:
+        """In the block, the file may be made so short: what will be behind its end is not mapped."""
 
     def refresh(self, key: tuple[int, int], size: int, mtime_ns: int) -> None:
         """The file was looked at, and so it is."""
@@ -234,6 +238,12 @@ class State:
         """Have the window show bytes of a file that were changed."""
         if self.window is not None:
             self.window.after(inode.file, start, end)
+
+    def shrinking(self, inode: Inode, size: int) -> AbstractContextManager[None]:
+        """In the block, a file may be made so short."""
+        if self.window is None or inode.type != stat.S_IFREG:
+            return nullcontext()
+        return self.window.shrinking(inode.file, size)
 
     def seen(self, inode: Inode, found: os.stat_result) -> None:
         """Have the window show a file as it was found, if it was changed on the host."""

@@ -1,32 +1,41 @@
-"""A window of copies against the files: whatever is done, the guest sees the file, and the file gets the stores."""
+"""A window, of copies or of files themselves: whatever is done, the guest sees the file, and the file gets the stores."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from typing import ClassVar
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.devices.fs.windowed import PAGE, Guest, HostFile, window_of
+from tests.devices.fs.windowed import PAGE, Guest, HostFile, direct_window_of, window_of
 
 PAGES = 8
-LONGEST = 6 * PAGE
 PLACES = st.integers(0, PAGES - 1)
 COUNTS = st.integers(1, PAGES)
 FILES = st.integers(0, 1)
 BYTES = st.binary(min_size=1, max_size=200)
+SIZES = st.integers(0, 6 * PAGE)
+"""Of files, in bytes of a window whose unit is a page."""
 
 
 class Dax(RuleBasedStateMachine):
     """Two files, each shown in any part of the window, as Linux does: no byte of a file in two places."""
 
+    unit: ClassVar[int] = PAGE
+
+    @staticmethod
+    def opened() -> AbstractContextManager[Guest]:
+        """The window."""
+        return window_of(PAGES)
+
     def __init__(self) -> None:
         super().__init__()
         self._opened = ExitStack()
-        self.guest: Guest = self._opened.enter_context(window_of(PAGES))
+        self.guest: Guest = self._opened.enter_context(self.opened())
         folder = self._opened.enter_context(tempfile.TemporaryDirectory())
         self.files = [HostFile(f"{folder}/{at}", (7, at)) for at in range(2)]
         self.truth = [bytearray() for _ in self.files]
@@ -35,12 +44,16 @@ class Dax(RuleBasedStateMachine):
     def teardown(self) -> None:
         self._opened.close()
 
-    @initialize(sizes=st.tuples(st.integers(0, LONGEST), st.integers(0, LONGEST)))
+    @initialize(sizes=st.tuples(SIZES, SIZES))
     def make(self, sizes: tuple[int, int]) -> None:
         for file, truth, size in zip(self.files, self.truth, sizes, strict=True):
-            truth[:] = bytes(1 + at % 250 for at in range(size))
+            truth[:] = bytes(1 + at % 250 for at in range(self.scaled(size)))
             with open(file.path, "wb") as host:
                 host.write(truth)
+
+    def scaled(self, size: int) -> int:
+        """The size, in a window of larger units."""
+        return size * self.unit // PAGE
 
     @rule(which=FILES, foffset=PLACES, moffset=PLACES, count=COUNTS, writable=st.booleans())
     def setup(self, which: int, foffset: int, moffset: int, count: int, writable: bool) -> None:
@@ -58,23 +71,25 @@ class Dax(RuleBasedStateMachine):
         self.guest.remove(moffset, count)
         self.places[moffset : moffset + count] = [None] * count
 
-    @rule(moffset=PLACES, at=st.integers(0, PAGE - 1), data=BYTES)
+    @rule(moffset=PLACES, at=SIZES, data=BYTES)
     def store(self, moffset: int, at: int, data: bytes) -> None:
         """The guest stores by mmap; below the file's end, since what is behind it is nobody's."""
         place = self.places[moffset]
         if not place or not place[2]:
             return
         which, page, _ = place
-        start = page * PAGE + at
-        data = data[: max(0, min(PAGE - at, len(self.truth[which]) - start))]
+        at %= self.unit
+        start = page * self.unit + at
+        data = data[: max(0, min(self.unit - at, len(self.truth[which]) - start))]
         if data:
             self.guest.store(moffset, data, at)
             self.truth[which][start : start + len(data)] = data
 
-    @rule(which=FILES, offset=st.integers(0, LONGEST), data=BYTES)
+    @rule(which=FILES, offset=SIZES, data=BYTES)
     def write(self, which: int, offset: int, data: bytes) -> None:
         """A WRITE of the guest."""
         key, window, truth = self.files[which].key, self.guest.window, self.truth[which]
+        offset = self.scaled(offset)
         self.guest.do(lambda: window.before(key))
         with self.files[which].open(os.O_RDWR) as fd:
             os.pwrite(fd.fileno(), data, offset)
@@ -82,12 +97,10 @@ class Dax(RuleBasedStateMachine):
         truth.extend(bytes(max(0, offset - len(truth))))
         truth[offset : offset + len(data)] = data
 
-    @rule(which=FILES, size=st.integers(0, LONGEST))
+    @rule(which=FILES, size=SIZES)
     def truncate(self, which: int, size: int) -> None:
-        key, window, truth = self.files[which].key, self.guest.window, self.truth[which]
-        self.guest.do(lambda: window.before(key))
-        os.truncate(self.files[which].path, size)
-        self.guest.do(lambda: window.after(key, size, size))
+        size, truth = self.scaled(size), self.truth[which]
+        self.guest.truncate(self.files[which], size)
         truth[:] = truth[:size].ljust(size, b"\0")
 
     @rule(which=FILES)
@@ -112,9 +125,21 @@ class Dax(RuleBasedStateMachine):
         for moffset, place in enumerate(self.places):
             if place:
                 which, page, _ = place
-                wanted = bytes(self.truth[which][page * PAGE : (page + 1) * PAGE])
+                wanted = bytes(self.truth[which][page * self.unit : (page + 1) * self.unit])
                 assert self.guest.read(moffset)[: len(wanted)] == wanted
+
+
+class Direct(Dax):
+    """The same of files that are mapped themselves, in granules of more than a page."""
+
+    unit = 2 * PAGE
+
+    @staticmethod
+    def opened() -> AbstractContextManager[Guest]:
+        return direct_window_of(PAGES, alignment=13)
 
 
 TestDax = Dax.TestCase
 TestDax.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
+TestDirect = Direct.TestCase
+TestDirect.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
