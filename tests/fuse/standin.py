@@ -150,6 +150,8 @@ class StandInWindow:
 
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []
+        self.readies = 0
+        """How often a driver took the device; not among the calls."""
         self.fails: dict[str, BaseException] = {}
 
     def _note(self, name: str, *rest: object) -> None:
@@ -159,6 +161,9 @@ class StandInWindow:
 
     def begin(self) -> None:
         self._note("begin")
+
+    def ready(self) -> None:
+        self.readies += 1
 
     def setup(self, file: MappedFile, *, foffset: int, size: int, moffset: int, writable: bool) -> None:
         self._note("setup", file.key[1], foffset, size, moffset, writable)

@@ -200,6 +200,17 @@ def test_the_window_begins_once_after_a_reset_and_ends_with_each_session(share: 
     assert window.calls[5:] == [("reset",), ("close",)]
 
 
+def test_the_window_is_told_of_each_driver(share: StandIn) -> None:
+    window = StandInWindow()
+    with guest_of(share, window=window) as guest:
+        guest.alive()
+        assert window.readies == 1
+        guest.frontend.reset()
+        guest.start()
+        guest.alive()
+        assert window.readies == 2
+
+
 def test_a_guest_without_dax_has_no_window(share: StandIn) -> None:
     window = StandInWindow()
     with guest_of(share, window=window) as guest:

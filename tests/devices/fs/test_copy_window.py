@@ -5,10 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from vhostuser.devices.fs.dax.copy import CopyWindow
+from vhostuser.testing import DEADLINE
 
 from .windowed import PAGE, Guest, HostFile, window_of
 
@@ -143,6 +147,84 @@ def test_a_file_that_was_changed_on_the_host_is_read_again(guest: Guest, file: H
     assert [guest.read(at)[:5] for at in (0, 1, 4)] == [b"first", b"guest", b"third"]
     guest.do(lambda: guest.window.refresh((1, 1), found.st_size, found.st_mtime_ns))
     guest.do(lambda: guest.window.refresh((9, 9), 0, 0))
+
+
+def test_what_the_host_changed_is_seen_also_after_stores_were_written_back(guest: Guest, file: HostFile, path: Path) -> None:
+    guest.show(file, 0, 0, pages=3, writable=True)
+    with open(path, "r+b") as host:
+        host.write(b"host")
+    os.utime(path, (1, 1))
+    guest.store(1, b"guest")
+    guest.do(lambda: guest.window.write_back((1, 1)))
+    found = path.stat()
+    guest.do(lambda: guest.window.refresh((1, 1), found.st_size, found.st_mtime_ns))
+    assert [guest.read(at)[:5] for at in (0, 1)] == [b"hostA", b"guest"]
+
+
+def test_what_the_host_changed_is_seen_also_after_a_write_of_the_guest(guest: Guest, file: HostFile, path: Path) -> None:
+    guest.show(file, 0, 0, pages=3)
+    with open(path, "r+b") as host:
+        host.write(b"host")
+        os.utime(path, (1, 1))
+        guest.do(lambda: guest.window.before((1, 1)))
+        host.seek(PAGE)
+        host.write(b"guest")
+    guest.do(lambda: guest.window.after((1, 1), PAGE, PAGE + 5))
+    assert [guest.read(at)[:5] for at in (0, 1)] == [b"AAAAA", b"guest"]
+    found = path.stat()
+    guest.do(lambda: guest.window.refresh((1, 1), found.st_size, found.st_mtime_ns))
+    assert [guest.read(at)[:5] for at in (0, 1)] == [b"hostA", b"guest"]
+
+
+def test_our_own_changes_are_no_reason_to_read_a_file_again(
+    guest: Guest, file: HostFile, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unwanted(*arguments: object) -> bytes:
+        raise OSError("read again")
+
+    guest.show(file, 0, 0, pages=3, writable=True)
+    guest.store(1, b"guest")
+    guest.do(lambda: guest.window.write_back((1, 1)))
+    guest.do(lambda: guest.window.before((1, 1)))
+    with open(path, "r+b") as host:
+        host.write(b"written")
+    guest.do(lambda: guest.window.after((1, 1), 0, 7))
+    found = path.stat()
+    monkeypatch.setattr("vhostuser.devices.fs.dax.copy._read_all", unwanted)
+    guest.do(lambda: guest.window.refresh((1, 1), found.st_size, found.st_mtime_ns))
+    assert guest.read(0)[:7] == b"written"
+
+
+def test_nothing_is_written_back_while_a_file_is_made_shorter(guest: Guest, file: HostFile, path: Path) -> None:
+    """Else a write that was begun before it would make the file long again."""
+    guest.show(file, 0, 0, pages=4, writable=True)
+    guest.store(3, b"stored")
+    written = threading.Event()
+
+    def write_back() -> None:
+        guest.window.write_back((1, 1))
+        written.set()
+
+    writer = threading.Thread(target=write_back)
+    with guest.window.shrinking((1, 1), PAGE):
+        writer.start()
+        assert not written.wait(0.05)
+        os.truncate(path, PAGE)
+    writer.join(DEADLINE)
+    assert written.is_set()
+    assert path.stat().st_size == PAGE
+    with guest.window.shrinking((9, 9), 0):
+        pass
+
+
+def test_memory_is_given_back_with_the_session(guest: Guest, file: HostFile) -> None:
+    guest.show(file, 0, 0, pages=4, writable=True)
+    assert isinstance(guest.window, CopyWindow)
+    memory = guest.window.memory.fileno()
+    assert os.fstat(memory).st_blocks * 512 >= 4 * PAGE
+    guest.do(guest.window.end)
+    assert os.fstat(memory).st_blocks == 0
+    assert guest.read(0, 4) == bytes(4 * PAGE)
 
 
 def test_two_mappings_of_the_same_bytes_agree_once_they_are_written_back(guest: Guest, file: HostFile, path: Path) -> None:

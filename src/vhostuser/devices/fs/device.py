@@ -50,6 +50,11 @@ class FuseDevice(Device):
         self._server = Server(share, options, window)
         self._workers = Workers(options.thread_pool_size, self._work) if options.thread_pool_size else None
 
+    def driver_ready(self) -> None:
+        """Have the window be where it was, if rings that went on at their beginning have cost it its place."""
+        if self._window is not None:
+            self._window.ready()
+
     def process(self, queue: int, chain: DescriptorChain) -> Keep | None:
         """Do one request, or have a worker do it."""
         if self._workers is None or queue == HIPRIO:

@@ -38,6 +38,9 @@ class Window(Protocol):
     def begin(self) -> None:
         """The first session after a reset begins."""
 
+    def ready(self) -> None:
+        """A driver goes on, perhaps after all that was mapped has been taken back: see to it that it is there."""
+
     def setup(self, file: MappedFile, *, foffset: int, size: int, moffset: int, writable: bool) -> None:
         """Show a range of a file at `moffset` instead of what was there."""
 

@@ -19,8 +19,8 @@ from ....limited_log import LimitedLog
 from ....shared_memory import SharedMemory
 from ....transport.fds import OwnedFd
 from ..mapping import MappedFile
-from .contents import PAGE, Contents
 from .churn import SECONDS, Churn
+from .contents import PAGE, Contents
 from .segments import Segment, Segments
 
 log = logging.getLogger(__name__)

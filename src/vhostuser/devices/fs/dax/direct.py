@@ -75,6 +75,12 @@ class DirectWindow:
             "tells" if self._exports else "does not tell",
         )
 
+    def ready(self) -> None:
+        """A driver goes on: map again what was taken back."""
+        with self._lock:
+            if self._granules:
+                self._put_back(self._granules)
+
     def _check_peer(self) -> None:
         """Nothing is mapped into a front-end that dies of it, unless that is wanted."""
         if peer := self._region().peer:
