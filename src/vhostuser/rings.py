@@ -30,21 +30,31 @@ from .vring import Vring
 log = logging.getLogger(__name__)
 CLOSE_TIMEOUT: Final = 1.0
 """Seconds that the end of a connection waits for the requests in progress."""
+ASKING_TIMEOUT: Final = 1.0
+"""Seconds that a stop waits for a request that waits for the front-end."""
 
 
 class Rings:
     """All rings of a device and the threads that work on them.
 
-    `ready` is called in one of these when a driver has taken the device, before its first request.
+    `ready` is called in one of these when a driver has taken the device, before its first request. `asking` says whether
+    a request of the device to the front-end is under way.
     """
 
-    def __init__(self, device: Device, counters: Counters, ready: Callable[[], None], limited: LimitedLog) -> None:
+    def __init__(
+        self,
+        device: Device,
+        counters: Counters,
+        ready: Callable[[], None],
+        limited: LimitedLog,
+        asking: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.vrings = [Vring(index) for index in range(len(device.queue_sizes))]
         self.work = RingWork(device, counters, ready, limited)
         name = f"vhost-user queues of {type(device).__name__}"
         groups = [[vring] for vring in self.vrings] if device.queue_threads else [self.vrings]
         self._threads = [QueueThread(name, group, self.work, device.spin) for group in groups]
-        self._device = device
+        self._device, self._asking = device, asking
 
     def bind(self, place: Place, base: int | None) -> None:
         """Lay a stopped ring there; it goes on at `base`, or begins.
@@ -174,7 +184,7 @@ class Rings:
 
     def _drain(self, vring: Vring, deadline: float, *, record: bool) -> bool:
         """Whether everything was given back in time, or is recorded."""
-        while vring.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        while self._wait(lambda patience: vring.lock.acquire(timeout=patience), deadline):
             try:
                 vring.completion.clear()
                 self.work.collect(vring)
@@ -184,9 +194,21 @@ class Rings:
                     return True
             finally:
                 vring.lock.release()
-            if not vring.completion.wait(max(0.0, deadline - time.monotonic())):
+            if not self._wait(vring.completion.wait, deadline):
                 return False
         return False
+
+    def _wait(self, waits: Callable[[float], bool], deadline: float) -> bool:
+        """Whether it comes in time. Not waited for, but for a second, is what the front-end has to answer.
+
+        QEMU 11.1 answers no SHMEM_MAP while it waits for a stop.
+        """
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            if waits(min(left, ASKING_TIMEOUT)):
+                return True
+            if left <= ASKING_TIMEOUT or self._asking():
+                return False
 
     def _abandon(self, vring: Vring) -> None:
         """Leave what is in progress to itself: what was done before it is shown to the driver, it never is."""

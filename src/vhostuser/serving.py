@@ -99,7 +99,7 @@ class Serving:
         state = State(offered=features, protocol_offered=offered, rings=rings)
         self._session = Session(Role.BACKEND, state, queue_sizes=device.queue_sizes, dialect=dialect)
         self._watch = DriverWatch(device, port, self._session, regions, limited)
-        self._rings = Rings(device, counters, self._watch.ready, limited)
+        self._rings = Rings(device, counters, self._watch.ready, limited, port.lock.locked)
         device.queues = self._rings
         self.unfinished: list[threading.Thread] = []
         """The threads that still had a request in progress at the end."""

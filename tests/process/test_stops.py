@@ -6,15 +6,17 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MappingProxyType
 
 import pytest
 
 from vhostuser import DescriptorChain, Device, Frontend
 from vhostuser.memory.mapping import map_file
-from vhostuser.protocol.numbers import FrontendRequest, ProtocolFeature, VhostFeature, mask
+from vhostuser.protocol.numbers import BackendRequest, FrontendRequest, ProtocolFeature, VhostFeature, mask
 from vhostuser.protocol.payloads import U64, Log, VringState
-from vhostuser.testing import DEADLINE, joined, listening, raw_frontend, sparse_file, wait_until
+from vhostuser.testing import DEADLINE, joined, listening, memory_file, raw_frontend, sparse_file, wait_until
 from vhostuser.testing.raw_frontend import FEATURES, PROTOCOL_FEATURES
+from vhostuser.transport.fds import close_all
 from vhostuser.virtio.formats import PACKED, SPLIT, Format
 from vhostuser.virtio.numbers import Feature
 
@@ -123,3 +125,34 @@ def test_a_request_of_the_connection_before_ends_before_the_next_one_is_served()
             frontend.start_queue(0, size=16).exchange(b"second")
         timer.join()
     assert device.ended == [b"first", b"second"]
+
+
+class Mapping(Device):
+    """Maps a page for each request, and waits for its host a minute."""
+
+    queue_sizes = (16,)
+    shared_memory = MappingProxyType({0: 1 << 16})
+    drain_timeout = 60.0
+
+    def process(self, queue: int, chain: DescriptorChain) -> None:
+        with memory_file(1) as page:
+            self.shm[0].map(page, shm_offset=0, len=4096)
+
+
+def test_k2_a_stop_does_not_wait_for_what_the_front_end_can_not_answer_meanwhile() -> None:
+    with raw_frontend(Mapping(), reply_timeout=10 * DEADLINE) as raw:
+        raw.negotiate()
+        requests = raw.open_requests()
+        memory = map_file(raw.share_memory().fileno(), 1 << 16, 0)
+        raw.set_up_queue(size=16)
+        sizes = SPLIT.sizes(16)
+        starts = (0, sizes[0], sizes[0] + -(-sizes[1] // 4) * 4)
+        parts = [memory[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+        SPLIT.driver(16, *parts).add([(0x8000, 4)], [])
+        assert raw.kick
+        os.eventfd_write(raw.kick.fileno(), 1)
+        asked = requests.receive()
+        assert asked.request == BackendRequest.SHMEM_MAP
+        close_all(asked.fds)
+        raw.request(Q.GET_VRING_BASE, VringState(0, 0))
+        assert VringState.unpack(raw.receive().payload).index == 0
