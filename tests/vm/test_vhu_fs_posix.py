@@ -29,6 +29,8 @@ ONCE = pytest.mark.skipif(
 )
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300), ONCE]
 LEAST_CHECKS = 500
+OPTIONS = ["--xattr", *os.environ.get("POSIX_OPTIONS", "").split()]
+"""Of both daemons, as `--cache never`."""
 GIT = """\
 #!/bin/sh
 tools=/ours/tools
@@ -48,7 +50,7 @@ def virtiofsd(socket: Path, folder: Path, said: IO[bytes]) -> Iterator[list[str]
     """The other back-end for file systems, as it comes: QEMU's words for it. The guest mounts `theirs`."""
     folder.mkdir()
     words = [*tree.virtiofsd_command(), "--socket-path", str(socket), "--shared-dir", str(folder), "--sandbox", "none"]
-    process = subprocess.Popen([*words, "--xattr"], stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+    process = subprocess.Popen([*words, *OPTIONS], stdin=subprocess.DEVNULL, stdout=said, stderr=said)
     try:
         deadline = time.monotonic() + SECONDS
         while not is_listened_on(socket):
@@ -76,7 +78,7 @@ def test_no_check_of_posix_fails_that_virtiofsd_passes(tmp_path: Path) -> None:
     with ExitStack() as opened:
         said = opened.enter_context((tmp_path / "said").open("a+b"))
         theirs = opened.enter_context(virtiofsd(tmp_path / "theirs.sock", tmp_path / "theirs", said))
-        share = Share(opened, "ours", tmp_path / "ours", "--xattr", *os.environ.get("POSIX_OPTIONS", "").split())
+        share = Share(opened, "ours", tmp_path / "ours", *OPTIONS)
         guest = guest_of(opened, share, programs=["posix"], more=theirs)
         ours = failures(guest, "ours")
         assert ours - failures(guest, "theirs") == set()
@@ -119,12 +121,12 @@ def test_tar_and_git_leave_the_trees_that_they_should(tmp_path: Path) -> None:
             archive.extractall(tmp_path / "out", filter="tar")
         assert content(tmp_path / "out" / "headers") == wanted
         guest.run(GIT_ENVIRONMENT)
-        guest.run("cd /ours/headers/linux && git init -q && git add . && git commit -qm headers")
-        guest.run("git clone -q --no-local /ours/headers/linux /ours/clone && git -C /ours/clone fsck --full --strict")
+        guest.run("cd /ours/headers/linux/netfilter && git init -q && git add . && git commit -qm headers")
+        guest.run("git clone -q --no-local . /ours/clone && git -C /ours/clone fsck --full --strict")
         assert guest.run("git -C /ours/clone status --porcelain") == ""
         shutil.rmtree(tmp_path / "ours" / "clone" / ".git")
-        assert content(tmp_path / "ours" / "clone") == content(tree.headers() / "linux")
-        guest.run("rm -r /ours/clone /ours/headers; cd /")
+        assert content(tmp_path / "ours" / "clone") == content(tree.headers() / "linux/netfilter")
+        guest.run("cd / && rm -r /ours/clone /ours/headers")
         quit_well(guest)
         share.ended()
     assert sorted(os.listdir(tmp_path / "ours")) == ["in.tar", "out.tar", "tools"]
