@@ -16,6 +16,7 @@ from typing import Final
 
 from ..backend import Backend
 from ..device import Device
+from ..devices.fs.device import FuseDevice
 from ..devices.fs.options import Handles, ShareOptions
 from ..devices.fs.share import share_directory
 from ..limited_log import printable
@@ -164,7 +165,12 @@ def _serve(device: Device, options: FsOptions, sock: socket.socket, *, listening
             _serve_socket(backend, sock, waker, listening=listening, once=options.once)
         finally:
             if options.stats:
-                log.info("%s", json.dumps(backend.counters.as_dict()))
+                log.info("%s", json.dumps(_counted(backend, device)))
+
+
+def _counted(backend: Backend, device: Device) -> dict[str, object]:
+    """What happened to messages, and the device's requests by their names."""
+    return backend.counters.as_dict() | ({"requests": device.counts} if isinstance(device, FuseDevice) else {})
 
 
 def _serve_socket(backend: Backend, sock: socket.socket, waker: Waker, *, listening: bool, once: bool) -> None:
