@@ -97,5 +97,5 @@ def test_what_the_guest_stores_into_mapped_files_is_in_the_hosts_files(tmp_path:
 
 def exercised(folder: Path) -> str:
     """What the exerciser says of a file of the host, which it leaves there."""
-    words = [compiled("exercise", folder), folder / "file", str(OPERATIONS), str(SEED)]
+    words = [str(compiled("exercise", folder)), str(folder / "file"), str(OPERATIONS), str(SEED)]
     return subprocess.run(words, capture_output=True, check=True, timeout=300, text=True).stdout.strip()
