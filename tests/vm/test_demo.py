@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.programs import VHU, environment, words
+from tests.unit.test_readme import block
 from vhostuser.cli import demo_vm
 from vhostuser.cli.demo_stage import Stage
 from vhostuser.cli.outcome import CommandError
@@ -21,13 +22,16 @@ from .test_vm_run import SECONDS, alive, temporary
 __all__ = ["temporary"]
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300)]
 PROOFS = 29
+SIZE = (5 << 20) + 1
+README = block("text", "FUSE_READ")
+"""The second act, as it stands there."""
 
 
 @pytest.fixture
 def film(tmp_path: Path) -> Path:
     """A file of a user, with a name that a shell would not take as it is, and an odd size."""
     path = tmp_path / "it's a $(film)"
-    path.write_bytes(os.urandom((5 << 20) + 1))
+    path.write_bytes(os.urandom(SIZE))
     path.chmod(0o444)
     return path
 
@@ -50,10 +54,13 @@ def test_a_file_of_the_users_is_read_in_a_guest_through_dax(temporary: Path, fil
         printed, _ = process.communicate(timeout=SECONDS)
         assert process.returncode == 0
     lines = [line.strip() for line in printed.splitlines()]
+    shown = README.replace("photo.raw, 64 MiB", f"{film.name}, {SIZE} bytes").replace("photo.raw", film.name)
+    for line in shown.replace("FUSE_SETUPMAPPING 32", "FUSE_SETUPMAPPING 3").splitlines():
+        assert [each for each in lines if each.startswith(line.strip().partition(" host's: ")[0])], line
     act = lines[lines.index("9. A Linux guest boots, with the directories of two files shared by two vhu-fs") :]
     assert act[1].startswith("Linux ")
     assert "ok it has mounted both: read /read virtiofs rw,relatime,dax=inode 0 0" in act
-    assert f"10. It reads {film.name}, {(5 << 20) + 1} bytes, through the window" in act
+    assert f"10. It reads {film.name}, {SIZE} bytes, through the window" in act
     assert sum(line.startswith("ok its SHA-256 there is the host's: ") for line in act) == 1
     assert "ok the host's notes.raw has them at 4096: b'by mmap!', and nothing else" in act
     assert f"ok {film.name}: FUSE_READ 0, FUSE_SETUPMAPPING 3" in act
