@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from vhostuser import Frontend, MemoryFault, RemoteProtocolError
 from vhostuser.devices.fs.dax import direct as module
 from vhostuser.protocol.numbers import FrontendRequest, ProtocolFeature
 from vhostuser.protocol.payloads import MemoryRegion, MemoryTable
-from vhostuser.shared_memory import MapRequest
+from vhostuser.shared_memory import MapRequest, SharedMemory
 from vhostuser.testing import DEADLINE, raw_frontend, sparse_file
 from vhostuser.testing.raw_frontend import PROTOCOL_FEATURES
 from vhostuser.transport.channel import OwnedMessage
@@ -408,3 +408,20 @@ def test_a_mapping_that_the_front_end_tells_of_as_memory_is_waited_for() -> None
         raw.share_memory()
         assert not shm.await_export([row], 0)
     device.window.close()
+
+
+def test_a_front_end_that_tells_no_more_is_not_waited_for_again(other: HostFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU's table is full with eight regions."""
+    tells, asked = [True, True, False], list[list[int]]()
+
+    def await_export(shm: SharedMemory, requests: Iterable[MapRequest], timeout: float) -> bool:
+        asked.append([row.shm_offset // UNIT for row in requests])
+        assert 0 < timeout < DEADLINE
+        return tells.pop(0)
+
+    monkeypatch.setattr(SharedMemory, "await_export", await_export)
+    with direct_window_of(16, alignment=ALIGNMENT) as guest:
+        for at in range(1, 5):
+            guest.show(other, at, at)
+        assert asked == [[0], [1], [2]]
+        assert guest.read(1, 4) == content(4, 102)
