@@ -21,7 +21,7 @@ from vhostuser.testing import DEADLINE, raw_frontend, sparse_file
 from vhostuser.testing.raw_frontend import PROTOCOL_FEATURES
 from vhostuser.transport.channel import OwnedMessage
 
-from .windowed import PAGE, Guest, HostFile, direct, direct_window_of, served
+from .windowed import PAGE, Guest, HostFile, Meanwhile, direct, direct_window_of, served
 
 UNIT = 4 * PAGE
 ALIGNMENT = 14
@@ -254,6 +254,31 @@ def test_k5_no_front_end_has_a_page_that_a_truncate_takes(guest: Guest, file: Ho
     assert path.read_bytes()[-1:] == b"e"
     guest.truncate(file, 0)
     assert guest.read(0, 3) == bytes(3 * UNIT)
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_k5_a_file_that_is_mapped_or_removed_meanwhile_is_truncated_safely(
+    guest: Guest, file: HostFile, path: Path, monkeypatch: pytest.MonkeyPatch, mapped: bool
+) -> None:
+    """What is mapped between a look whether it is, and the truncate, must not lose pages under the front-end."""
+    window, rows = guest.window, guest.device.shm[0]
+    if mapped:
+        guest.show(file, 0, 0, pages=2)
+
+    def other() -> None:
+        if mapped:
+            window.remove([(0, 2 * UNIT)])
+        else:
+            window.setup(file, foffset=0, size=2 * UNIT, moffset=0, writable=False)
+
+    def truncate() -> None:
+        monkeypatch.setattr(window, "_lock", Meanwhile(other))
+        with window.shrinking(KEY, 0):
+            assert sorted(row.shm_offset for row in rows.mappings) == ([] if mapped else [0, UNIT])
+            assert all(row.fd_offset == row.shm_offset for row in rows.mappings)
+            os.truncate(path, 0)
+
+    guest.do(truncate)
 
 
 def test_a_truncate_that_fails_changes_nothing_that_is_seen(guest: Guest, file: HostFile) -> None:
