@@ -18,7 +18,8 @@ $(STAMP): pyproject.toml setup.py $(wildcard src/vhostuser/_native/*.p[yx]*)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,check,build]'
 	@touch $@
 
-demo: setup ## map files into a region and take them away again, shown message by message
+demo: setup ## share files through a region, message by message; then one with a Linux guest (fetched, about 110 MB)
+	@$(BIN)/vhu vm fetch >/dev/null || echo 'so there is no second act, in a VM'
 	$(BIN)/vhu demo
 
 vm: setup ## fetch QEMU >= 11.1 and a kernel into the cache (no root, nothing installed, about 300 MB)

@@ -14,6 +14,7 @@ import pytest
 
 from vhostuser import VhostUserError
 from vhostuser.cli import demo
+from vhostuser.cli.demo_stage import Stage
 from vhostuser.cli.drive import DEVICES
 from vhostuser.cli.main import COMMANDS
 from vhostuser.cli.outcome import CommandError
@@ -144,10 +145,11 @@ def test_info_of_somebody_busy_is_exit_code_3(sock: Path) -> None:
 # vhu demo
 
 
-def test_the_demo_shows_and_proves_all_of_it(tmp_path: Path) -> None:
-    done = run(VHU, "demo", cwd=tmp_path)
+def test_the_demo_shows_and_proves_all_that_takes_no_vm(tmp_path: Path) -> None:
+    done = run(VHU, "demo", cwd=tmp_path, VHOSTUSER_CACHE=str(tmp_path / "none"))
     assert (done.returncode, done.stderr) == (0, "")
     lines = [line.strip() for line in done.stdout.splitlines()]
+    assert lines[-3].endswith("this enables it: make vm (or: vhu vm fetch)")
     assert lines[-1].startswith("23 proofs hold, 21 messages, ")
     assert sum(line.startswith("ok ") for line in lines) == 23
     assert sum(" F>B " in line or " B>F " in line for line in lines) == 21
@@ -164,7 +166,7 @@ def test_the_demo_shows_and_proves_all_of_it(tmp_path: Path) -> None:
 
 
 def test_a_proof_of_the_demo_can_fail(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    stage = demo.Stage(tmp_path)
+    stage = Stage(tmp_path)
     with pytest.raises(CommandError, match="this proof failed: it holds"):
         stage.check(False, "it holds")
     assert "FAILED it holds" in capfd.readouterr().out

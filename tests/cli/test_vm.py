@@ -18,6 +18,7 @@ from .programs import VHU, one_line, run
 
 GENERIC_FS = "vhost-user-test-device-pci,virtio-id=26,num_vqs=2,vq_size=128,config_size=40,chardev=vhu-share"
 GENERIC_PMEM = "vhost-user-test-device-pci,virtio-id=27,num_vqs=1,vq_size=128,config_size=16,chardev=vhu-pmem"
+QUIET = ["--log-level", "warn"]
 SOCKETS = ("--share", "/run/fs", "--pmem", "/run/pmem", "--blk", "/run/blk")
 
 
@@ -97,6 +98,8 @@ def test_xml_without_dax_needs_none_of_them() -> None:
         (("run",), 2, "vhu vm: standard input is no terminal for a shell; try: give a command after --"),
         (("run", "--dax-window", "3M", "--", "ls"), 2,
          "vhu vm run: argument --dax-window: 3M is no power of two of at least 2M; try: vhu vm run --help"),
+        (("run", "--readonly", "--dax-write", "--", "ls"), 2,
+         "vhu vm run: argument --dax-write: not allowed with argument --readonly; try: vhu vm run --help"),
         (("run", "--memory", "1M", "--", "ls"), 2,
          "vhu vm run: argument --memory: 1M is no multiple of 1M of at least 128M; try: vhu vm run --help"),
         (("run", "--share", "/nonexistent", "--", "ls"), 1,
@@ -125,13 +128,19 @@ def test_a_command_is_no_shell_code_and_neither_is_the_name_of_a_terminal() -> N
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
-        ((), ["--dax", "copy"]),
-        (("--dax-window", "64M"), ["--dax", "copy", "--dax-window", "67108864"]),
-        (("--dax", "direct"), ["--dax", "direct", "--dax-unsafe-peer"]),
-        (("--dax", "off", "--dax-window", "64M"), ["--dax", "off"]),
+        ((), ["--dax", "copy", *QUIET]),
+        (("--dax-window", "64M"), ["--dax", "copy", "--dax-window", "67108864", *QUIET]),
+        (("--dax", "direct"), ["--dax", "direct", "--dax-unsafe-peer", *QUIET]),
+        (("--dax", "off", "--dax-window", "64M"), ["--dax", "off", *QUIET]),
+        (("--readonly",), ["--dax", "copy", "--readonly", *QUIET]),
+        (("--dax-write",), ["--dax", "copy", "--dax-write", *QUIET]),
+        (("--stats",), ["--dax", "copy", "--stats"]),
     ],
 )
-def test_the_back_end_of_a_share_has_the_window_that_was_asked_for(options: tuple[str, ...], wanted: list[str]) -> None:
+def test_the_back_end_of_a_share_has_the_window_that_was_asked_for(
+    options: tuple[str, ...], wanted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VHU_LOG", raising=False)
     found = back_ends_of(parser_of_run().parse_args(["--share", "/srv", *options]))
     assert found == [(Kind.SHARE, ["vhostuser.cli.fs", "--shared-dir", "/srv", "--tag", "myfs", *wanted])]
 

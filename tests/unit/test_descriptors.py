@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 import vhostuser
-from vhostuser.cli import blk, console, rng
+from vhostuser.cli import blk, console, fs, rng
 
 DESCRIPTORS = {path.name: path for path in (Path(vhostuser.__file__).parent / "descriptors").iterdir()}
-DAEMONS = {"60-vhu-blk.json": blk, "60-vhu-console.json": console, "60-vhu-rng.json": rng}
+DAEMONS = {"60-vhu-blk.json": blk, "60-vhu-console.json": console, "60-vhu-fs.json": fs, "60-vhu-rng.json": rng}
+"""Not `vhu-pmem`: vhost-user.json has no type for it."""
 TOP = Path(__file__).parents[2]
 
 

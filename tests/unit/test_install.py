@@ -43,7 +43,9 @@ def test_without_a_compiler_the_wheel_is_pure_and_whole(tmp_path: Path) -> None:
         archive.extractall(installed)
         names = archive.namelist()
     assert not [name for name in names if name.endswith((".so", ".c"))]
-    assert {"vhostuser/py.typed", "vhostuser/descriptors/60-vhu-blk.json"} <= set(names)
+    assert {"vhostuser/py.typed", "vhostuser/descriptors/60-vhu-blk.json", "vhostuser/descriptors/60-vhu-fs.json"} <= set(
+        names
+    )
     said = run("-P", "-c", SHOW, PYTHONPATH=str(installed))
     assert said.split() == ["False", str(installed / "vhostuser" / "__init__.py")]
 

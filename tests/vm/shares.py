@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import sys
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+import pytest
+
+from vhostuser import accelerated
 from vhostuser.vm.guest import Guest
 from vhostuser.vm.machine import Attachment, Kind
 
@@ -18,6 +22,9 @@ from .lab import SECONDS
 from .programs import compiled
 from .test_vhu_shm import Shm, running_back_end
 
+ONCE: Final = pytest.mark.skipif(
+    not accelerated or bool(sys.flags.optimize), reason="takes long in a guest, and is in the compiled pass"
+)
 CACHED: Final = "grep ^Cached: /proc/meminfo | tr -dc 0-9"
 """KiB of the guest's page cache."""
 

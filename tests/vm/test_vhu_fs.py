@@ -13,7 +13,7 @@ from vhostuser.vm.guest import Guest, GuestFailed
 
 from .lab import MIB
 from .programs import compiled
-from .shares import CACHED, Share, guest_of, make, mount, quit_well
+from .shares import CACHED, ONCE, Share, guest_of, make, mount, quit_well
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300)]
 SIZES = {"whole": 8 * MIB, "odd": 3 * MIB + 77, "small": 5000, "empty": 0}
@@ -66,6 +66,7 @@ def test_files_are_read_through_the_window_with_no_read_and_no_page_cache(tmp_pa
         assert plain.ended()["READ"] > 40
 
 
+@ONCE
 def test_what_the_guest_stores_into_mapped_files_is_in_the_hosts_files(tmp_path: Path) -> None:
     """And what an exerciser does to a file by all ways at once leaves the same bytes as on the host.
 
@@ -97,5 +98,5 @@ def test_what_the_guest_stores_into_mapped_files_is_in_the_hosts_files(tmp_path:
 
 def exercised(folder: Path) -> str:
     """What the exerciser says of a file of the host, which it leaves there."""
-    words = [compiled("exercise", folder), folder / "file", str(OPERATIONS), str(SEED)]
+    words = [str(compiled("exercise", folder)), str(folder / "file"), str(OPERATIONS), str(SEED)]
     return subprocess.run(words, capture_output=True, check=True, timeout=300, text=True).stdout.strip()

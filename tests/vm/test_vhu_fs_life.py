@@ -16,7 +16,7 @@ import pytest
 from vhostuser.vm.guest import Guest
 
 from .lab import MIB, SECONDS
-from .shares import Share, guest_of, make, mount, quit_well
+from .shares import ONCE, Share, guest_of, make, mount, quit_well
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300)]
 TIMES = 100
@@ -34,6 +34,7 @@ def check_read(guest: Guest, wanted: list[str]) -> None:
     assert guest.run("head -n 3 /tmp/background; sort -u /tmp/background | grep -c .").splitlines() == [*wanted, "3"]
 
 
+@ONCE
 def test_stop_cont_and_resets_under_load_keep_the_data_right(tmp_path: Path) -> None:
     """The window is smaller than the files, so that ranges of it are mapped and removed all the time."""
     with ExitStack() as opened:

@@ -6,7 +6,6 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -16,17 +15,13 @@ from typing import IO
 
 import pytest
 
-from vhostuser import accelerated
 from vhostuser.testing import is_listened_on
 from vhostuser.vm import tree
 from vhostuser.vm.guest import Guest
 
 from .lab import SECONDS
-from .shares import Share, guest_of, mount, quit_well
+from .shares import ONCE, Share, guest_of, mount, quit_well
 
-ONCE = pytest.mark.skipif(
-    not accelerated or bool(sys.flags.optimize), reason="takes a minute in a guest: once is enough, in the compiled pass"
-)
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300), ONCE]
 LEAST_CHECKS = 500
 OPTIONS = ["--xattr", *os.environ.get("POSIX_OPTIONS", "").split()]

@@ -1,4 +1,4 @@
-"""`vhu demo`: two processes share files through a region. Every step is checked, not just shown."""
+"""`vhu demo`: two processes share files through a region, and then a VM does. Every step is checked, not just shown."""
 
 from __future__ import annotations
 
@@ -15,38 +15,53 @@ from typing import Final
 
 from ..errors import MemoryFault, VhostUserError
 from ..frontend import Frontend
-from ..limited_log import printable
 from ..queue import Queue
 from .arguments import Parser
-from .bar import bar
 from .demo_device import ANSWER, REGION
+from .demo_stage import Stage
+from .demo_vm import act_two, chosen_file
 from .info import in_units
-from .outcome import CommandError, Exit, colours, interrupt, on_end, put
+from .outcome import CommandError, Exit, interrupt, on_end
 from .relay import Relay
 from .smaps import areas, resident
 
 PROGRAM: Final = "vhu demo"
+EPILOG: Final = """
+The second act needs QEMU and a kernel, which `vhu vm fetch` gets once; without them there is the first one only. FILE is
+shared read-only, with the directory that it is in, and nothing but this demonstration's guest sees it.
+
+exit status: 0 all proofs hold, 1 one failed, 2 usage, 130 interrupted
+"""
 TIMEOUT: Final = 2.0
 PHOTO, NOTES, INTRUDER = "photo.raw", "notes.raw", "intruder.raw"
 SIZES: Final = {PHOTO: 16 << 20, NOTES: 8 << 20, INTRUDER: 4 << 20}
 PHOTO_AT, NOTES_AT, INTRUDER_AT = 0, 32 << 20, 36 << 20
 NOISE: Final = SIZES[PHOTO] // 64
 """Bytes of its own that this process may gain while it reads the photo: the interpreter allocates as it likes."""
-GREEN, RED, BOLD = 32, 31, 1
 
 
 def demo(arguments: list[str]) -> int:
     """Run `vhu demo`; its exit code."""
-    parser = Parser(PROGRAM, "Watch two processes share files through a shared memory region. Each step is checked.")
-    parser.parse_args(arguments)
+    file = chosen_file(_parser().parse_args(arguments).file)
     on_end(interrupt)
-    try:
-        with tempfile.TemporaryDirectory(prefix="vhu-demo-") as directory:
-            _make_files(Path(directory))
-            _show(Path(directory))
-    except VhostUserError as error:
-        raise CommandError(f"the demonstration failed: {error}") from None
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="vhu-demo-") as directory:
+        stage = Stage(Path(directory))
+        try:
+            _make_files(stage.directory)
+            messages = _show(stage)
+        except VhostUserError as error:
+            raise CommandError(f"the demonstration failed: {error}") from None
+        act_two(stage, file)
+        stage.say(f"\n{stage.proofs} proofs hold, {messages} messages, {time.monotonic() - began:.2f} s")
     return Exit.DONE
+
+
+def _parser() -> Parser:
+    text = "Watch two processes share files through a shared memory region, and a VM share one. Each step is checked."
+    parser = Parser(PROGRAM, text, epilog=EPILOG)
+    parser.add_argument("--file", metavar="FILE", help="the file that the VM reads (default: one of 64 MiB is made for it)")
+    return parser
 
 
 def _make_files(directory: Path) -> None:
@@ -54,8 +69,9 @@ def _make_files(directory: Path) -> None:
         (directory / name).write_bytes(os.urandom(size))
 
 
-def _show(directory: Path) -> None:
-    began, stage = time.monotonic(), Stage(directory)
+def _show(stage: Stage) -> int:
+    """The two processes; how many messages they exchanged."""
+    directory = stage.directory
     with Relay(stage.message) as relay, _back_end(relay, directory) as process:
         stage.say(f"front-end: this process, pid {os.getpid()}; back-end: pid {process.pid}; files: {directory}")
         stage.say("F>B: a message of the front-end; B>F: of the back-end; = what was answered <after how long>\n")
@@ -64,7 +80,7 @@ def _show(directory: Path) -> None:
                 stage.title(title)
                 step(shown)
         stage.check(_status(process) == 0, "the back-end ended by itself, with status 0")
-    stage.say(f"\n{stage.proofs} proofs hold, {relay.messages} messages, {time.monotonic() - began:.2f} s")
+    return relay.messages
 
 
 @contextmanager
@@ -86,49 +102,6 @@ def _status(process: subprocess.Popen[bytes]) -> int | None:
         return process.wait(TIMEOUT)
     except subprocess.TimeoutExpired:
         return None
-
-
-class Stage:
-    """Where the demonstration is shown, and its proofs are counted."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.proofs = 0
-        self._colour = colours()
-        self._steps = 0
-
-    def say(self, text: str) -> None:
-        """A line of text."""
-        put(text)
-
-    def title(self, text: str) -> None:
-        """The heading of a step."""
-        self._steps += 1
-        put(self._painted(BOLD, f"{self._steps}. {text}"))
-
-    def message(self, text: str) -> None:
-        """A message that went from one process to the other."""
-        put(f"   {printable(text)}")
-
-    def check(self, holds: bool, text: str) -> None:
-        """A proof: what was checked. CommandError if it does not hold."""
-        if not holds:
-            put(f"   {self._painted(RED, 'FAILED')} {text}")
-            raise CommandError(f"this proof failed: {text}", "try: vhu info, or report it with the output above")
-        self.proofs += 1
-        put(f"   {self._painted(GREEN, 'ok')} {text}")
-
-    def region(self, frontend: Frontend, count: int) -> None:
-        """The region as the kernel has it, which has to be what the front-end believes: `count` mappings."""
-        region = frontend.shm[0]
-        mapped = areas(region.address, region.size)
-        put(f"   {bar(region.address, region.size, mapped, colour=self._colour)}")
-        kernel = [(area.start - region.address, area.end - area.start, area.offset, area.writable) for area in mapped]
-        holds = kernel == list(region.mappings) and len(kernel) == count
-        self.check(holds, f"the kernel has what the front-end believes: {len(kernel)} mappings")
-
-    def _painted(self, colour: int, text: str) -> str:
-        return f"\033[{colour}m{text}\033[0m" if self._colour else text
 
 
 class Demonstration(Frontend):

@@ -134,7 +134,7 @@ def _add_window(made: Parser) -> None:
 
 
 def _add_process(made: Parser) -> None:
-    made.add_argument("--stats", action="store_true", help="log counters in the end")
+    made.add_argument("--stats", action="store_true", help="log in the end how many requests of each kind there were")
     made.add_argument("--syslog", action="store_true", help="log to syslog instead of standard error")
     add_log_level(made)
     add_once(made)

@@ -30,13 +30,14 @@ COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
 OVERVIEW: Final = f"""\
 vhu {VERSION}: vhost-user from both sides, with shared memory regions
 
-  vhu demo                            watch two processes share files through a region, message by message
+  vhu demo                            watch two processes share files through a region, and a VM share one
   vhu-shm --socket-path /tmp/s --region 0:64M --map 0:0:FILE
                                       a back-end that maps FILE
   vhu info /tmp/s                     what a back-end offers
   vhu attach /tmp/s --json            a front-end without a VM: maps, reads, writes, resets
   vhu drive blk /tmp/s read 0 8       a driver without a VM: read, write, info, discard, flush, bench;
-                                      rng get; fs ls, stat, cat, map, put, find; shm; pmem; console
+                                      rng get; fs ls, stat, cat, map, put, find; pmem; console;
+                                      shm map, unmap, maps
   vhu vm run --share .                a Linux guest with our devices: a shell, or one command; fetch, args, xml
   vhu doctor                          what this machine can do, and how to mend what it can not
   vhu explain SHMEM_MAP               what a message, feature bit or raw header means

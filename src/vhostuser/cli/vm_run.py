@@ -36,7 +36,10 @@ Without CMD you get a shell on this terminal; Ctrl-] ends the VM, and so does th
 the command starts; a disk is /dev/vda, persistent memory /dev/pmem0. CMD is not taken apart by a shell: for that, give
 sh -c '...'. Its standard input is empty.
 
-  vhu vm run --share . -- sh -c 'sha256sum *'
+The guest maps files (DAX) where that is safe: with --readonly, or with --dax-write, which writes back what it stores
+there. Else it reads and writes them by requests. --stats tells the two apart: SETUPMAPPING, or READ.
+
+  vhu vm run --share . --readonly --stats -- sh -c 'sha256sum *'
   vhu vm run --blk disk.img -- mke2fs /dev/vda
 
 exit status: that of CMD or the shell; else 1 failed, 2 usage, 3 nothing can be fetched here, 130 interrupted
@@ -70,6 +73,10 @@ def parser_of_run() -> Parser:
     parser.add_argument(
         "--dax-window", type=checked(_window), metavar="SIZE", help="a power of two, at least 2M (default: that of vhu-fs)"
     )
+    access = parser.add_mutually_exclusive_group()
+    access.add_argument("--readonly", action="store_true", help="nothing in the share can be changed; all files have DAX")
+    access.add_argument("--dax-write", action="store_true", help="files have DAX although they can be written to")
+    parser.add_argument("--stats", action="store_true", help="what the guest asked the share for, on standard error")
     parser.add_argument("--pmem", metavar="FILE", help="a file as persistent memory")
     parser.add_argument("--blk", metavar="FILE", help="a file as a disk")
     parser.add_argument("--memory", type=checked(memory), default=512 * MIB, metavar="SIZE", help="default 512M")
@@ -217,24 +224,21 @@ def back_ends_of(options: argparse.Namespace) -> list[tuple[Kind, list[str]]]:
     """The back-ends that the options ask for, and the modules that are their programs, with their arguments."""
     found: list[tuple[Kind, list[str]]] = []
     if options.share is not None:
-        window = ["--dax-window", str(options.dax_window)] if options.dax_window and options.dax != "off" else []
-        words = [
-            "vhostuser.cli.fs",
-            "--shared-dir",
-            options.share,
-            "--tag",
-            TAG,
-            "--dax",
-            options.dax,
-            *_DAX_MORE.get(options.dax, ()),
-            *window,
-        ]
-        found.append((Kind.SHARE, words))
+        found.append((Kind.SHARE, ["vhostuser.cli.fs", "--shared-dir", options.share, "--tag", TAG, *_share_words(options)]))
     if options.pmem is not None:
         found.append((Kind.PMEM, ["vhostuser.cli.pmem", "--image", options.pmem]))
     if options.blk is not None:
         found.append((Kind.BLK, ["vhostuser.cli.blk", "--blk-file", options.blk]))
     return found
+
+
+def _share_words(options: argparse.Namespace) -> list[str]:
+    """How the directory is shared; the daemon says little, for its words are between those of CMD."""
+    window = ["--dax-window", str(options.dax_window)] if options.dax_window and options.dax != "off" else []
+    given = {"--readonly": options.readonly, "--dax-write": options.dax_write, "--stats": options.stats}
+    switches = [name for name, on in given.items() if on]
+    quiet = [] if options.stats or os.environ.get("VHU_LOG") else ["--log-level", "warn"]
+    return ["--dax", options.dax, *_DAX_MORE.get(options.dax, ()), *window, *switches, *quiet]
 
 
 def _terminal() -> Terminal:

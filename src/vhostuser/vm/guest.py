@@ -20,6 +20,8 @@ from .initramfs import initramfs
 from .qmp import Qmp
 
 READY: Final = b"the guest is ready"
+_KILLED: Final = 10.0
+"""Seconds until a process that was killed has gone."""
 _DONE: Final = re.compile(rb"\n?@done (\d+)@\r?\n")
 
 
@@ -92,7 +94,7 @@ class Guest:
 
     def _end(self) -> None:
         self.process.kill()
-        self.process.wait(self.seconds)
+        self.process.wait(max(self.seconds, _KILLED))
 
     @property
     def stderr(self) -> str:

@@ -74,6 +74,13 @@ class Contents:
             if page != self._known.copy(start + at, len(page)) and self._same(start + at, len(page)):
                 self.show(start + at, page, writable=True)
 
+    def undo(self, start: int, end: int) -> None:
+        """Show what the file is known to have, whatever was stored."""
+        for at in range(start, end, GRANULE):
+            size = min(GRANULE, end - at)
+            if not self._same(at, size):
+                self._shown.view[at : at + size] = self._known.view[at : at + size]
+
     def stored(self, start: int, end: int) -> Iterator[tuple[int, bytes]]:
         """What the guest stored: where, and bytes of which the first and the last differ from the file's."""
         for at in range(start, end, BLOCK):

@@ -20,7 +20,7 @@ from ....shared_memory import SharedMemory
 from ....transport.fds import OwnedFd
 from ..mapping import MappedFile
 from .churn import SECONDS, Churn
-from .contents import PAGE, Contents
+from .contents import GRANULE, PAGE, Contents
 from .segments import Segment, Segments
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,10 @@ class CopyWindow:
         return self._write or not writable_file
 
     def setup(self, file: MappedFile, *, foffset: int, size: int, moffset: int, writable: bool) -> None:
-        """Read bytes of a file into the window, zeroes behind its end. OSError if that can't be: nothing is there then."""
+        """Read bytes of a file into the window, zeroes behind its end.
+
+        OSError if that can't be: what was there stays if the file can't be opened, and goes if it can't be read.
+        """
         if writable and not self._write:
             raise OSError(errno.EROFS, "stores into the window are not written back without --dax-write")
         with self._lock:
@@ -130,18 +133,22 @@ class CopyWindow:
             try:
                 if writable:
                     owner.make_writable()
-                if self._is_there(owner, foffset, size, moffset, writable):
-                    return
-                self._settle(self._segments.between(moffset, moffset + size))
-                segment = Segment(moffset, size, foffset, owner, writable)
-                self._load(segment)
-                self._drop(self._segments.add(segment))
-                self._notice(segment)
-            except OSError:
-                self._drop(self._segments.remove(moffset, moffset + size))
-                raise
+                if not self._is_there(owner, foffset, size, moffset, writable):
+                    self._replace(Segment(moffset, size, foffset, owner, writable))
             finally:
                 self._release(owner)
+
+    def _replace(self, segment: Segment[_File]) -> None:
+        """Read a segment over what is in its place."""
+        start, end = segment.moffset, segment.end
+        self._settle(self._segments.between(start, end))
+        try:
+            self._load(segment)
+        except OSError:
+            self._drop(self._segments.remove(start, end))
+            raise
+        self._drop(self._segments.add(segment))
+        self._notice(segment)
 
     def _notice(self, segment: Segment[_File]) -> None:
         """Say so if the window is too small for what the guest reads."""
@@ -231,12 +238,9 @@ class CopyWindow:
             owner = self._files.get(key)
             if owner is None:
                 return
-            owner.seen = owner.look()
+            (end, _), owner.seen = owner.seen, owner.look()
             for segment in list(self._of(owner)):
-                if segment.writable:
-                    self._contents.renew(segment.moffset, _read_all(owner.fd.fileno(), segment.size, segment.foffset))
-                else:
-                    self._load(segment)
+                self._renew(segment, end)
 
     def end(self) -> None:
         """Write back all and forget it, and give the memory back. The mapping stays."""
@@ -295,10 +299,21 @@ class CopyWindow:
         fd, start, end = segment.file.fd.fileno(), segment.moffset, segment.end
         self._contents.load(fd, segment.foffset, start, end, writable=segment.writable)
 
+    def _renew(self, segment: Segment[_File], end: int) -> None:
+        """The file's bytes in all pages that the guest has left as they were; it stored nothing behind the file's `end`."""
+        if not segment.writable:
+            self._load(segment)
+            return
+        if behind := segment.of_file(end, segment.foffset + segment.size):
+            self._contents.undo(behind.moffset, behind.end)
+        for each in _steps(segment):
+            self._contents.renew(each.moffset, _read_all(each.file.fd.fileno(), each.size, each.foffset))
+
     def _show(self, part: Segment[_File]) -> None:
         """The file's bytes instead of what the guest sees, whatever it stored just there."""
-        data = _read_all(part.file.fd.fileno(), part.size, part.foffset)
-        self._contents.show(part.moffset, data, writable=part.writable)
+        for each in _steps(part):
+            data = _read_all(each.file.fd.fileno(), each.size, each.foffset)
+            self._contents.show(each.moffset, data, writable=each.writable)
 
     def _write_file(self, key: Key) -> None:
         if (owner := self._files.get(key)) and owner.writable:
@@ -318,10 +333,10 @@ class CopyWindow:
         return error
 
     def _store(self, part: Segment[_File]) -> None:
-        """Write back the bytes of a part that differ from the file as it is known, up to the file's end."""
+        """Write back the bytes of a part that differ from the file as it is known, up to its end then and now."""
         file, shift = part.file, part.foffset - part.moffset
         fd, others = file.fd.fileno(), self._elsewhere(part)
-        end = min(part.end, os.fstat(fd).st_size - shift)
+        end = min(part.end, file.seen[0] - shift, os.fstat(fd).st_size - shift)
         file.changing()
         for at, data in self._contents.stored(part.moffset, end):
             _write_all(fd, data, at + shift)
@@ -336,6 +351,11 @@ class CopyWindow:
         end = part.foffset + part.size
         found = [other.of_file(part.foffset, end) for other in self._of(part.file)]
         return [other for other in found if other and not part.moffset <= other.moffset < part.end]
+
+
+def _steps(part: Segment[_File]) -> Iterator[Segment[_File]]:
+    """A part in pieces that are not too long to be copied: a guest may map all of the window at once."""
+    return (part.part(at, at + GRANULE) for at in range(part.moffset, part.end, GRANULE))
 
 
 def _read_all(fd: int, size: int, offset: int) -> bytes:
