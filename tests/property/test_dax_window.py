@@ -90,7 +90,7 @@ class Dax(RuleBasedStateMachine):
         """A WRITE of the guest."""
         key, window, truth = self.files[which].key, self.guest.window, self.truth[which]
         offset = self.scaled(offset)
-        self.guest.do(lambda: window.before(key))
+        self.guest.do(lambda: window.before(key, offset, offset))
         with self.files[which].open(os.O_RDWR) as fd:
             os.pwrite(fd.fileno(), data, offset)
         self.guest.do(lambda: window.after(key, offset, offset + len(data)))

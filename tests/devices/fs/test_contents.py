@@ -64,6 +64,17 @@ def test_a_file_system_without_sendfile_is_read_all_the_same(
     assert guest[:GRANULE] == os.pread(fd, GRANULE, PAGE)
 
 
+def test_bytes_that_come_piece_by_piece_are_all_read(
+    contents: Contents, guest: memoryview, fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, read = os.sendfile, os.preadv
+    monkeypatch.setattr(os, "sendfile", lambda to, of, offset, size: send(to, of, offset, min(size, 3 * PAGE + 1)))
+    monkeypatch.setattr(os, "preadv", lambda of, into, offset: read(of, [into[0][: 3 * PAGE + 1]], offset))
+    for at in (0, PAGE):
+        contents.load(fd, at, 0, 10 * PAGE, writable=True)
+        assert guest[: 10 * PAGE] == os.pread(fd, 10 * PAGE, at)
+
+
 def test_a_file_that_can_not_be_read_is_an_error(contents: Contents, fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: object) -> int:
         raise OSError(errno.EIO, "the disk")

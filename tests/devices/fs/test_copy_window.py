@@ -217,6 +217,34 @@ def test_nothing_is_written_back_while_a_file_is_made_shorter(guest: Guest, file
         pass
 
 
+def test_what_is_stored_elsewhere_is_not_written_before_a_read(guest: Guest, file: HostFile, path: Path) -> None:
+    """To look for it takes long where much is mapped."""
+    guest.show(file, 0, 0, pages=4, writable=True)
+    for at in range(4):
+        guest.store(at, b"stored")
+    guest.do(lambda: guest.window.before((1, 1), PAGE + 3, 2 * PAGE + 1))
+    assert [path.read_bytes()[at * PAGE :][:6] for at in range(4)] == [b"AAAAAA", b"BBBred", b"sCCCCC", b"DDDDDD"]
+    guest.do(guest.window.write_back)
+    assert [path.read_bytes()[at * PAGE :][:6] for at in range(4)] == [b"stored"] * 4
+
+
+def test_stores_elsewhere_outlive_a_write_that_makes_the_file_longer(guest: Guest, file: HostFile, path: Path) -> None:
+    """Also if somebody else has made it longer before."""
+    guest.show(file, 0, 0, pages=2)
+    with open(path, "ab") as host:
+        host.write(bytes(PAGE))
+    guest.show(file, 0, 4, pages=6, writable=True)
+    guest.store(8, b"stored", at=100)
+    guest.do(lambda: guest.window.before((1, 1), 6 * PAGE, 6 * PAGE))
+    with open(path, "r+b") as host:
+        host.seek(6 * PAGE)
+        host.write(b"end")
+    guest.do(lambda: guest.window.after((1, 1), 6 * PAGE, 6 * PAGE + 3))
+    assert guest.read(8)[100:106] == b"stored"
+    guest.do(guest.window.write_back)
+    assert path.read_bytes()[4 * PAGE + 100 :][:6] == b"stored"
+
+
 def test_memory_is_given_back_with_the_session(guest: Guest, file: HostFile) -> None:
     guest.show(file, 0, 0, pages=4, writable=True)
     assert isinstance(guest.window, CopyWindow)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 import resource
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -13,6 +13,7 @@ import pytest
 from vhostuser.devices.fs.options import ShareOptions
 from vhostuser.devices.fs.passthrough import calls
 from vhostuser.devices.fs.passthrough.calls import failed
+from vhostuser.devices.fs.passthrough.files import OFFSET_MAX
 from vhostuser.fuse import structs as s
 from vhostuser.fuse.numbers import ROOT_ID, AttrFlag, Fattr, FopenFlag
 
@@ -27,8 +28,8 @@ class Window:
         self.asked: list[tuple[str, tuple[int, int] | None]] = []
         self.fails = self.writable = False
 
-    def before(self, key: tuple[int, int]) -> None:
-        self.asked.append(("before", key))
+    def before(self, key: tuple[int, int], start: int, end: int) -> None:
+        self.asked.append((f"before {start} {end}", key))
 
     def after(self, key: tuple[int, int], start: int, end: int) -> None:
         self.asked.append((f"after {start} {end}", key))
@@ -63,8 +64,8 @@ def guest(root: Path, window: Window, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 ASKED: dict[str, tuple[list[str], Callable[[Guest, Entry], object]]] = {
-    "READ": (["before"], lambda guest, file: guest.read(file, 1)),
-    "WRITE": (["before", "after 3 6"], lambda guest, file: guest.write(file, b"xyz", 3)),
+    "READ": (["before 0 1"], lambda guest, file: guest.read(file, 1)),
+    "WRITE": (["before 3 3", "after 3 6"], lambda guest, file: guest.write(file, b"xyz", 3)),
     "GETATTR": (["seen 10"], lambda guest, file: guest.getattr(file.nodeid)),
     "SETATTR of the mode": (
         ["seen 10"],
@@ -73,24 +74,24 @@ ASKED: dict[str, tuple[list[str], Callable[[Guest, Entry], object]]] = {
     "STATX": (["seen 10"], lambda guest, file: guest.share.statx(guest.call(file.nodeid, s.StatxIn(sx_mask=0x7FF)))),
     "LOOKUP": (["seen 10"], lambda guest, file: guest.lookup(b"file")),
     "SETATTR": (
-        ["before", "shrinking 1", "after 1 1", "seen 1"],
+        ["before 1 1", "shrinking 1", "after 1 1", "seen 1"],
         lambda guest, file: guest.share.setattr(guest.call(file.nodeid, s.SetattrIn(valid=Fattr.SIZE, size=1))),
     ),
     "OPEN": (["seen 10"], lambda guest, file: guest.open(file.nodeid)),
     "OPEN, O_TRUNC": (
-        ["before", "shrinking 0", "after 0 0"],
+        ["before 0 0", "shrinking 0", "after 0 0"],
         lambda guest, file: guest.open(file.nodeid, os.O_RDWR | os.O_TRUNC),
     ),
     "FALLOCATE": (
-        ["before", "after 4 13"],
+        ["before 4 13", "after 4 13"],
         lambda guest, file: guest.share.fallocate(guest.call(file.nodeid, s.FallocateIn(file.fh, 4, 9, 0))),
     ),
     "LSEEK": (
-        ["before"],
+        [f"before 0 {OFFSET_MAX}"],
         lambda guest, file: guest.share.lseek(guest.call(file.nodeid, s.LseekIn(file.fh, 0, os.SEEK_HOLE))),
     ),
     "COPY_FILE_RANGE": (
-        ["before", "before", "after 12 20"],
+        ["before 2 102", "before 12 12", "after 12 20"],
         lambda guest, file: guest.share.copy_file_range(
             guest.call(file.nodeid, s.CopyFileRangeIn(file.fh, 2, file.nodeid, file.fh, 12, 100, 0))
         ),

@@ -88,7 +88,7 @@ class Guest:
         """SETATTR of a size."""
 
         def act() -> None:
-            self.window.before(file.key)
+            self.window.before(file.key, size, size)
             with self.window.shrinking(file.key, size):
                 os.truncate(file.path, size)
             self.window.after(file.key, size, size)

@@ -28,12 +28,14 @@ Key = tuple[int, int]
 """st_dev and st_ino: mappings of the same file are one."""
 ALIGNMENT: Final = 21
 """2 MiB, the ranges of Linux."""
+END_OF_FILES: Final = 1 << 63
+"""Where no file has a byte."""
 
 
 class _File:
     """A file that has segments in the window."""
 
-    __slots__ = ("current", "fd", "seen", "source", "writable")
+    __slots__ = ("current", "fd", "seen", "size", "source", "writable")
 
     def __init__(self, source: MappedFile) -> None:
         self.source = source
@@ -41,6 +43,8 @@ class _File:
         self.writable = False
         self.seen = self.look()
         """Size and mtime, when its bytes were read."""
+        self.size = self.seen[0]
+        """Its bytes, when it was last about to be changed here, or was."""
         self.current = True
         """Whether it was still as it was seen, when it was last about to be changed here."""
 
@@ -58,12 +62,15 @@ class _File:
 
     def changing(self) -> None:
         """It is about to be changed here: see whether somebody else has done so before."""
-        self.current = self.look() == self.seen
+        found = self.look()
+        self.size, self.current = found[0], found == self.seen
 
     def changed(self) -> None:
         """It was changed here, which is nothing new. What somebody else did before still is, and will be read again."""
+        found = self.look()
+        self.size = found[0]
         if self.current:
-            self.seen = self.look()
+            self.seen = found
 
 
 class CopyWindow:
@@ -171,13 +178,17 @@ class CopyWindow:
             if error:
                 raise OSError(error, os.strerror(error))
 
-    def before(self, key: Key) -> None:
-        """Have the file say what the guest stored of it. What fails is told by the next `write_back`."""
+    def before(self, key: Key, start: int = 0, end: int = END_OF_FILES) -> None:
+        """The file is about to be read or changed: have these bytes of it be what the guest stored.
+
+        That may be none, where all that is changed is to be seen instead. What fails is told by the next `write_back`.
+        """
         if not self._write or key not in self._files:
             return
         with self._lock:
-            self._write_file(key)
             if owner := self._files.get(key):
+                parts = (segment.of_file(start, end) for segment in self._of(owner)) if start < end else ()
+                self._settle([part for part in parts if part])
                 owner.changing()
 
     def write_back(self, key: Key | None = None) -> None:
@@ -209,7 +220,7 @@ class CopyWindow:
             owner = self._files.get(key)
             if owner is None:
                 return
-            (old, _), (new, _) = owner.seen, owner.look()
+            old, (new, _) = owner.size, owner.look()
             if old != new:  # behind the old end, or the new one, there are zeroes
                 start, end = min(start, old, new), -(-max(end, old, new) // PAGE) * PAGE
             for segment in list(self._of(owner)):

@@ -83,7 +83,7 @@ class Files:
         if self._state.options.readonly and flags & (os.O_ACCMODE | os.O_TRUNC):
             raise failed(errno.EROFS)
         if flags & os.O_TRUNC:
-            self._state.before(inode)
+            self._state.before(inode, 0, 0)
         shortening = self._state.shrinking(inode, 0) if flags & os.O_TRUNC else nullcontext()
         with shortening, WithoutFsetid() if open_flags & OpenFlag.KILL_SUIDGID else nullcontext():
             fd = self._state.reopen(inode, flags)
@@ -156,7 +156,7 @@ class Files:
         file = self._state.opened.file(given.fh, call.header.nodeid)
         size = min(given.size, room.size)
         check_range(given.offset, size)
-        self._state.before(file.inode)
+        self._state.before(file.inode, given.offset, given.offset + size)
         return room.preadv(file.fd.number, size, given.offset)
 
     def write(self, call: Call, source: Incoming) -> int:
@@ -167,7 +167,7 @@ class Files:
             raise failed(errno.EINVAL)
         if given.offset > OFFSET_MAX - given.size:
             raise failed(errno.EFBIG)
-        self._state.before(file.inode)
+        self._state.before(file.inode, given.offset, given.offset)
         self._capability.drop(file.fd)
         if not given.write_flags & WriteFlag.KILL_SUIDGID:
             written = source.pwritev(file.fd.number, given.size, given.offset)

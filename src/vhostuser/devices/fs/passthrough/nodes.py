@@ -89,7 +89,7 @@ class Nodes:
         if inode.type != stat.S_IFREG:
             raise failed(errno.EISDIR if inode.type == stat.S_IFDIR else errno.EINVAL)
         check_range(given.size, 0)
-        self._state.before(inode)
+        self._state.before(inode, given.size, given.size)
         file = file or self._state.reopen(inode, os.O_WRONLY)
         self._capability.drop(file)
         creating = WithoutFsetid() if given.valid & Fattr.KILL_SUIDGID else nullcontext()

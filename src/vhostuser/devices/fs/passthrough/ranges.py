@@ -65,7 +65,7 @@ class Ranges:
         if given.length > OFFSET_MAX:
             raise failed(errno.EINVAL)
         check_range(given.offset, given.length)
-        self._state.before(file.inode)
+        self._state.before(file.inode, given.offset, given.offset + given.length)
         self._capability.drop(file.fd)
         with self._changing(call):
             calls.fallocate(file.fd.number, given.mode, given.offset, given.length)
@@ -84,7 +84,7 @@ class Ranges:
             raise failed(errno.EINVAL)
         if given.offset > OFFSET_MAX:
             raise failed(errno.ENXIO)
-        self._state.before(file.inode)
+        self._state.before(file.inode, 0, OFFSET_MAX)
         return s.LseekOut(os.lseek(file.fd.number, given.offset, given.whence))
 
     def copy_file_range(self, call: Call) -> s.WriteOut:
@@ -97,8 +97,8 @@ class Ranges:
         size = min(given.len, COPY_MAX)
         check_range(given.off_in, size)
         check_range(given.off_out, size)
-        self._state.before(source.inode)
-        self._state.before(target.inode)
+        self._state.before(source.inode, given.off_in, given.off_in + size)
+        self._state.before(target.inode, given.off_out, given.off_out)
         self._capability.drop(target.fd)
         with self._changing(call):
             copied = os.copy_file_range(source.fd.number, target.fd.number, size, given.off_in, given.off_out)

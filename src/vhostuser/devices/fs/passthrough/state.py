@@ -56,8 +56,8 @@ class Names(Protocol):
 class Mappings(Protocol):
     """What a share asks of the window (of which it is a part)."""
 
-    def before(self, key: tuple[int, int]) -> None:
-        """The file with this st_dev and st_ino is about to be read or changed."""
+    def before(self, key: tuple[int, int], start: int, end: int) -> None:
+        """The file with this st_dev and st_ino is about to be read or changed; these bytes must not be older than stores."""
 
     def after(self, key: tuple[int, int], start: int, end: int) -> None:
         """These bytes of the file were changed."""
@@ -229,10 +229,13 @@ class State:
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
         return self.kept(os.open(b"%d" % fd.number, flags, dir_fd=self.proc.number))
 
-    def before(self, inode: Inode) -> None:
-        """Settle what the window has of a file, before it is read or changed."""
+    def before(self, inode: Inode, start: int, end: int) -> None:
+        """Settle what the window has of these bytes of a file, before it is read or changed.
+
+        That may be none, for what is replaced by a change and told of after it. It takes long where much is mapped.
+        """
         if self.window is not None and inode.type == stat.S_IFREG:
-            self.window.before(inode.file)
+            self.window.before(inode.file, start, end)
 
     def after(self, inode: Inode, start: int, end: int) -> None:
         """Have the window show bytes of a file that were changed."""
