@@ -25,6 +25,8 @@ SHM = "vhostuser.cli.shm"
 BLK = "vhostuser.cli.blk"
 RNG = "vhostuser.cli.rng"
 CONSOLE = "vhostuser.cli.console"
+PMEM = "vhostuser.cli.pmem"
+FS = "vhostuser.cli.fs"
 VHU = "vhostuser"
 Event = dict[str, Any]
 
