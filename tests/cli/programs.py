@@ -26,6 +26,8 @@ BLK = "vhostuser.cli.blk"
 RNG = "vhostuser.cli.rng"
 FS = "vhostuser.cli.fs"
 CONSOLE = "vhostuser.cli.console"
+PMEM = "vhostuser.cli.pmem"
+FS = "vhostuser.cli.fs"
 VHU = "vhostuser"
 Event = dict[str, Any]
 

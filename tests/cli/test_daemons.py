@@ -13,22 +13,39 @@ from pathlib import Path
 import pytest
 
 from vhostuser import Disconnected, Frontend
+from vhostuser.drivers.fs import FsDriver
+from vhostuser.drivers.fuse import FuseSession
+from vhostuser.drivers.pmem import FEATURES, PmemDriver
 from vhostuser.protocol.framing import Frame
 from vhostuser.protocol.numbers import NEED_REPLY, VERSION, FrontendRequest
 from vhostuser.protocol.payloads import U64, VringState
 from vhostuser.testing import message, usage, wait_until
 from vhostuser.virtio.block import HEADER, BlockRequest
 
-from .programs import BLK, RNG, SECONDS, SHM, Program, listening, one_line, run, serving, until, words
+from .programs import BLK, FS, PMEM, RNG, SECONDS, SHM, Program, listening, one_line, run, serving, until, words
 
-DAEMONS = (SHM, BLK, RNG)
+DAEMONS = (SHM, BLK, RNG, PMEM, FS)
 every = pytest.mark.parametrize("module", DAEMONS)
 LOST = "import os, sys; fd = int(sys.argv[1]); os.dup2(fd, 1); os.dup2(fd, 2); os.execv(sys.argv[2], sys.argv[2:])"
 
 
 def options_of(module: str, file: Path) -> tuple[str, ...]:
     """What a daemon can't do without."""
+    if module == PMEM:
+        image = file.with_name(f"{file.stem}.image")
+        image.touch()
+        os.truncate(image, 2 << 20)
+        return ("--image", str(image))
+    if module == FS:
+        (shared := file.with_name("shared")).mkdir(exist_ok=True)
+        (shared / "file").write_text("of the host")
+        return ("--shared-dir", str(shared), "--sandbox", "none", "--dax-window", "64M")
     return {SHM: ("--region", "0:64M"), BLK: ("--blk-file", str(file)), RNG: ()}[module]
+
+
+def connect(sock: Path, module: str, *, wait: float = SECONDS) -> Frontend:
+    """A front-end for the driver of that device."""
+    return Frontend.connect(sock, wait=wait, features=FEATURES if module == PMEM else 0)
 
 
 def name_of(module: str) -> str:
@@ -37,12 +54,18 @@ def name_of(module: str) -> str:
 
 def use(module: str, front: Frontend, file: Path) -> None:
     """One request, if the device takes some."""
-    front.share_memory(1 << 20)
+    front.share_memory(4 << 20)
+    if module == PMEM:
+        return PmemDriver(front).flush()
+    if module == FS:
+        assert b"".join(FsDriver(FuseSession(front)).read("file")) == b"of the host"
+        return None
     queue = front.start_queue(0, size=16)
     if module == BLK:
         assert queue.exchange(HEADER.pack(BlockRequest.IN, 0, 0), 513) == file.read_bytes()[:512] + b"\0"
     elif module == RNG:
         assert len(queue.exchange(b"", 32)) == 32
+    return None
 
 
 # Ends
@@ -85,7 +108,7 @@ def test_p05_the_front_end_is_killed_under_load(sock: Path, file: Path, module: 
         idle = usage(back.process.pid)
         for _ in range(3):
             killed(loading(sock))
-            with Frontend.connect(sock, wait=SECONDS) as front:
+            with connect(sock, module) as front:
                 use(module, front, file)
             wait_until(lambda: usage(back.process.pid) == idle, "all is given back", within=SECONDS)
         back.signal(signal.SIGTERM)
@@ -120,7 +143,7 @@ def test_p08_other_signals_do_what_they_do_to_any_program(sock: Path, file: Path
     assert "SIGPIPE is ignored" in run(module, "--help").stdout
     with listening(sock, *options_of(module, file), "--reconnect", module=module) as back:
         back.signal(signal.SIGPIPE)
-        with Frontend.connect(sock, wait=SECONDS) as front:
+        with connect(sock, module) as front:
             back.signal(signal.SIGPIPE)
             use(module, front, file)
             back.signal(signal.SIGUSR1)
@@ -139,7 +162,7 @@ def test_p09_p10_it_serves_though_its_log_can_not_be_written(sock: Path, file: P
         fd = full if broken == "full" else writer
         with Program([sys.executable, "-c", LOST, str(fd), *command], pass_fds=[fd]) as back:
             until(sock.exists, "it listens")
-            with Frontend.connect(sock, wait=SECONDS) as front:
+            with connect(sock, module) as front:
                 use(module, front, file)
             assert back.end() == 0
     finally:
@@ -160,7 +183,7 @@ def test_p11_a_path_that_does_not_work_is_one_line_and_stays(place: Path, file: 
     assert {each: each.lstat() for each in place.iterdir()} == before
 
 
-@pytest.mark.parametrize("module", [BLK, RNG])
+@pytest.mark.parametrize("module", [BLK, RNG, PMEM])
 def test_p11_a_live_server_keeps_its_socket_and_a_stale_one_is_replaced(
     place: Path, sock: Path, file: Path, module: str
 ) -> None:
@@ -172,11 +195,11 @@ def test_p11_a_live_server_keeps_its_socket_and_a_stale_one_is_replaced(
         done = run(module, "--socket-path", sock, *options_of(module, other), "--log-level", "error")
         assert done.returncode == 1
         assert f"it is in use by pid {first.process.pid}" in one_line(done.stderr)
-        with Frontend.connect(sock) as front:
+        with connect(sock, module) as front:
             use(module, front, file)
 
 
-@pytest.mark.parametrize("module", [BLK])
+@pytest.mark.parametrize("module", [BLK, PMEM, FS])
 def test_p12_an_fd_that_does_not_work_is_one_line(sock: Path, file: Path, module: str) -> None:
     rest = (*options_of(module, file), "--log-level", "error")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as wrong:
@@ -194,15 +217,15 @@ def test_p12_an_fd_that_does_not_work_is_one_line(sock: Path, file: Path, module
     assert not sock.exists()
 
 
-@pytest.mark.parametrize("module", [BLK])
+@pytest.mark.parametrize("module", [BLK, PMEM, FS])
 def test_p13_a_second_front_end_does_not_disturb_the_first(sock: Path, file: Path, module: str) -> None:
     with serving(sock, *options_of(module, file), "--reconnect", module=module):
-        with Frontend.connect(sock) as first:
+        with connect(sock, module) as first:
             second = run("vhostuser", "info", sock, "--timeout", "0.2")
             assert second.returncode == 3
             assert "no other front-end uses it" in one_line(second.stderr)
             use(module, first, file)
-        with Frontend.connect(sock, wait=SECONDS) as third:
+        with connect(sock, module) as third:
             use(module, third, file)
 
 
@@ -212,7 +235,7 @@ def test_p14_little_of_all_is_enough(sock: Path, file: Path, module: str, limit:
     command = words(module, "--socket-path", sock, *options_of(module, file))
     with Program(["sh", "-c", f'ulimit {limit}; exec "$@"', "sh", *command]) as back:
         until(lambda: sock.exists() or back.process.poll() is not None, "it listens")
-        with Frontend.connect(sock, wait=SECONDS) as front:
+        with connect(sock, module) as front:
             use(module, front, file)
         assert back.end() == 0
 
@@ -234,7 +257,7 @@ def test_p14_no_privilege_is_needed(sock: Path, file: Path, module: str) -> None
         until(lambda: sock.exists() or back.process.poll() is not None, "it listens")
         status = Path(f"/proc/{back.process.pid}/status").read_text()
         assert "CapEff:\t0000000000000000\n" in status
-        with Frontend.connect(sock, wait=SECONDS) as front:
+        with connect(sock, module) as front:
             use(module, front, file)
         assert back.end() == 0
 
@@ -245,7 +268,7 @@ def test_p14_a_front_end_without_memfds_says_so_and_may_try_again(
     def refuse(*_: object) -> int:
         raise OSError(38, os.strerror(38), "memfd")
 
-    with listening(sock, *options_of(BLK, file), module=BLK), Frontend.connect(sock) as front:
+    with listening(sock, *options_of(BLK, file), module=BLK), connect(sock, BLK) as front:
         with monkeypatch.context() as patched:
             patched.setattr(os, "memfd_create", refuse)
             with pytest.raises(OSError, match="Function not implemented"):
@@ -268,11 +291,11 @@ SCRIPT = b"".join(
 )
 
 
-@pytest.mark.parametrize("module", [BLK])
+@pytest.mark.parametrize("module", [BLK, PMEM])
 def test_p17_connections_that_are_torn_off_at_any_byte_leave_nothing(sock: Path, file: Path, module: str) -> None:
     dice = random.Random(17)
     with listening(sock, *options_of(module, file), "--reconnect", "--log-level", "error", module=module) as back:
-        with Frontend.connect(sock) as front:
+        with connect(sock, module) as front:
             use(module, front, file)
         idle = None
         for at in range(150):
@@ -280,10 +303,10 @@ def test_p17_connections_that_are_torn_off_at_any_byte_leave_nothing(sock: Path,
                 front.connect(str(sock))
                 front.sendall(SCRIPT[: dice.randrange(len(SCRIPT))])
             if at == 10:
-                with Frontend.connect(sock, wait=SECONDS) as front:
+                with connect(sock, module) as front:
                     use(module, front, file)
                 idle = usage(back.process.pid)
-        with Frontend.connect(sock, wait=SECONDS) as front:
+        with connect(sock, module) as front:
             use(module, front, file)
             assert idle is not None
         wait_until(
@@ -295,7 +318,7 @@ def test_p17_connections_that_are_torn_off_at_any_byte_leave_nothing(sock: Path,
         assert back.end() == 0
 
 
-@pytest.mark.parametrize("module", [BLK, RNG])
+@pytest.mark.parametrize("module", [BLK, RNG, PMEM, FS])
 def test_p20_a_flood_is_a_few_short_plain_lines(sock: Path, file: Path, module: str) -> None:
     with serving(sock, *options_of(module, file), module=module) as back:
         with socket.socket(socket.AF_UNIX) as front:
