@@ -221,7 +221,7 @@ def back_ends_of(options: argparse.Namespace) -> list[tuple[Kind, list[str]]]:
         words = [
             "vhostuser.cli.fs",
             "--shared-dir",
-            options.share,
+            os.path.realpath(options.share),  # vhu-fs shares no symbolic link
             "--tag",
             TAG,
             "--dax",
