@@ -145,6 +145,12 @@ def test_the_back_end_of_a_share_has_the_window_that_was_asked_for(
     assert found == [(Kind.SHARE, ["vhostuser.cli.fs", "--shared-dir", "/srv", "--tag", "myfs", *wanted])]
 
 
+def test_a_share_may_be_a_symbolic_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/srv")
+    ((_, words),) = back_ends_of(parser_of_run().parse_args(["--share", str(tmp_path / "link")]))
+    assert words[1:3] == ["--shared-dir", "/srv"]
+
+
 def test_each_device_has_a_back_end_of_its_own() -> None:
     found = back_ends_of(parser_of_run().parse_args(["--blk", "disk", "--pmem", "image"]))
     assert found == [

@@ -75,6 +75,16 @@ def test_the_share_is_reset_when_the_guest_goes_and_closed_with_the_device(share
     assert share.closed
 
 
+def test_a_window_that_can_not_be_reset_leaves_nothing_open_to_the_next_guest(share: StandIn) -> None:
+    window = StandInWindow()
+    with guest_of(share, window=window) as guest:
+        guest.init()
+        window.fails["reset"] = OSError(errno.EMFILE, "")
+        guest.frontend.reset()
+        assert share.resets == 1
+        window.fails.clear()
+
+
 @pytest.mark.parametrize(("major", "minor"), [(6, 45), (0, 0), (7, 0), (7, 30)])
 def test_versions_before_virtio_fs_are_refused(fresh: Guest, share: StandIn, major: int, minor: int) -> None:
     """F15."""

@@ -224,7 +224,8 @@ def back_ends_of(options: argparse.Namespace) -> list[tuple[Kind, list[str]]]:
     """The back-ends that the options ask for, and the modules that are their programs, with their arguments."""
     found: list[tuple[Kind, list[str]]] = []
     if options.share is not None:
-        found.append((Kind.SHARE, ["vhostuser.cli.fs", "--shared-dir", options.share, "--tag", TAG, *_share_words(options)]))
+        folder = os.path.realpath(options.share)  # vhu-fs shares no symbolic link
+        found.append((Kind.SHARE, ["vhostuser.cli.fs", "--shared-dir", folder, "--tag", TAG, *_share_words(options)]))
     if options.pmem is not None:
         found.append((Kind.PMEM, ["vhostuser.cli.pmem", "--image", options.pmem]))
     if options.blk is not None:

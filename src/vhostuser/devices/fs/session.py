@@ -66,9 +66,11 @@ class Session:
         """The device was reset, or the guest is gone, and with it what was in the window."""
         with self._lock:
             self.live = self._mapper.enabled = self._mapped = False
-            if self._window is not None:
-                self._window.reset()
-            self._share.reset()
+            try:
+                if self._window is not None:
+                    self._window.reset()
+            finally:
+                self._share.reset()
 
     def _begin_window(self) -> bool:
         """Whether the window is where the guest sees it; it is put there once after a reset."""
