@@ -233,16 +233,58 @@ def test_stores_elsewhere_outlive_a_write_that_makes_the_file_longer(guest: Gues
     guest.show(file, 0, 0, pages=2)
     with open(path, "ab") as host:
         host.write(bytes(PAGE))
+    found = path.stat()
     guest.show(file, 0, 4, pages=6, writable=True)
+    guest.do(lambda: guest.window.refresh((1, 1), found.st_size, found.st_mtime_ns))
     guest.store(8, b"stored", at=100)
-    guest.do(lambda: guest.window.before((1, 1), 6 * PAGE, 6 * PAGE))
-    with open(path, "r+b") as host:
-        host.seek(6 * PAGE)
-        host.write(b"end")
-    guest.do(lambda: guest.window.after((1, 1), 6 * PAGE, 6 * PAGE + 3))
+    write(guest, path, 6 * PAGE, b"end")
     assert guest.read(8)[100:106] == b"stored"
     guest.do(guest.window.write_back)
     assert path.read_bytes()[4 * PAGE + 100 :][:6] == b"stored"
+
+
+def test_what_the_guest_stores_where_it_made_a_file_longer_is_kept(guest: Guest, file: HostFile, path: Path) -> None:
+    """Also if somebody else has changed the file before, and nobody has looked at it since."""
+    guest.show(file, 0, 0, pages=8, writable=True)
+    os.utime(path, (1, 1))
+    write(guest, path, 6 * PAGE, b"end")
+    guest.store(5, b"stored")
+    guest.do(guest.window.write_back)
+    assert path.read_bytes()[5 * PAGE :][:6] == b"stored"
+    guest.store(5, b"again!")
+    found = path.stat()
+    guest.do(lambda: guest.window.refresh((1, 1), found.st_size, found.st_mtime_ns))
+    assert guest.read(5)[:6] == b"again!"
+    assert path.read_bytes()[5 * PAGE :][:6] == b"again!"
+
+
+def test_what_others_append_is_the_guests_once_it_looks(guest: Guest, file: HostFile, path: Path) -> None:
+    """Also if its own change hid from us that the file was changed."""
+    guest.show(file, 0, 0, pages=8, writable=True)
+    guest.do(lambda: guest.window.before((1, 1), 0, 0))
+    with open(path, "r+b") as host:
+        host.write(b"guest")
+        host.seek(6 * PAGE)
+        host.write(b"host")
+    guest.do(lambda: guest.window.after((1, 1), 0, 5))
+    found = path.stat()
+    guest.do(lambda: guest.window.refresh((1, 1), found.st_size, found.st_mtime_ns))
+    guest.store(5, b"stored")
+    guest.do(guest.window.write_back)
+    assert path.read_bytes()[5 * PAGE :][:6] == b"stored"
+
+
+def test_what_others_append_is_not_the_guests_before_it_looks(guest: Guest, file: HostFile, path: Path) -> None:
+    """Not even after a change of its own: what it stored there before is nothing."""
+    guest.show(file, 0, 0, pages=8, writable=True)
+    guest.store(5, b"nothing")
+    with open(path, "r+b") as host:
+        host.seek(5 * PAGE)
+        host.write(b"host...")
+    write(guest, path, 0, b"guest")
+    guest.do(guest.window.write_back)
+    assert path.read_bytes()[5 * PAGE :] == b"host..."
+    assert path.read_bytes()[:5] == b"guest"
 
 
 def test_memory_is_given_back_with_the_session(guest: Guest, file: HostFile) -> None:
@@ -339,3 +381,12 @@ def test_a_front_end_that_goes_on_with_the_window_after_a_reset_keeps_what_was_t
     guest.do(guest.window.begin)
     guest.show(file, 1, 2)
     assert guest.read(1, 2) == bytes(PAGE) + b"B" * PAGE
+
+
+def write(guest: Guest, path: Path, offset: int, data: bytes) -> None:
+    """A WRITE of the guest."""
+    guest.do(lambda: guest.window.before((1, 1), offset, offset))
+    with open(path, "r+b") as host:
+        host.seek(offset)
+        host.write(data)
+    guest.do(lambda: guest.window.after((1, 1), offset, offset + len(data)))

@@ -35,7 +35,7 @@ END_OF_FILES: Final = 1 << 63
 class _File:
     """A file that has segments in the window."""
 
-    __slots__ = ("current", "fd", "seen", "size", "source", "writable")
+    __slots__ = ("current", "end", "fd", "seen", "size", "source", "writable")
 
     def __init__(self, source: MappedFile) -> None:
         self.source = source
@@ -43,7 +43,9 @@ class _File:
         self.writable = False
         self.seen = self.look()
         """Size and mtime, when its bytes were read."""
-        self.size = self.seen[0]
+        self.end = self.seen[0]
+        """Where it ends, as far as the guest knows: what it stores behind that is nothing."""
+        self.size = self.end
         """Its bytes, when it was last about to be changed here, or was."""
         self.current = True
         """Whether it was still as it was seen, when it was last about to be changed here."""
@@ -64,6 +66,10 @@ class _File:
         """It is about to be changed here: see whether somebody else has done so before."""
         found = self.look()
         self.size, self.current = found[0], found == self.seen
+
+    def grown(self, end: int) -> None:
+        """The guest has changed it: it knows that it has bytes up to `end`, unless it is shorter."""
+        self.end = min(max(self.end, end), self.look()[0])
 
     def changed(self) -> None:
         """It was changed here, which is nothing new. What somebody else did before still is, and will be read again."""
@@ -220,25 +226,27 @@ class CopyWindow:
             owner = self._files.get(key)
             if owner is None:
                 return
-            old, (new, _) = owner.size, owner.look()
+            old, (new, _), changed = owner.size, owner.look(), end
             if old != new:  # behind the old end, or the new one, there are zeroes
                 start, end = min(start, old, new), -(-max(end, old, new) // PAGE) * PAGE
             for segment in list(self._of(owner)):
                 if part := segment.of_file(start, end):
                     self._show(part)
+            owner.grown(changed)
             owner.changed()
 
     def refresh(self, key: Key, size: int, mtime_ns: int) -> None:
         """The file was looked at: read it again, if it was changed on the host; but for pages that the guest changed."""
         found = self._files.get(key)
-        if found is None or found.seen == (size, mtime_ns):
+        if found is None or (found.seen == (size, mtime_ns) and found.end == size):
             return
         with self._lock:
             self._write_file(key)
             owner = self._files.get(key)
             if owner is None:
                 return
-            (end, _), owner.seen = owner.seen, owner.look()
+            end, owner.seen = owner.end, owner.look()
+            owner.end = owner.seen[0]
             for segment in list(self._of(owner)):
                 self._renew(segment, end)
 
@@ -333,10 +341,10 @@ class CopyWindow:
         return error
 
     def _store(self, part: Segment[_File]) -> None:
-        """Write back the bytes of a part that differ from the file as it is known, up to its end then and now."""
+        """Write back the bytes of a part that differ from the file as it is known, up to its end for the guest, and now."""
         file, shift = part.file, part.foffset - part.moffset
         fd, others = file.fd.fileno(), self._elsewhere(part)
-        end = min(part.end, file.seen[0] - shift, os.fstat(fd).st_size - shift)
+        end = min(part.end, file.end - shift, os.fstat(fd).st_size - shift)
         file.changing()
         for at, data in self._contents.stored(part.moffset, end):
             _write_all(fd, data, at + shift)
