@@ -25,6 +25,11 @@ class LimitedLog:
         if self._may_pass(text):
             self._log.warning("%s", printable(text)[:LONGEST])
 
+    def info(self, text: str) -> None:
+        """Log what a peer may have us say as often as it likes."""
+        if self._may_pass(text):
+            self._log.info("%s", printable(text)[:LONGEST])
+
     def exception(self, text: str) -> None:
         """Log `text` and where the exception in progress came from, as sparingly."""
         if self._may_pass(text):

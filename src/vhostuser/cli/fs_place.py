@@ -42,10 +42,13 @@ class Place:
             made = listen(path)
         finally:
             os.umask(umask)
-        self._names.append((path, os.stat(path).st_ino))
-        if number is not None:
-            os.chown(path, -1, number)
-            os.chmod(path, 0o660)
+        try:
+            self._names.append((path, os.lstat(path).st_ino))
+            if number is not None:
+                _open_to_group(path, number)
+        except BaseException:
+            made.close()
+            raise
         return made
 
     def _take_lock(self, path: str) -> None:
@@ -100,6 +103,15 @@ def _lock(fd: int, name: str, path: str) -> None:
         raise CommandError(text, "try: another --socket-path")
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+
+
+def _open_to_group(path: str, number: int) -> None:
+    """Let a group connect. What else may have got this name meanwhile, in a directory of somebody else's, stays as it is."""
+    with OwnedFd(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)) as found:
+        if not stat.S_ISSOCK(os.fstat(found.fileno()).st_mode):
+            raise CommandError(f"{printable(path)} is no socket any more", "try: a directory that nobody else may write to")
+        os.chown(name := f"/proc/self/fd/{found.fileno()}", -1, number)
+        os.chmod(name, 0o660)
 
 
 def _group(name: str | None) -> int | None:

@@ -68,7 +68,11 @@ def follow(alive: int) -> None:
 
 
 def hold() -> None:
-    """Let signals wait, so that none comes between what is made outside and the keeper that takes it away."""
+    """Let signals wait, so that none comes between what is made outside and the keeper that takes it away.
+
+    Who ignores SIGCHLD, as some that start programs do, can't wait for a child: that ends here, too.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, RELAYED)
 
 

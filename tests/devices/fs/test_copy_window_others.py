@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from types import TracebackType
 
 import pytest
 
@@ -17,7 +15,7 @@ from vhostuser.devices.fs.dax.copy import _read_all
 from vhostuser.transport.fds import OwnedFd
 
 from .failing import fails
-from .windowed import PAGE, Guest, HostFile, window_of
+from .windowed import PAGE, Guest, HostFile, Meanwhile, window_of
 
 KEY = (1, 1)
 _times = count(1)
@@ -125,21 +123,6 @@ def test_f27_a_mapping_that_can_not_become_writable_goes_on_as_it_was(guest: Gue
     assert guest.read(0)[:4] == b"host"
 
 
-class Meanwhile:
-    """A lock before which something else is done first, once."""
-
-    def __init__(self, lock: threading.RLock, act: Callable[[], None]) -> None:
-        self._lock, self._act = lock, act
-
-    def __enter__(self) -> None:
-        act, self._act = self._act, lambda: None
-        act()
-        self._lock.__enter__()
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self._lock.__exit__(kind, value, trace)
-
-
 @pytest.mark.parametrize("request_", ["before", "after", "refresh"])
 def test_a_mapping_that_goes_meanwhile_does_not_fail_a_request(
     guest: Guest, file: HostFile, monkeypatch: pytest.MonkeyPatch, request_: str
@@ -151,7 +134,7 @@ def test_a_mapping_that_goes_meanwhile_does_not_fail_a_request(
         "after": lambda: window.after(KEY, 0, 1),
         "refresh": lambda: window.refresh(KEY, 0, 0),
     }
-    monkeypatch.setattr(window, "_lock", Meanwhile(threading.RLock(), lambda: window.remove([(0, PAGE)])))
+    monkeypatch.setattr(window, "_lock", Meanwhile(lambda: window.remove([(0, PAGE)])))
     acts[request_]()
 
 

@@ -79,17 +79,42 @@ def test_the_guest_sees_the_file_itself_and_stores_into_it(tmp_path: Path, worke
         assert share.path.read_bytes()[-4:] == b"taIL"
 
 
+def watch_truncates(share: Mounted, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Up to where the file itself is mapped whenever it is about to be cut off."""
+    seen, truncate, plain_open = list[int](), os.ftruncate, os.open
+
+    def look() -> None:
+        rows = [row for row in share.driver.window().mappings if row.fd_offset != row.shm_offset]  # others are copies
+        seen.append(max((row.fd_offset + row.len for row in rows), default=0))
+
+    def truncating(fd: int, size: int) -> None:
+        look()
+        truncate(fd, size)
+
+    def opening(path: bytes, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if flags & os.O_TRUNC:
+            look()
+        return plain_open(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "ftruncate", truncating)
+    monkeypatch.setattr(os, "open", opening)
+    return seen
+
+
 @pytest.mark.parametrize("how", ["setattr", "open"])
-def test_k5_a_file_that_the_guest_cuts_off_is_unmapped_there_before(tmp_path: Path, how: str) -> None:
+def test_k5_a_file_that_the_guest_cuts_off_is_unmapped_there_before(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     size = 3 * 4096 + 7 if how == "setattr" else 0
-    with mounted(tmp_path) as share, both_slots(share):
+    with mounted(tmp_path) as share, share.driver.mapped(share.nodeid, 0, SLOT, size=2 * SLOT, writable=True):
+        seen = watch_truncates(share, monkeypatch)
         if how == "setattr":
             share.session.call(Opcode.SETATTR, share.nodeid, SetattrIn(Fattr.SIZE, size=size))
         else:
             fh = OpenOut.unpack(share.session.call(Opcode.OPEN, share.nodeid, OpenIn(os.O_RDWR | os.O_TRUNC))).fh
             share.session.call(Opcode.RELEASE, share.nodeid, ReleaseIn(fh, os.O_RDWR))
-        assert share.path.stat().st_size == size
-        assert share.window == CONTENT[:size].ljust(2 * SLOT, b"\0")
+        assert (seen, share.path.stat().st_size) == ([size // 4096 * 4096], size)
+        assert share.driver.window().read(SLOT, 2 * SLOT) == CONTENT[:size].ljust(2 * SLOT, b"\0")
 
 
 def test_a_file_that_the_host_cuts_off_is_unmapped_when_the_guest_looks_at_it(tmp_path: Path) -> None:

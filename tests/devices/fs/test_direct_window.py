@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,12 +16,12 @@ from vhostuser import Frontend, MemoryFault, RemoteProtocolError
 from vhostuser.devices.fs.dax import direct as module
 from vhostuser.protocol.numbers import FrontendRequest, ProtocolFeature
 from vhostuser.protocol.payloads import MemoryRegion, MemoryTable
-from vhostuser.shared_memory import MapRequest
+from vhostuser.shared_memory import MapRequest, SharedMemory
 from vhostuser.testing import DEADLINE, raw_frontend, sparse_file
 from vhostuser.testing.raw_frontend import PROTOCOL_FEATURES
 from vhostuser.transport.channel import OwnedMessage
 
-from .windowed import PAGE, Guest, HostFile, direct, direct_window_of, served
+from .windowed import PAGE, Guest, HostFile, Meanwhile, direct, direct_window_of, served
 
 UNIT = 4 * PAGE
 ALIGNMENT = 14
@@ -256,6 +256,31 @@ def test_k5_no_front_end_has_a_page_that_a_truncate_takes(guest: Guest, file: Ho
     assert guest.read(0, 3) == bytes(3 * UNIT)
 
 
+@pytest.mark.parametrize("mapped", [True, False])
+def test_k5_a_file_that_is_mapped_or_removed_meanwhile_is_truncated_safely(
+    guest: Guest, file: HostFile, path: Path, monkeypatch: pytest.MonkeyPatch, mapped: bool
+) -> None:
+    """What is mapped between a look whether it is, and the truncate, must not lose pages under the front-end."""
+    window, rows = guest.window, guest.device.shm[0]
+    if mapped:
+        guest.show(file, 0, 0, pages=2)
+
+    def other() -> None:
+        if mapped:
+            window.remove([(0, 2 * UNIT)])
+        else:
+            window.setup(file, foffset=0, size=2 * UNIT, moffset=0, writable=False)
+
+    def truncate() -> None:
+        monkeypatch.setattr(window, "_lock", Meanwhile(other))
+        with window.shrinking(KEY, 0):
+            assert sorted(row.shm_offset for row in rows.mappings) == ([] if mapped else [0, UNIT])
+            assert all(row.fd_offset == row.shm_offset for row in rows.mappings)
+            os.truncate(path, 0)
+
+    guest.do(truncate)
+
+
 def test_a_truncate_that_fails_changes_nothing_that_is_seen(guest: Guest, file: HostFile) -> None:
     guest.show(file, 0, 0, pages=2)
 
@@ -408,3 +433,20 @@ def test_a_mapping_that_the_front_end_tells_of_as_memory_is_waited_for() -> None
         raw.share_memory()
         assert not shm.await_export([row], 0)
     device.window.close()
+
+
+def test_a_front_end_that_tells_no_more_is_not_waited_for_again(other: HostFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU's table is full with eight regions."""
+    tells, asked = [True, True, False], list[list[int]]()
+
+    def await_export(shm: SharedMemory, requests: Iterable[MapRequest], timeout: float) -> bool:
+        asked.append([row.shm_offset // UNIT for row in requests])
+        assert 0 < timeout < DEADLINE
+        return tells.pop(0)
+
+    monkeypatch.setattr(SharedMemory, "await_export", await_export)
+    with direct_window_of(16, alignment=ALIGNMENT) as guest:
+        for at in range(1, 5):
+            guest.show(other, at, at)
+        assert asked == [[0], [1], [2]]
+        assert guest.read(1, 4) == content(4, 102)

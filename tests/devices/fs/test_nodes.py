@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from vhostuser.devices.fs.options import ShareOptions
 from vhostuser.fuse import structs as s
 from vhostuser.fuse.numbers import ROOT_ID, Fattr, LockFlag
 
@@ -262,3 +263,13 @@ def test_arguments_are_those_of_the_request(guest: Guest) -> None:
     for ask in (guest.share.getattr, guest.share.open, guest.share.mkdir, guest.share.statx):
         with fails(errno.EINVAL):
             ask(guest.call(ROOT_ID, s.ForgetIn(1), b"x"))
+
+
+def test_a_read_only_share_is_locked_by_files_that_are_open_to_be_read(root: Path) -> None:
+    (root / "file").write_bytes(b"host")
+    with Guest(root, ShareOptions(readonly=True)) as guest:
+        entry = guest.lookup(b"file")
+        file = entry._replace(fh=guest.open(entry.nodeid))
+        guest.share.setlk(guest.call(file.nodeid, lock(guest, file, 1, 0, 9, fcntl.F_RDLCK)))
+        with fails(errno.EBADF):
+            guest.share.setlk(guest.call(file.nodeid, lock(guest, file, 1, 0, 9, fcntl.F_WRLCK)))

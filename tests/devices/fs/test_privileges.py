@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from vhostuser.devices.fs.idmap import parse_idmap
 from vhostuser.devices.fs.options import ShareOptions
 from vhostuser.devices.fs.passthrough import calls
 from vhostuser.fuse import structs as s
@@ -24,6 +25,7 @@ from .guest import Entry, Guest, Source
 from .in_a_namespace import root_only, run
 
 SOMEONE, SOME_GROUP, OTHER_GROUP = 12345, 23456, 34567
+NOBODY = 0xFFFF_FFFF
 CAPABILITY = struct.pack("<5I", 0x02000000, 1 << 10, 0, 0, 0)
 
 MAKERS: dict[str, Callable[[Guest], Entry]] = {
@@ -85,6 +87,21 @@ def test_ids_that_can_not_be_are_refused_and_nothing_stays(
     monkeypatch.setattr(calls, "set_uid", refused)
     with fails(errno.EAGAIN):
         guest.create(b"it")
+    assert os.listdir(root) == []
+
+
+@pytest.mark.usefixtures("ids")
+@root_only
+@pytest.mark.parametrize(("uid", "gid"), [(NOBODY, SOME_GROUP), (SOMEONE, NOBODY), (NOBODY, NOBODY)])
+def test_who_has_no_id_makes_nothing(root: Path, uid: int, gid: int) -> None:
+    """Such an id would leave the daemon's own, whatever ids are translated to."""
+    root.chmod(0o777)
+    squashed = parse_idmap([f"squash-guest:0:{SOMEONE}:{NOBODY}"])
+    with Guest(root, uids=squashed, gids=squashed) as guest:
+        guest.uid, guest.gid = uid, gid
+        for make in MAKERS.values():
+            with fails(errno.EOVERFLOW):
+                make(guest)
     assert os.listdir(root) == []
 
 
@@ -250,6 +267,14 @@ def test_f10_chown_takes_them(guest: Guest, root: Path) -> None:
     assert os.listxattr(root / "file") == []
 
 
+RANGES: dict[str, Callable[[Guest, Entry], object]] = {
+    "FALLOCATE": lambda guest, file: guest.share.fallocate(guest.call(file.nodeid, s.FallocateIn(file.fh, 0, 4096, 0))),
+    "COPY_FILE_RANGE": lambda guest, file: guest.share.copy_file_range(
+        guest.call(file.nodeid, s.CopyFileRangeIn(file.fh, 0, file.nodeid, file.fh, 4096, 50, 0))
+    ),
+}
+
+
 class Prefixed:
     """All attributes of the guest are called otherwise on the host."""
 
@@ -261,7 +286,7 @@ class Prefixed:
 
 
 @root_only
-@pytest.mark.parametrize("request_", [*CHANGES, "chown"])
+@pytest.mark.parametrize("request_", [*CHANGES, *RANGES, "chown"])
 def test_f10_capabilities_that_the_host_does_not_know_are_taken_too(root: Path, request_: str) -> None:
     with Guest(root, ShareOptions(xattr=True), xattr_names=Prefixed()) as guest:
         file = guest.create(b"file", mode=0o755)
@@ -270,6 +295,8 @@ def test_f10_capabilities_that_the_host_does_not_know_are_taken_too(root: Path, 
         assert os.listxattr(root / "file") == ["user.guest.security.capability"]
         if request_ == "chown":
             setattr_(guest, file, valid=2, uid=SOMEONE)
+        elif request_ in RANGES:
+            RANGES[request_](guest, file)
         else:
             CHANGES[request_](guest, file, False)
         assert os.listxattr(root / "file") == []

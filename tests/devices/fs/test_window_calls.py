@@ -67,9 +67,14 @@ ASKED: dict[str, tuple[list[str], Callable[[Guest, Entry], object]]] = {
     "READ": (["before 0 1"], lambda guest, file: guest.read(file, 1)),
     "WRITE": (["before 3 3", "after 3 6"], lambda guest, file: guest.write(file, b"xyz", 3)),
     "GETATTR": (["seen 10"], lambda guest, file: guest.getattr(file.nodeid)),
+    "SETATTR of the mode": (
+        ["seen 10"],
+        lambda guest, file: guest.share.setattr(guest.call(file.nodeid, s.SetattrIn(valid=Fattr.MODE, mode=0o600))),
+    ),
+    "STATX": (["seen 10"], lambda guest, file: guest.share.statx(guest.call(file.nodeid, s.StatxIn(sx_mask=0x7FF)))),
     "LOOKUP": (["seen 10"], lambda guest, file: guest.lookup(b"file")),
     "SETATTR": (
-        ["before 1 1", "shrinking 1", "after 1 1"],
+        ["before 1 1", "shrinking 1", "after 1 1", "seen 1"],
         lambda guest, file: guest.share.setattr(guest.call(file.nodeid, s.SetattrIn(valid=Fattr.SIZE, size=1))),
     ),
     "OPEN": (["seen 10"], lambda guest, file: guest.open(file.nodeid)),

@@ -24,6 +24,8 @@ from .workers import Workers
 log = logging.getLogger(__name__)
 HIPRIO: Final = 0
 """The queue of FORGET and INTERRUPT, which wait for nothing."""
+CLOSE_TIMEOUT: Final = 0.5
+"""Seconds that the end waits for workers: a host's disk that hangs must not hold up who ends this program."""
 TAG_SIZE: Final = 36
 CACHE_REGION: Final = 0
 """The shared memory region that is the DAX window (VIRTIO_FS_SHMCAP_ID_CACHE)."""
@@ -87,7 +89,7 @@ class FuseDevice(Device):
     def close(self) -> None:
         """Close the share and the window."""
         if self._workers is not None:
-            self._workers.close(self.drain_timeout)
+            self._workers.close(CLOSE_TIMEOUT)
         self._share.close()
         if self._window is not None:
             self._window.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from typing import Final, Protocol
 
@@ -15,7 +14,6 @@ from .agreement import agree, another_version, reply
 from .mapping import Mapper, Window
 from .options import ShareOptions
 
-log = logging.getLogger(__name__)
 _DAX: Final = InitFlag.MAP_ALIGNMENT | InitFlag.HAS_INODE_DAX
 
 
@@ -56,7 +54,7 @@ class Session:
             self._share.agreed = agreed
             self._mapper.enabled = bool(agreed & InitFlag.MAP_ALIGNMENT)
             self.live = True
-        log.info("a guest speaks FUSE %d.%d, flags %#x", asked.major, asked.minor, agreed)
+        self._log.info(f"a guest speaks FUSE {asked.major}.{asked.minor}, flags {agreed:#x}")
         return reply(asked, agreed, self._window.alignment if self._window else 0)
 
     def destroy(self, call: Call) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -28,10 +29,20 @@ class Workers:
         with self._changed:
             self._waiting.append((queue, chain))
             if len(self._waiting) > self._idle and len(self._threads) < self._count and not self._closed:
-                thread = threading.Thread(target=self._run, name=f"vhu-fs worker {len(self._threads)}", daemon=True)
-                thread.start()
-                self._threads.append(thread)
+                self._begin()
             self._changed.notify()
+
+    def _begin(self) -> None:
+        """Start one thread more. Where the system has none, those that there are do it all; without any it is an error."""
+        thread = threading.Thread(target=self._run, name=f"vhu-fs worker {len(self._threads)}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            if not self._threads:
+                self._waiting.pop()  # the request fails: nobody may do it later
+                raise
+        else:
+            self._threads.append(thread)
 
     def drop(self) -> None:
         """Forget what no thread has begun: its driver is gone."""
@@ -39,12 +50,13 @@ class Workers:
             self._waiting.clear()
 
     def close(self, timeout: float) -> None:
-        """End the threads, and wait so many seconds for each that has a request in progress."""
+        """End the threads, and wait so many seconds in all for those that have a request in progress."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        deadline = time.monotonic() + timeout
         for thread in self._threads:
-            thread.join(timeout)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _run(self) -> None:
         while work := self._next():

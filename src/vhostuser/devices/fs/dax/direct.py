@@ -180,11 +180,9 @@ class DirectWindow:
     @contextmanager
     def shrinking(self, key: Key, size: int) -> Iterator[None]:
         """In the block a file may be made so short: no front-end has pages that it loses, which would be its death (K5)."""
-        if key not in self._sources:
-            yield
-            return
-        with self._lock:
-            self._shorten(key, size)
+        with self._lock:  # mapped or not, lest it is mapped meanwhile
+            if key in self._sources:
+                self._shorten(key, size)
             yield
 
     def _fit(self, key: Key) -> None:

@@ -143,6 +143,8 @@ class Creators:
         mask = umask & 0o777 if self._state.agreed & InitFlag.DONT_MASK else 0
         if ours.uid != 0 or (self._is_plain and (header.uid, header.gid, header.total_extlen) == (ours.uid, ours.gid, 0)):
             return Acting(mask, ours, None)
+        if _KEEP in (header.uid, header.gid):  # which would leave them ours
+            raise failed(errno.EOVERFLOW)
         groups = self._groups(call) if header.total_extlen else []
         theirs = Ours(*self.ids(header.uid, header.gid), groups)
         return Acting(mask, ours, None if theirs == ours else theirs)
@@ -156,7 +158,7 @@ class Creators:
         """The supplementary groups that a request names."""
         if not self._state.agreed & InitFlag.CREATE_SUPP_GROUP:
             return []
-        rest, groups = call.data[-call.header.total_extlen * _UNIT :], list[int]()
+        rest, groups = memoryview(call.data)[-call.header.total_extlen * _UNIT :], list[int]()
         while len(rest) >= _HEADER.size:
             size, type = _HEADER.unpack_from(rest)
             if not _HEADER.size <= size <= len(rest):
@@ -167,9 +169,9 @@ class Creators:
         return [self.ids(_KEEP, each)[1] for each in groups]
 
 
-def _group_list(data: bytes) -> list[int]:
+def _group_list(data: memoryview) -> list[int]:
     """The numbers of a `fuse_supp_groups`: how many, and each."""
-    numbers = memoryview(data[: len(data) // 4 * 4]).cast("I")
+    numbers = data[: len(data) // 4 * 4].cast("I")
     if not len(numbers) or numbers[0] > min(MAX_GROUPS, len(numbers) - 1):
         raise failed(errno.EINVAL)
     return list(numbers[1 : 1 + numbers[0]])

@@ -109,6 +109,7 @@ class Files:
         """Make a file and open it, or open the one that is there. The answer is an EntryOut and an OpenOut."""
         given, parent, name = arguments(call, s.CreateIn), self._state.inode(call), name_of(call)
         at = self._state.at(parent)
+        self._state.check_room(2)
         try:
             fd = self._make(call, given, at.number, name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
         except FileExistsError:

@@ -74,6 +74,8 @@ class Locks:
         return found
 
     def _open(self, inode: Inode) -> Fd:
+        if self._state.options.readonly:
+            return self._state.reopen(inode, os.O_RDONLY)
         try:
             return self._state.reopen(inode, os.O_RDWR)
         except OSError:

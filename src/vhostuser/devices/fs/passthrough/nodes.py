@@ -49,6 +49,7 @@ class Nodes:
         given, inode = arguments(call, s.StatxIn), self._state.inode(call)
         fd = self._file(inode, given.fh if given.getattr_flags & GetattrFlag.FH else None)
         raw = calls.statx(fd.number, given.sx_flags & _SYNC_TYPE, given.sx_mask & calls.STATX_ALL)
+        self._state.seen(inode, os.fstat(fd.number))
         found = s.Statx.unpack(raw)
         uid, gid = self._attributes.ids(found.uid, found.gid)
         found = replace(found, uid=uid, gid=gid)
@@ -74,7 +75,9 @@ class Nodes:
         if given.valid & _TIMES:
             times = _atime(given), _mtime(given)
             calls.set_times(self._state.proc.number, path, *times)
-        return self._attributes.answer(inode, os.fstat(file.number))
+        found = os.fstat(file.number)
+        self._state.seen(inode, found)
+        return self._attributes.answer(inode, found)
 
     def _chown(self, inode: Inode, path: bytes, given: s.SetattrIn) -> None:
         asked = given.uid if given.valid & Fattr.UID else _U32, given.gid if given.valid & Fattr.GID else _U32

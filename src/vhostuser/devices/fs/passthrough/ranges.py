@@ -12,6 +12,7 @@ from ....fuse.numbers import FsyncFlag, InitFlag
 from ....fuse.rules import Call
 from . import calls
 from .calls import failed
+from .capability import Capability
 from .credentials import WithoutFsetid
 from .files import OFFSET_MAX, check_range
 from .locks import Locks
@@ -31,8 +32,8 @@ _WHENCE: Final = (os.SEEK_DATA, os.SEEK_HOLE)
 class Ranges:
     """FLUSH, FSYNC, FSYNCDIR, FALLOCATE, LSEEK, COPY_FILE_RANGE."""
 
-    def __init__(self, state: State, locks: Locks) -> None:
-        self._state, self._locks = state, locks
+    def __init__(self, state: State, locks: Locks, capability: Capability) -> None:
+        self._state, self._locks, self._capability = state, locks, capability
 
     def flush(self, call: Call) -> None:
         """What close(2) of a file says. The locks of who closes it end."""
@@ -65,6 +66,7 @@ class Ranges:
             raise failed(errno.EINVAL)
         check_range(given.offset, given.length)
         self._state.before(file.inode, given.offset, given.offset + given.length)
+        self._capability.drop(file.fd)
         with self._changing(call):
             calls.fallocate(file.fd.number, given.mode, given.offset, given.length)
         self._state.after(file.inode, given.offset, given.offset + given.length)
@@ -97,6 +99,7 @@ class Ranges:
         check_range(given.off_out, size)
         self._state.before(source.inode, given.off_in, given.off_in + size)
         self._state.before(target.inode, given.off_out, given.off_out)
+        self._capability.drop(target.fd)
         with self._changing(call):
             copied = os.copy_file_range(source.fd.number, target.fd.number, size, given.off_in, given.off_out)
         self._state.after(target.inode, given.off_out, given.off_out + copied)

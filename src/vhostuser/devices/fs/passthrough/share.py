@@ -51,7 +51,7 @@ class Share:
         capability = Capability(state, xattr_names)
         lookups, locks = Lookups(state, attributes), Locks(state)
         self._bind_names(lookups, Tree(state, lookups, creators), Directories(state, lookups))
-        self._bind_files(Files(state, attributes, lookups, creators, capability), Ranges(state, locks), locks)
+        self._bind_files(Files(state, attributes, lookups, creators, capability), Ranges(state, locks, capability), locks)
         self._bind_nodes(Nodes(state, attributes, creators, capability), Xattrs(state, xattr_names))
         if options.readonly:
             self._refuse_changes()

@@ -190,6 +190,11 @@ class State:
             raise failed(errno.EMFILE)
         return owner
 
+    def check_room(self, count: int) -> None:
+        """OSError, EMFILE, unless so many files can be opened: asked before one is made, which has to be opened then."""
+        spare = [self.kept(os.dup(self.proc.number)) for _ in range(count)]
+        del spare
+
     def reopen(self, inode: Inode, flags: int) -> Fd:
         """The inode's file, opened anew with the flags of an open(2). OSError, EBADF, if it is none to be opened."""
         if inode.type not in OPENABLE:

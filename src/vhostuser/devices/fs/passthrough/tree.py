@@ -33,6 +33,7 @@ class Tree:
         if stat.S_IFMT(given.mode) not in _MADE:
             raise failed(errno.EPERM)
         at = self._state.at(parent)
+        self._state.check_room(1)
         with self._creators.acting(call, given.umask):
             os.mknod(name, self._creators.mode(given.mode, given.umask), dir_fd=at.number)
         return self._lookups.entry(parent, name)
@@ -41,6 +42,7 @@ class Tree:
         """Make a directory."""
         given, parent, name = arguments(call, s.MkdirIn), self._state.inode(call), name_of(call)
         at = self._state.at(parent)
+        self._state.check_room(1)
         with self._creators.acting(call, given.umask):
             os.mkdir(name, self._creators.mode(given.mode, given.umask), dir_fd=at.number)
         return self._lookups.entry(parent, name)
@@ -49,6 +51,7 @@ class Tree:
         """Make a symbolic link: its name, then what it says, which is the guest's business."""
         parent, name = self._state.inode(call), name_of(call)
         at = self._state.at(parent)
+        self._state.check_room(1)
         with self._creators.acting(call, 0):
             os.symlink(call.names[1], name, dir_fd=at.number)
         return self._lookups.entry(parent, name)
