@@ -274,6 +274,19 @@ def test_what_others_append_is_the_guests_once_it_looks(guest: Guest, file: Host
     assert path.read_bytes()[5 * PAGE :][:6] == b"stored"
 
 
+def test_what_others_append_is_not_the_guests_before_it_looks(guest: Guest, file: HostFile, path: Path) -> None:
+    """Not even after a change of its own: what it stored there before is nothing."""
+    guest.show(file, 0, 0, pages=8, writable=True)
+    guest.store(5, b"nothing")
+    with open(path, "r+b") as host:
+        host.seek(5 * PAGE)
+        host.write(b"host...")
+    write(guest, path, 0, b"guest")
+    guest.do(guest.window.write_back)
+    assert path.read_bytes()[5 * PAGE :] == b"host..."
+    assert path.read_bytes()[:5] == b"guest"
+
+
 def test_memory_is_given_back_with_the_session(guest: Guest, file: HostFile) -> None:
     guest.show(file, 0, 0, pages=4, writable=True)
     assert isinstance(guest.window, CopyWindow)
