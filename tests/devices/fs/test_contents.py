@@ -152,3 +152,20 @@ def test_differences_are_all_that_differs_and_begin_and_end_with_it(places: list
         merged[first:last] = ours[first:last]
     assert merged == ours
     assert found == sorted(found)
+
+
+def test_a_store_that_comes_while_its_page_is_renewed_is_kept(
+    contents: Contents, guest: memoryview, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = contents._same
+
+    def stored_then(start: int, size: int) -> bool:
+        untouched = same(start, size)
+        guest[10] = 9
+        return untouched
+
+    monkeypatch.setattr(contents, "_same", stored_then)
+    contents.renew(0, bytes(2048) + b"host" + bytes(2044))
+    monkeypatch.undo()
+    assert bytes(guest[2048:2052]) == b"host"
+    assert list(contents.stored(0, PAGE)) == [(10, b"\x09")]

@@ -68,11 +68,16 @@ class Contents:
         self._known.view[start : start + len(data)] = data
 
     def renew(self, start: int, data: bytes) -> None:
-        """The file has these bytes now: show them in all pages that the guest has left as they were."""
+        """The file has these bytes now: show them in all pages that the guest has left as they were.
+
+        Only what is new is moved, for the guest may store beside it at this very moment.
+        """
         for at in range(0, len(data), PAGE):
             page = data[at : at + PAGE]
-            if page != self._known.copy(start + at, len(page)) and self._same(start + at, len(page)):
-                self.show(start + at, page, writable=True)
+            known = self._known.copy(start + at, len(page))
+            if page != known and self._same(start + at, len(page)):
+                for first, last in _differences(page, known):
+                    self.show(start + at + first, page[first:last], writable=True)
 
     def undo(self, start: int, end: int) -> None:
         """Show what the file is known to have, whatever was stored."""
