@@ -33,7 +33,7 @@ test: setup ## run the whole suite: compiled, pure Python, and without asserts
 	set -ex; \
 	$(BIN)/python -m pytest -n auto -q; \
 	VHOSTUSER_PURE=1 $(BIN)/python -m pytest -n auto -q; \
-	$(BIN)/python -O -m pytest -n auto -q
+	$(BIN)/python -O -m pytest -n auto -q -m 'not vm'
 
 check: setup ## lint, types, layers, coverage floors
 	$(BIN)/ruff check .

@@ -20,7 +20,9 @@ from vhostuser.cli.outcome import CommandError
 from .test_vm_run import SECONDS, alive, temporary
 
 __all__ = ["temporary"]
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300)]
+from .shares import ONCE
+
+pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300), ONCE]
 PROOFS = 29
 SIZE = (5 << 20) + 1
 README = block("text", "FUSE_READ")

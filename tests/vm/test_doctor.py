@@ -6,7 +6,9 @@ import pytest
 
 from vhostuser.cli import checks
 
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300)]
+from .shares import ONCE
+
+pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300), ONCE]
 
 
 def test_the_fetched_qemu_has_shared_memory() -> None:

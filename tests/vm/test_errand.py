@@ -16,7 +16,9 @@ from vhostuser.vm.machine import Attachment, Kind, Machine
 from vhostuser.vm.ports import Ports
 from vhostuser.vm.tree import kernel, qemu_command
 
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300)]
+from .shares import ONCE
+
+pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300), ONCE]
 SECONDS = 240.0
 
 

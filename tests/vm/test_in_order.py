@@ -16,9 +16,10 @@ from vhostuser.testing import Served
 from vhostuser.virtio.numbers import Feature
 from vhostuser.vm.guest import Guest
 
+from .shares import ONCE
 from .test_linux_guest import DISK, check_taken, disk, taken
 
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300), ONCE]
 
 
 LOAD = "for i in 1 2 3; do dd if=/dev/urandom of=/mnt/$i bs=64k count=16 conv=fsync && md5sum /mnt/$i; done; echo over"

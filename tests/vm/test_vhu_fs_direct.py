@@ -16,9 +16,10 @@ from vhostuser.vm.guest import Guest
 
 from .lab import MIB, SECONDS
 from .machine import generic_device
+from .shares import ONCE
 from .test_vhu_shm import Shm, running_back_end
 
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300), ONCE]
 DEVICE = generic_device(virtio_id=26, queues=2, config_size=40)
 CACHED = "grep ^Cached: /proc/meminfo | tr -dc 0-9"
 

@@ -18,7 +18,7 @@ from vhostuser.vm.guest import Guest
 from .lab import MIB, SECONDS
 from .shares import ONCE, Share, guest_of, make, mount, quit_well
 
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300), ONCE]
 TIMES = 100
 LOAD = "while true; do md5sum /dax/a /dax/b /dax/c || exit; done"
 

@@ -17,7 +17,9 @@ from vhostuser.vm.guest import Guest
 from .test_vm_run import SECONDS, temporary, vm
 
 __all__ = ["temporary"]
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300)]
+from .shares import ONCE
+
+pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300), ONCE]
 
 
 def test_one_command_reads_a_file_through_the_window(

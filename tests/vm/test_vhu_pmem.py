@@ -15,9 +15,10 @@ from vhostuser.vm.guest import Guest, GuestFailed
 
 from .lab import MIB, SECONDS, check_well, make_file
 from .machine import QTestMachine, generic_device
+from .shares import ONCE
 from .test_vhu_shm import Shm, running_back_end
 
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300), ONCE]
 IMAGE = 64 * MIB
 DEVICE = generic_device(virtio_id=27, config_size=CONFIG_SIZE)
 FLUSH, OK, FAILED = bytes(4), bytes(4), b"\xff" * 4

@@ -17,7 +17,9 @@ import pytest
 
 from tests.cli.programs import VHU, environment, words
 
-pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300)]
+from .shares import ONCE
+
+pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu"), pytest.mark.timeout(300), ONCE]
 SECONDS = 240.0
 DISK = 16 << 20
 
