@@ -134,9 +134,9 @@ class RingWork:
             why = self._serve(vring, queue, epoch, handler, post, kick)
             if why == _native.handover.LEFT:
                 self._batch(vring, queue, 1)
-        elif (self._batch(vring, queue, queue.size) and not _still(vring, epoch)) or not vring.handover:
+        elif self._batch(vring, queue, queue.size) or not vring.handover:
             return True
-        else:  # who waits looks first: what came during the batch is found there
+        else:
             why = vring.handover.wait(queue, epoch, kick, post.waker, post.spin)
         if why == _native.handover.UNREADABLE:
             vring.check_kick()
@@ -284,11 +284,6 @@ class RingWork:
         except device_faults():
             self._log.exception(f"{type(self._device).__name__}.process failed for a request of queue {index}")
         return None
-
-
-def _still(vring: Vring, epoch: int) -> bool:
-    """The ring is where it was, and whose."""
-    return vring.active and vring.settled and vring.epoch == epoch
 
 
 def _pop_many(queue: DeviceQueue, most: int) -> list[DescriptorChain]:
