@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,14 @@ from vhostuser.fuse import structs as s
 from vhostuser.fuse.numbers import ROOT_ID, AttrFlag, InitFlag
 root = Path({root!r})
 """
+
+
+def open_to_all(root: Path) -> None:
+    """Let other users reach a directory of a test, however deep it is."""
+    top = Path(tempfile.gettempdir())
+    for parent in root.parents:
+        if parent != top and parent.is_relative_to(top):
+            parent.chmod(0o755)
 
 
 def run(script: str, root: Path) -> str:

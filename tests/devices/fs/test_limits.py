@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from vhostuser.fuse.numbers import ROOT_ID
 
 from .failing import fails
 from .guest import Guest
-from .in_a_namespace import root_only, run
+from .in_a_namespace import open_to_all, root_only, run
 
 FILES = 400
 
@@ -138,9 +137,7 @@ def test_handles_that_can_not_be_are_mandatory_or_not(root: Path, monkeypatch: p
 
 @root_only
 def test_f32_who_can_not_open_by_handles_has_fds_alone(root: Path) -> None:
-    for parent in root.parents:
-        if parent.is_relative_to(tempfile.gettempdir()) and parent != Path(tempfile.gettempdir()):
-            parent.chmod(0o755)
+    open_to_all(root)
     many(root)
     script = """
 import resource

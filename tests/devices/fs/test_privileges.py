@@ -22,7 +22,7 @@ from vhostuser.testing import DEADLINE
 
 from .failing import fails
 from .guest import Entry, Guest, Source
-from .in_a_namespace import root_only, run
+from .in_a_namespace import open_to_all, root_only, run
 
 SOMEONE, SOME_GROUP, OTHER_GROUP = 12345, 23456, 34567
 NOBODY = 0xFFFF_FFFF
@@ -335,8 +335,7 @@ def test_ids_are_translated_both_ways(root: Path) -> None:
 def test_someone_who_is_not_root_makes_files_his_own(root: Path) -> None:
     """In a process of its own, for it gives up being root."""
     root.chmod(0o777)
-    for parent in (root.parent, root.parent.parent, root.parent.parent.parent):
-        parent.chmod(0o755)
+    open_to_all(root)
     script = """
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
