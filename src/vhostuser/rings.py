@@ -8,6 +8,7 @@ thread waits for a ring in compiled code, which it leaves when it is woken.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -117,9 +118,21 @@ class Rings:
         self.wake()
 
     def log_to(self, dirty: DirtyLog | None) -> None:
-        """Log writes to guest memory from now on, or no more. Compiled code, which logs none, has left when this returns."""
-        before, self.work.log = self.work.log, dirty
-        if dirty and not before and self._device.compiled():
+        """Log writes to guest memory from now on, or no more. Compiled code, which logs none, has left when this returns.
+
+        What was given back before is shown before, since it was not logged.
+        """
+        if not dirty or self.work.log:
+            self.work.log = dirty
+            return
+        with contextlib.ExitStack() as held:
+            for vring in self.vrings:
+                held.enter_context(vring.books)
+                if vring.queue is not None:
+                    with contextlib.suppress(QueueBroken):  # the thread that works on it will say so
+                        self.work.publish(vring, vring.queue)
+            self.work.log = dirty
+        if self._device.compiled():
             for vring in self.vrings:
                 if vring.active:
                     self._interrupt(vring)
