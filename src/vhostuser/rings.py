@@ -108,7 +108,7 @@ class Rings:
     def kick(self, index: int, *, wait: bool) -> None:
         """Let the thread look into a ring that is active; with `wait` until it has, as long as a stop would wait."""
         if wait and self.vrings[index].active:
-            self._thread_of(index).look().wait(self._device.drain_timeout)
+            self._wait(self._thread_of(index).look().wait, self._patience())
         else:
             self._thread_of(index).wake()
 
@@ -144,7 +144,7 @@ class Rings:
         """
         vring.active = False
         self._thread_of(vring.index).wake()
-        if vring.lock.acquire(timeout=self._device.drain_timeout):
+        if self._rests(vring, self._patience()):
             vring.lock.release()
         elif vring.in_compiled:
             self._abandon(vring)
@@ -152,7 +152,7 @@ class Rings:
 
     def stop_all(self) -> None:
         """Stop every ring, all of them in the time of one."""
-        deadline = time.monotonic() + self._device.drain_timeout
+        deadline = self._patience()
         for vring in self.vrings:
             vring.active = False
         self.wake()
@@ -181,13 +181,13 @@ class Rings:
         vring = self.vrings[index]
         vring.active = False
         self._thread_of(index).wake()
-        if vring.lock.acquire(timeout=self._device.drain_timeout):
+        if self._rests(vring, self._patience()):
             vring.lock.release()
 
     def _pause(self, index: int, *, record: bool, deadline: float | None) -> None:
         """Take no more requests from the ring, and wait for what is in progress or kept by the device."""
         if deadline is None:
-            deadline = time.monotonic() + self._device.drain_timeout
+            deadline = self._patience()
         vring = self.vrings[index]
         vring.active = False
         self._thread_of(index).wake()
@@ -197,7 +197,7 @@ class Rings:
 
     def _drain(self, vring: Vring, deadline: float, *, record: bool) -> bool:
         """Whether everything was given back in time, or is recorded."""
-        while self._wait(lambda patience: vring.lock.acquire(timeout=patience), deadline):
+        while self._rests(vring, deadline):
             try:
                 vring.completion.clear()
                 self.work.collect(vring)
@@ -210,6 +210,14 @@ class Rings:
             if not self._wait(vring.completion.wait, deadline):
                 return False
         return False
+
+    def _patience(self) -> float:
+        """Until when a request in progress is waited for."""
+        return time.monotonic() + self._device.drain_timeout
+
+    def _rests(self, vring: Vring, deadline: float) -> bool:
+        """Whether the ring's lock is held now: no thread works on it."""
+        return self._wait(lambda patience: vring.lock.acquire(timeout=patience), deadline)
 
     def _wait(self, waits: Callable[[float], bool], deadline: float) -> bool:
         """Whether it comes in time. Not waited for, but for a second, is what the front-end has to answer.

@@ -139,7 +139,9 @@ class Mapping(Device):
             self.shm[0].map(page, shm_offset=0, len=4096)
 
 
-def test_k2_a_stop_does_not_wait_for_what_the_front_end_can_not_answer_meanwhile() -> None:
+@pytest.mark.parametrize("how", ["GET_VRING_BASE", "SET_VRING_ENABLE"])
+def test_k2_a_stop_does_not_wait_for_what_the_front_end_can_not_answer_meanwhile(how: str) -> None:
+    """QEMU disables a ring first, and then asks where it stopped."""
     with raw_frontend(Mapping(), reply_timeout=10 * DEADLINE) as raw:
         raw.negotiate()
         requests = raw.open_requests()
@@ -154,5 +156,7 @@ def test_k2_a_stop_does_not_wait_for_what_the_front_end_can_not_answer_meanwhile
         asked = requests.receive()
         assert asked.request == BackendRequest.SHMEM_MAP
         close_all(asked.fds)
+        if how == "SET_VRING_ENABLE":
+            raw.accepted(Q.SET_VRING_ENABLE, VringState(0, 0))
         raw.request(Q.GET_VRING_BASE, VringState(0, 0))
         assert VringState.unpack(raw.receive().payload).index == 0
