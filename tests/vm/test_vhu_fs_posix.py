@@ -112,8 +112,8 @@ def test_tar_and_git_leave_the_trees_that_they_should(tmp_path: Path) -> None:
         guest.run("cd /ours; tar xf in.tar && tar cf out.tar headers")
         wanted = content(tree.headers())
         assert content(tmp_path / "ours" / "headers") == wanted
-        with tarfile.open(tmp_path / "ours" / "out.tar") as archive:
-            archive.extractall(tmp_path / "out", filter="tar")
+        (tmp_path / "out").mkdir()
+        subprocess.run(["tar", "-x", "-C", tmp_path / "out", "-f", tmp_path / "ours" / "out.tar"], check=True, timeout=60)
         assert content(tmp_path / "out" / "headers") == wanted
         guest.run(GIT_ENVIRONMENT)
         guest.run("cd /ours/headers/linux/netfilter && git init -q && git add . && git commit -qm headers")
