@@ -24,7 +24,7 @@ ROWS = [
     {"plain"},
     {"back-end", "front-end"},
     {"testing", "devices", "drivers", "aio"},
-    {"vm"},
+    {"vm", "trace"},
     {"cli"},
     {"package"},
 ]

@@ -11,9 +11,9 @@ from ..limited_log import printable
 from ..protocol.dialects import DIALECTS, RELEASED, Dialect, meanings
 from ..protocol.numbers import ADVISED, REQUIRES, ProtocolFeature, VhostFeature, protocol_feature_names
 from ..protocol.rules import RULES, Channel, Gate, PayloadType, Rule
+from ..trace.words import layout_of, shown
 from ..virtio.numbers import Feature, feature_names
 from .arguments import Parser, number
-from .decode import layout_of, shown
 from .outcome import CommandError, Exit, put
 from .raw import Meaning, raw_bytes, raw_meanings
 

@@ -13,7 +13,7 @@ from ..protocol.layout import FieldError
 from ..protocol.numbers import HEADER_SIZE, KNOWN_FLAGS, NEED_REPLY, REPLY, VERSION_MASK
 from ..protocol.payloads import HEADER, U64, Mmap
 from ..protocol.rules import RULES, Channel, PayloadType, Reply, Rule
-from .decode import in_words, values_of
+from ..trace.words import in_words, values_of
 
 Meaning = dict[str, object]
 _BYTES: Final = re.compile(r"(?:[0-9a-fA-F]{2})+")

@@ -17,10 +17,10 @@ from ..protocol.numbers import FrontendRequest
 from ..protocol.payloads import U64
 from ..protocol.rules import RULES, PayloadType, Reply, Rule
 from ..protocol.rules import Channel as Side
+from ..trace.words import fd_in_words, in_words
 from ..transport.channel import Channel, OwnedFrame
 from ..transport.fds import OwnedFd, close_all
 from ..transport.socket import wait
-from .decode import fd_in_words, in_words
 
 _ARROWS: Final = {True: "F>B", False: "B>F"}
 
