@@ -1,7 +1,7 @@
 """Requests joined with their replies: what each side said to the other, in the order in which it was settled.
 
 What answers a request depends on what was negotiated before (`reply_owed`), so a conversation follows the negotiation of
-each connection. It believes what it sees, right or wrong: a reply that nobody owes, or one that never comes, is shown as such.
+each connection. It believes what it sees, right or wrong: a reply that nobody owes, or one that never comes, is shown so.
 """
 
 from __future__ import annotations

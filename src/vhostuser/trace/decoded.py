@@ -70,6 +70,8 @@ def _unknown(message: Message, index: int, name: str) -> Decoded:
 
 def _header_fault(message: Message) -> str:
     """What is wrong with the header, as the receiver would say it."""
+    if len(message.data) < HEADER_SIZE:
+        return f"{len(message.data)} bytes are no header, which has {HEADER_SIZE}"
     try:
         header = read_header(message.data[:HEADER_SIZE])
     except RemoteProtocolError as error:

@@ -1,8 +1,8 @@
 """What was mapped where, from when to when: the shared memory regions of a capture as rectangles.
 
 A SHMEM_MAP counts from its acknowledgement on, or, where none is owed, from itself; a refused one is kept for the picture,
-at its place and with the reason. Mappings end by their SHMEM_UNMAP, by a reset, and with their connection. QEMU also drops them
-where no message says so: an accepted mapping over another one shows that the other one was gone.
+at its place and with the reason. Mappings end by their SHMEM_UNMAP, by a reset, and with their connection. QEMU also drops
+them where no message says so: an accepted mapping over another one shows that the other one was gone.
 """
 
 from __future__ import annotations
