@@ -14,10 +14,9 @@ import socket
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final
-from collections.abc import Iterator
 
 from vhostuser.protocol.numbers import FrontendRequest
 from vhostuser.protocol.payloads import U64

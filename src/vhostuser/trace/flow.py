@@ -9,7 +9,8 @@ from typing import Final
 
 from ..errors import Disconnected, RemoteProtocolError
 from ..protocol.framing import read_header
-from ..protocol.numbers import HEADER_SIZE, MAX_PAYLOAD, FrontendRequest
+from ..protocol.numbers import HEADER_SIZE, MAX_PAYLOAD, NEED_REPLY, REPLY, VERSION, FrontendRequest
+from ..protocol.payloads import HEADER
 from ..protocol.rules import Channel
 from ..protocol.state import Role
 from ..transport.fds import OwnedFd, close_all
@@ -17,6 +18,7 @@ from ..transport.socket import WouldBlock, receive_some, send_some
 
 _NOW: Final = int(socket.MSG_DONTWAIT)
 """A socket's own blocking mode may be shared with other processes, so it is left alone."""
+_ANSWERS: Final = REPLY | NEED_REPLY
 _LATER: Final = 10_000_000
 """Nanoseconds until fds are sent again of which too many are on their way already."""
 Piece = tuple[bytes | memoryview, list[OwnedFd]]
@@ -29,22 +31,8 @@ class Flow:
     """
 
     __slots__ = (
-        *(
-            "channel",
-            "sender",
-            "source",
-            "target",
-            "data",
-            "fds",
-            "pieces",
-            "extra",
-            "fault",
-            "raw",
-            "lost",
-            "ended",
-            "gone",
-        ),
-        *("over", "blocked", "paused_until", "_size", "_taken", "_started"),
+        *("channel", "sender", "source", "target", "data", "fds", "pieces", "extra", "whole", "fault", "raw", "lost"),
+        *("ended", "gone", "over", "blocked", "paused_until", "_size", "_taken", "_started"),
     )
 
     def __init__(self, channel: Channel, sender: Role, source: socket.socket, target: socket.socket) -> None:
@@ -57,6 +45,8 @@ class Flow:
         """What has not gone of it, and the fds that go with the first byte of each piece."""
         self.extra: list[Piece] = []
         """What goes besides, as soon as no message is half gone: answers in the peer's stead."""
+        self.whole = False
+        """What is held is a message."""
         self.fault = ""
         """Why the bytes that are held are no message, if they are none."""
         self.raw = False
@@ -86,23 +76,22 @@ class Flow:
         return not (self.ended or self.gone or self._taken)
 
     @property
-    def whole(self) -> bool:
-        """What is held is a message."""
-        return not self.raw and len(self.data) == self._size and len(self.data) >= HEADER_SIZE
-
-    @property
     def hands_over(self) -> bool:
         """What is held is the front-end's SET_BACKEND_REQ_FD with its fd, or may become that."""
         if self.channel is not Channel.FRONTEND or self.sender is not Role.FRONTEND or not self.fds or self.raw:
             return False
         return len(self.data) < HEADER_SIZE or int.from_bytes(self.data[:4], "little") == FrontendRequest.SET_BACKEND_REQ_FD
 
+    @property
+    def calm(self) -> bool:
+        """Nothing but the next message is awaited."""
+        return not (self._taken or self.ended or self.gone or self.paused_until)
+
     def read(self) -> bool:
         """Read what is there; whether there is something to write down: a message, bytes that are none, or half a one."""
         while True:
-            want = MAX_PAYLOAD if self.raw else self._size - len(self.data)
             try:
-                data, fds = receive_some(self.source, want, _NOW)
+                data, fds = receive_some(self.source, MAX_PAYLOAD if self.raw else self._size - len(self.data), _NOW)
             except WouldBlock:
                 return False
             except Disconnected:
@@ -114,30 +103,36 @@ class Flow:
                 self.ended, self._taken = True, bool(self.data)
                 return self._taken
             self._add(data, fds)
-            if self._is_complete():
-                self._taken = True
+            if self._taken:
                 return True
 
     def _add(self, data: bytes, fds: list[OwnedFd]) -> None:
-        """Take bytes, whose fds stay at the byte that they came with."""
-        self.data = self.data + data if self.data else data
+        """Take bytes, whose fds stay at the byte that they came with; `_taken` once there is something to write down."""
         if fds or not self.pieces:
             self.pieces.append((data, fds))
             self.fds += fds
         else:
             last, with_it = self.pieces[-1]
             self.pieces[-1] = (bytes(last) + data, with_it)
+        self.data += data
+        held = len(self.data)
+        if held < self._size and not self.raw:
+            return
+        if held == HEADER_SIZE and not self.raw:
+            self._read_header()
+        self._taken = self.raw or held == self._size
+        self.whole = self._taken and not self.raw
 
-    def _is_complete(self) -> bool:
-        if self.raw:
-            return True
-        if len(self.data) == self._size == HEADER_SIZE:
-            try:
-                self._size += read_header(self.data).size
-            except RemoteProtocolError as error:
-                self.raw, self.fault = True, str(error)
-                return True
-        return len(self.data) == self._size
+    def _read_header(self) -> None:
+        """Learn how long the message is; if the header is wrong, what comes is no message from here on."""
+        _, flags, size = HEADER.unpack(self.data)
+        if flags & ~_ANSWERS == VERSION and size <= MAX_PAYLOAD:
+            self._size += size
+            return
+        try:
+            read_header(self.data)
+        except RemoteProtocolError as error:
+            self.raw, self.fault = True, str(error)
 
     def put(self, data: bytes) -> None:
         """Let these bytes go in place of what is held, with its fds."""
@@ -152,10 +147,10 @@ class Flow:
         if self.paused_until and time.monotonic_ns() < self.paused_until:
             return
         self.paused_until, self.blocked = 0, False
-        if not self._started:
+        if self.extra and not self._started:
             self._send_each(self.extra)
-        if not inserted_only and not self.extra:
-            self._started = self._started or bool(self.pieces)
+        if self.pieces and not inserted_only and not self.extra:
+            self._started = True
             self._send_each(self.pieces)
 
     def _send_each(self, pieces: list[Piece]) -> None:
@@ -171,7 +166,7 @@ class Flow:
 
     def _send(self, data: bytes | memoryview, fds: list[OwnedFd]) -> int:
         try:
-            return send_some(self.target, data, [fd.fileno() for fd in fds], _NOW)
+            return send_some(self.target, data, [fd.fileno() for fd in fds] if fds else (), _NOW)
         except WouldBlock:
             self.blocked = True
         except Disconnected as error:
@@ -186,7 +181,8 @@ class Flow:
         if self._taken:
             close_all(self.fds)
             self.data, self.fds, self.pieces, self.fault = b"", [], [], ""
-            self._size, self._taken, self._started = HEADER_SIZE, False, False
+            self.whole = self._taken = self._started = False
+            self._size = HEADER_SIZE
 
     def close(self) -> None:
         """Close the fds that it holds; the sockets are not its own."""

@@ -35,6 +35,8 @@ LAST: Final = 256
 """Messages that are passed on yet on back-end channels once the main channel has ended."""
 _WRITES: Final = select.POLLOUT | select.POLLERR
 _ENDED: Final = select.POLLHUP | select.POLLERR
+_Place = tuple[Splice, socket.socket, Flow, Flow]
+"""A socket: its channel, and the flows that come from there and go there."""
 
 
 class Proxy:
@@ -63,7 +65,7 @@ class Proxy:
         self._poll = select.poll()
         self._poll.register(self._waker, select.POLLIN)
         self._masks: dict[int, int] = {}
-        self._at: dict[int, tuple[Splice, socket.socket]] = {}
+        self._at: dict[int, _Place] = {}
         self._main = Splice(Channel.FRONTEND, front, back)
         self._paused: dict[Flow, Splice] = {}
         self._reason = ""
@@ -98,7 +100,7 @@ class Proxy:
         ready = self._poll.poll(timeout)
         for fd, events in ready:
             if (found := self._at.get(fd)) is not None:
-                self._serve(*found, events)
+                self._serve(found, events)
             else:
                 self._waker.clear()
         if self._paused:
@@ -131,13 +133,21 @@ class Proxy:
             if self._poll.poll(0):
                 return
 
-    def _serve(self, splice: Splice, sock: socket.socket, events: int) -> None:
-        comes, goes = (splice.there, splice.here) if sock is splice.front else (splice.here, splice.there)
+    def _serve(self, place: _Place, events: int) -> None:
+        splice, sock, comes, goes = place
+        if events & select.POLLIN and comes.reads:
+            self._read(splice, comes)
+        if events != select.POLLIN:
+            self._serve_end(splice, sock, events)
+
+    def _serve_end(self, splice: Splice, sock: socket.socket, events: int) -> None:
+        """There is room again at a socket, or its peer is gone."""
+        comes, goes = splice.from_and_to(sock)
         if events & _WRITES and goes.blocked:
             self._write(splice, goes)
-        if events & (_ENDED | select.POLLIN) and comes.reads:
-            self._read(splice, comes)
         if events & _ENDED:
+            if comes.reads:
+                self._read(splice, comes)
             splice.hang_up(sock)
             self._end(splice, goes)
 
@@ -145,14 +155,15 @@ class Proxy:
         """Take what has come: a message is passed on and told; of half a one goes on what may."""
         if flow.read():
             self._pass(splice, flow)
-        elif not self._alter and not flow.hands_over:
+        elif self._alter is None and not flow.hands_over:
             flow.send()
-        self._end(splice, flow)
+        if not flow.calm or flow.blocked:
+            self._end(splice, flow)
 
     def _write(self, splice: Splice, flow: Flow) -> None:
         """Go on sending where it stopped."""
         flow.send()
-        if flow.sent:
+        if flow.sent and not flow.paused_until:
             flow.release()
         if flow.extra:
             flow.send(inserted_only=True)
@@ -160,44 +171,45 @@ class Proxy:
 
     def _pass(self, splice: Splice, flow: Flow) -> None:
         """Pass on what is held, and tell it."""
-        at, verdict = time.time_ns(), self._ask(flow)
+        at, verdict, notes = time.time_ns(), None, ()
         if flow.fault:
             self._record(Remark(at, self.connection, Remarkable.BROKEN, _broken(flow)))
-        if verdict:
-            self._obey(flow, verdict)
-        notes = self._hand_over(flow) if flow.fds and flow.whole and flow.hands_over and flow.pieces else ()
+        if self._alter is not None and flow.whole:
+            verdict = self._obey(flow, at, self._alter)
+        if flow.fds and flow.whole and flow.hands_over and flow.pieces:
+            notes = self._hand_over(flow)
         flow.send()
+        if flow.fds:
+            notes = notes or tuple([described(fd.fileno()) for fd in flow.fds])
         note = verdict.note if verdict else "not delivered" if flow.gone else ""
-        notes = notes or tuple([described(fd.fileno()) for fd in flow.fds])
         message = Message(at, self.connection, flow.channel, flow.sender, flow.data, notes, flow.whole, note)
         self.messages += flow.whole
-        if self._watch:
+        if self._watch is not None:
             self._watch.passed(message, [fd.fileno() for fd in flow.fds])
         self._record(message)
         if verdict and verdict.answer:
             self._answer(splice, flow, verdict.answer)
-        if flow.sent and not flow.paused_until:
+        if flow.gone or not (flow.pieces or flow.paused_until):
             flow.release()
         if len(self._waiting) > BACKLOG:
             self._sink(self._waiting.popleft())
 
     # What is done to messages
 
-    def _ask(self, flow: Flow) -> Verdict | None:
-        """What is to become of the message that is held."""
-        if self._alter is None or not flow.whole:
+    def _obey(self, flow: Flow, at: int, alter: Alter) -> Verdict | None:
+        """Do to the message that is held what is to be done to it, which is returned."""
+        message = Message(at, self.connection, flow.channel, flow.sender, flow.data)
+        verdict = alter(message, [fd.fileno() for fd in flow.fds])
+        if verdict is None:
             return None
-        message = Message(time.time_ns(), self.connection, flow.channel, flow.sender, flow.data)
-        return self._alter(message, [fd.fileno() for fd in flow.fds])
-
-    def _obey(self, flow: Flow, verdict: Verdict) -> None:
         if verdict.close:
             flow.put(b"")
-            self.stop(f"{verdict.note} by a rule of the tracer")
+            self.stop(f"the tracer ended it: {verdict.note}")
         elif verdict.data is not None:
             flow.put(verdict.data)
         if verdict.delay:
             flow.paused_until = time.monotonic_ns() + verdict.delay
+        return verdict
 
     def _answer(self, splice: Splice, flow: Flow, data: bytes) -> None:
         """Send `data` back to where the message came from, in the stead of whoever should have answered."""
@@ -231,7 +243,7 @@ class Proxy:
 
     def _add(self, splice: Splice) -> None:
         for sock in (splice.front, splice.back):
-            self._at[sock.fileno()] = (splice, sock)
+            self._at[sock.fileno()] = (splice, sock, *splice.from_and_to(sock))
         self._register(splice)
 
     def _register(self, splice: Splice) -> None:
@@ -281,7 +293,7 @@ class Proxy:
         """Let go of everything, and tell the sink all that waits."""
         by = self._main.ended_by
         reason = self._reason or f"the {by.value if by else 'nobody'} closed the connection"
-        for splice in {id(splice): splice for splice, _ in self._at.values()}.values():
+        for splice in {id(place[0]): place[0] for place in self._at.values()}.values():
             self._drop(splice)
         self._main.close()
         self._waker.close()

@@ -35,6 +35,10 @@ class Splice:
         """Its sockets are closed."""
         return self.front.fileno() < 0
 
+    def from_and_to(self, sock: socket.socket) -> tuple[Flow, Flow]:
+        """The flow that comes from a socket, and the one that goes there."""
+        return (self.there, self.here) if sock is self.front else (self.here, self.there)
+
     def other(self, flow: Flow) -> Flow:
         """The flow the other way."""
         return self.here if flow is self.there else self.there
@@ -45,7 +49,7 @@ class Splice:
         Even with nothing to read or write a socket tells that its peer is gone, and goes on telling: it may be asked only
         while there is something to be done about that.
         """
-        comes, goes = (self.there, self.here) if sock is self.front else (self.here, self.there)
+        comes, goes = self.from_and_to(sock)
         reads = comes.reads and not goes.extra and not comes.over
         if not reads and goes.over:
             return -1
@@ -72,7 +76,7 @@ class Splice:
 
     def hang_up(self, sock: socket.socket) -> None:
         """The peer behind `sock` is gone: nothing goes there any more. What it has sent is read nevertheless."""
-        comes, goes = (self.there, self.here) if sock is self.front else (self.here, self.there)
+        comes, goes = self.from_and_to(sock)
         if not comes.reads:
             goes.gone = True
             self.ended_by = self.ended_by or comes.sender
