@@ -1,7 +1,8 @@
 """What the proxy costs a message: request and reply between two processes, straight and through it, all on one CPU.
 
-The rounds of all rows are interleaved, so that each sees the machine in the same mood; the figure of a row is the median over
-the rounds of what one message takes longer than straight. `--soak` passes a million messages and looks at what the proxy holds.
+The rounds of all rows are interleaved, so that each sees the machine in the same mood; the figure of a row is the median
+over the rounds of what one message takes longer than straight. `--soak` passes a million messages, and looks at what the
+proxy holds before and after.
 """
 
 from __future__ import annotations
@@ -73,7 +74,12 @@ def ask(sock: socket.socket, count: int) -> float:
 def straight() -> Iterator[socket.socket]:
     """A socket to somebody who answers."""
     ours, theirs = socket.socketpair()
-    with ours, theirs, process(lambda: (ours.close(), answer_all(theirs))[-1]):
+
+    def work() -> None:
+        ours.close()
+        answer_all(theirs)
+
+    with ours, theirs, process(work):
         theirs.close()
         yield ours
 

@@ -35,8 +35,8 @@ LAST: Final = 256
 """Messages that are passed on yet on back-end channels once the main channel has ended."""
 _WRITES: Final = select.POLLOUT | select.POLLERR
 _ENDED: Final = select.POLLHUP | select.POLLERR
-_Place = tuple[Splice, socket.socket, Flow, Flow]
-"""A socket: its channel, and the flows that come from there and go there."""
+_Place = tuple[Splice, socket.socket, Flow]
+"""A socket: its channel, and the flow that comes from there."""
 
 
 class Proxy:
@@ -134,7 +134,7 @@ class Proxy:
                 return
 
     def _serve(self, place: _Place, events: int) -> None:
-        splice, sock, comes, goes = place
+        splice, sock, comes = place
         if events & select.POLLIN and comes.reads:
             self._read(splice, comes)
         if events != select.POLLIN:
@@ -171,7 +171,8 @@ class Proxy:
 
     def _pass(self, splice: Splice, flow: Flow) -> None:
         """Pass on what is held, and tell it."""
-        at, verdict, notes = time.time_ns(), None, ()
+        at, verdict = time.time_ns(), None
+        notes: tuple[FdNote, ...] = ()
         if flow.fault:
             self._record(Remark(at, self.connection, Remarkable.BROKEN, _broken(flow)))
         if self._alter is not None and flow.whole:
@@ -243,7 +244,7 @@ class Proxy:
 
     def _add(self, splice: Splice) -> None:
         for sock in (splice.front, splice.back):
-            self._at[sock.fileno()] = (splice, sock, *splice.from_and_to(sock))
+            self._at[sock.fileno()] = (splice, sock, splice.from_and_to(sock)[0])
         self._register(splice)
 
     def _register(self, splice: Splice) -> None:
