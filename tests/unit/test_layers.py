@@ -25,6 +25,7 @@ ROWS = [
     {"back-end", "front-end"},
     {"testing", "devices", "drivers", "aio"},
     {"vm", "trace"},
+    {"conformance"},
     {"cli"},
     {"package"},
 ]

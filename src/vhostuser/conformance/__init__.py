@@ -1,0 +1,1 @@
+"""Hold either side of a connection to the specification, rule by rule."""

@@ -1,0 +1,68 @@
+"""Run rules against a back-end: each on a connection of its own, each with a deadline, whatever the back-end does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+
+from ..errors import VhostUserError
+from ..protocol.numbers import FrontendRequest, ProtocolFeature, VhostFeature
+from ..protocol.payloads import U64
+from ..trace.event import Event
+from ..virtio.numbers import DeviceId
+from .backend_bench import BackendBench, Offer
+from .outcome import Deviation, NotApplicable, Outcome, Result
+from .peer import Peer
+from .rule import Rule
+
+TIMEOUT = 5.0
+"""Seconds that a back-end may take for an answer."""
+_NOTHING = Offer(0, 0, 0)
+
+
+def offer_of(peer: Peer, *, device: DeviceId | None = None, timeout: float = TIMEOUT) -> Offer:
+    """What a back-end offers. VhostUserError if it is not there, or does not answer."""
+    with BackendBench(peer.connect(), _NOTHING, [], deadline=timeout) as bench:
+        try:
+            features = bench.value(FrontendRequest.GET_FEATURES)
+            protocol, queues = 0, 1
+            if features >> VhostFeature.PROTOCOL_FEATURES & 1:
+                protocol = bench.value(FrontendRequest.GET_PROTOCOL_FEATURES)
+            if protocol >> ProtocolFeature.MQ & 1:
+                bench.request(FrontendRequest.SET_PROTOCOL_FEATURES, U64(1 << ProtocolFeature.MQ))
+                queues = bench.value(FrontendRequest.GET_QUEUE_NUM)
+        except Deviation as deviation:
+            raise VhostUserError(f"it can't be asked what it offers: {deviation}") from None
+    return Offer(features, protocol, queues, device)
+
+
+def check_back_end(
+    rules: Iterable[Rule[BackendBench]], peer: Peer, offer: Offer, *, timeout: float = TIMEOUT
+) -> Iterator[Outcome]:
+    """Run `rules` one after the other. VhostUserError if the back-end does not come back."""
+    for rule in rules:
+        yield check_one(rule, peer, offer, timeout=timeout)
+
+
+def check_one(rule: Rule[BackendBench], peer: Peer, offer: Offer, *, timeout: float = TIMEOUT) -> Outcome:
+    """Run one rule."""
+    if lacking := offer.lacks(rule.needs):
+        return Outcome(rule, Result.SKIPPED, got=f"it does not offer {lacking}")
+    began = time.monotonic()
+    events: list[Event] = []
+    with BackendBench(peer.connect(), offer, events, deadline=timeout) as bench:
+        result, expected, got = _tried(rule, bench)
+    if death := peer.crashed():
+        result, got = Result.CRASHED, f"{got}; {death}" if got else death
+    return Outcome(rule, result, expected or rule.text if got else "", got, time.monotonic() - began, tuple(events))
+
+
+def _tried(rule: Rule[BackendBench], bench: BackendBench) -> tuple[Result, str, str]:
+    """How a rule ended, what was expected, and what came."""
+    try:
+        rule.check(bench)
+    except Deviation as deviation:
+        return Result.HUNG if deviation.hung else Result.BROKEN, deviation.expected, deviation.got
+    except NotApplicable as why:
+        return Result.SKIPPED, "", str(why)
+    return Result.KEPT, "", ""
