@@ -71,7 +71,11 @@ def _looks_like_blk(offered: Offered) -> bool:
     kind, reserved, sector = HEADER.unpack_from(offered.start)
     if kind not in _TYPES or reserved > 0xFFFF or sector >= 1 << 55:
         return False
-    readable, writable = _readable(offered) - HEADER.size, _writable(offered) - 1
+    return _fits(kind, _readable(offered) - HEADER.size, _writable(offered) - 1)
+
+
+def _fits(kind: int, readable: int, writable: int) -> bool:
+    """So many bytes behind the header, and before the status, are what a request of that type has."""
     match kind:
         case BlockRequest.IN:
             return readable == 0 < writable and writable % SECTOR == 0
