@@ -65,7 +65,7 @@ def test_a_list_past_its_date_is_reported(tmp_path: Path, capsys: pytest.Capture
 
 def test_a_tree_must_have_an_absolute_path() -> None:
     with pytest.raises(tree.FetchError, match="must be an absolute path"):
-        fetch._unpack(Path("some.deb"), Path())
+        fetch.unpack(Path("some.deb"), Path())
 
 
 @pytest.mark.parametrize(("trouble", "code"), [(tree.OutOfReach("no network"), 3), (tree.FetchError("broken"), 1)])

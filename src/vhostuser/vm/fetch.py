@@ -51,12 +51,12 @@ def fetch(into: Path) -> dict[str, str]:
     into.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{into.name}.", dir=into.parent) as scratch:
         debs = _download(Path(scratch))
-        found = _packages(debs)
+        found = packages(debs)
         _check_version(found["qemu-system-x86"])
         tree = Path(scratch) / "tree"
         tree.mkdir()
         for deb in debs:
-            _unpack(deb, tree)
+            unpack(deb, tree)
         for program in STARTED:
             run([*loaded(program, tree), "--version"], seconds=30)
         _extract_elf(tree)
@@ -88,7 +88,8 @@ def _kernel_packages(apt: Apt) -> list[str]:
     return [part + release[1] for part in KERNEL_PARTS]
 
 
-def _packages(debs: list[Path]) -> dict[str, str]:
+def packages(debs: list[Path]) -> dict[str, str]:
+    """Their names, and versions."""
     names = [deb.name.split("_") for deb in debs]
     return {package: version.replace("%3a", ":") for package, version, *_ in names}
 
@@ -100,7 +101,8 @@ def _check_version(version: str) -> None:
         raise FetchError(f"{BACKPORTS} has QEMU {version}, but shared memory regions need {lowest}: try another mirror")
 
 
-def _unpack(deb: Path, tree: Path) -> None:
+def unpack(deb: Path, tree: Path) -> None:
+    """Put the files of a package into a tree, without documents and set-user-ID bits."""
     if not tree.is_absolute():
         raise FetchError(f"not unpacking into {tree}: it must be an absolute path")
     content = subprocess.run(["dpkg-deb", "--fsys-tarfile", deb], stdout=subprocess.PIPE, timeout=60, check=True).stdout
