@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from vhostuser.errors import Disconnected
 from vhostuser.frontend import Frontend
 from vhostuser.protocol.framing import Frame
 from vhostuser.protocol.numbers import VERSION
-from vhostuser.testing import is_listened_on
+from vhostuser.testing import DEADLINE, is_listened_on
 from vhostuser.transport.channel import OwnedMessage
 
 from .programs import SHM, Program, attach, listening, run, serving, until, vhu, words
@@ -90,6 +91,23 @@ def test_p08_the_second_signal_ends_it_at_once(number: signal.Signals) -> None:
         assert stuck.line() == "first"
         stuck.signal(signal.SIGTERM)
         assert stuck.end(QUICK) == 128 + signal.SIGTERM
+
+
+_LATE = """
+import os, signal, sys
+from vhostuser.cli.outcome import on_end, run
+
+class Last:
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGTERM):
+        kill(pid, number)
+
+last = Last()  # goes with the module, after Python has let go of its handlers
+sys.exit(run("vhu", lambda: on_end(lambda: None) or 0))
+"""
+
+
+def test_p08_a_signal_that_comes_after_the_end_changes_nothing() -> None:
+    assert subprocess.run([sys.executable, "-c", _LATE], check=False, timeout=DEADLINE).returncode == 0
 
 
 def test_once_is_the_default(sock: Path) -> None:

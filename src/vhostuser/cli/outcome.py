@@ -53,7 +53,7 @@ def run(program: str, command: Callable[[], int]) -> int:
     """Call `command`; its exit code, or that of the error that ended it, of which one line is printed."""
     fill_standard_fds()
     try:
-        return command()
+        return _ended(command)
     except OutputClosed:
         return Exit.DONE
     except KeyboardInterrupt:
@@ -66,6 +66,17 @@ def run(program: str, command: Callable[[], int]) -> int:
         if os.environ.get("VHU_LOG") in ("debug", "trace"):
             _write(STDERR, _encoded(traceback.format_exc()))
         return Exit.FAILED
+
+
+def _ended(command: Callable[[], int]) -> int:
+    """Call a command. What ends it must not kill Python on its way out, which takes signals by their default once more."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return command()
+    finally:
+        if signal.getsignal(signal.SIGTERM) is not before:
+            for each in ENDING_SIGNALS:
+                signal.signal(each, signal.SIG_IGN)
 
 
 def exit_code(error: BaseException) -> int:

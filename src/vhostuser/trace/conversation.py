@@ -35,6 +35,8 @@ class Exchange:
     """Nanoseconds from the request to its reply."""
     orphan: bool = False
     """`request` is a reply that answers nothing."""
+    waited: int | None = None
+    """Nanoseconds until nobody expected the reply any more; None if there is one, or none is owed."""
 
     @property
     def index(self) -> int:
@@ -107,10 +109,11 @@ class Conversation:
         self._dialect = dialect
         self._sides: dict[int, _Side] = {}
         self._count = 0
+        self._now = 0
 
     def take(self, event: Event) -> list[Item]:
         """What `event` settles: itself, or the request that it answers; before it, what it shows to be left unanswered."""
-        index, self._count = self._count, self._count + 1
+        index, self._count, self._now = self._count, self._count + 1, max(self._now, event.at)
         if isinstance(event, Message):
             side = self._sides.setdefault(event.connection, _Side())
             return list(self._asked(side, event, index) if event.asks else self._answered(side, event, index))
@@ -138,7 +141,7 @@ class Conversation:
             return
         pending = side.pending[message.channel]
         if len(pending) >= MOST_PENDING:
-            yield _unanswered(pending.popleft())
+            yield self._unanswered(pending.popleft())
         pending.append(_Asked(request, owed))
 
     def _answered(self, side: _Side, message: Message, index: int) -> Iterator[Item]:
@@ -148,7 +151,7 @@ class Conversation:
             yield Exchange(decoded(message, index, features=side.state.protocol_acknowledged), orphan=True)
             return
         for _ in range(place):
-            yield _unanswered(pending.popleft())
+            yield self._unanswered(pending.popleft())
         request, owed = pending.popleft()
         reply = decoded(message, index, features=side.state.protocol_acknowledged, owed=owed)
         side.state = self._learned(side.state, reply, owed)
@@ -156,7 +159,10 @@ class Conversation:
 
     def _given_up(self, side: _Side | None) -> Iterator[Item]:
         for pending in side.pending.values() if side else ():
-            yield from map(_unanswered, pending)
+            yield from map(self._unanswered, pending)
+
+    def _unanswered(self, asked: _Asked) -> Exchange:
+        return Exchange(asked.request, None, asked.owed, waited=self._now - asked.request.message.at)
 
     def _moved(self, state: State, request: Decoded) -> State:
         """What a request of the front-end changes in what later ones mean."""
@@ -195,7 +201,3 @@ def _owed(request: Decoded, state: State) -> Owed:
     if request.rule is None:
         return Owed.ACK if need_reply and state.has(ProtocolFeature.REPLY_ACK) else Owed.NOTHING
     return reply_owed(request.rule, state, need_reply)
-
-
-def _unanswered(asked: _Asked) -> Exchange:
-    return Exchange(asked.request, None, asked.owed)

@@ -62,6 +62,10 @@ class History:
         """When which connection's device was reset."""
         self.connections: dict[int, None] = {}
         """Those that were seen, in order."""
+        self.count = 0
+        """How many mappings there are now."""
+        self.mapped = 0
+        """Bytes that are mapped now."""
         self._regions: dict[tuple[int, int], _Region] = {}
         self._keep = keep
 
@@ -80,16 +84,6 @@ class History:
         else:
             found = [each for each in self.placed if each.lives(at)]
         return sorted(found, key=lambda each: (each.connection, each.shmid, each.shm_offset))
-
-    @property
-    def count(self) -> int:
-        """How many mappings there are now."""
-        return sum(len(region.live) for region in self._regions.values())
-
-    @property
-    def mapped(self) -> int:
-        """Bytes that are mapped now."""
-        return sum(each.len for region in self._regions.values() for each in region.live.values())
 
     def _remark(self, remark: Remark) -> None:
         if remark.about is Remarkable.OPENED:
@@ -141,6 +135,7 @@ class History:
             self._remove(region, gone, placed.begin)
         region.table.insert(Mapping(placed.shm_offset, placed.len, placed.fd_offset, placed.writable))
         region.live[placed.shm_offset] = placed
+        self.count, self.mapped = self.count + 1, self.mapped + placed.len
 
     def _unmap(self, exchange: Exchange, body: Mmap) -> None:
         region = self._regions.get((exchange.message.connection, body.shmid))
@@ -151,6 +146,7 @@ class History:
     def _remove(self, region: _Region, mapping: Mapping, at: int) -> None:
         region.table.remove(mapping)
         region.live.pop(mapping.shm_offset).end = at
+        self.count, self.mapped = self.count - 1, self.mapped - mapping.len
 
     def _clear(self, connection: int, at: int) -> None:
         """All mappings of a connection end."""
@@ -158,6 +154,7 @@ class History:
             region = self._regions.pop(key)
             for placed in region.live.values():
                 placed.end = at
+                self.count, self.mapped = self.count - 1, self.mapped - placed.len
 
 
 def _why_not(exchange: Exchange) -> str:

@@ -49,11 +49,11 @@ def receive_some(sock: socket.socket, want: int, flags: int = 0) -> tuple[bytes,
     return data, fds
 
 
-def send_some(sock: socket.socket, data: bytes | memoryview, fds: Sequence[int] = ()) -> int:
+def send_some(sock: socket.socket, data: bytes | memoryview, fds: Sequence[int] = (), flags: int = 0) -> int:
     """Send as much of `data` as fits, with `fds` at its first byte; the number of bytes. Raises as `receive_some`."""
     control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     try:
-        return sock.sendmsg([data], control, _NO_SIGNAL)
+        return sock.sendmsg([data], control, flags | _NO_SIGNAL)
     except BlockingIOError:
         raise WouldBlock from None
     except OSError as error:

@@ -1,0 +1,77 @@
+"""Captures by name: the format of one that is read is seen in it, that of one that is written is in its suffix."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from io import BufferedReader, FileIO
+from pathlib import Path
+from typing import BinaryIO, Final, Protocol
+
+from .capture_error import CaptureError, EndsEarly
+from .event import Event
+from .jsonl import JsonlWriter, read_jsonl
+from .pcapng import PcapngWriter, read_pcapng
+
+__all__ = ["CaptureError", "EndsEarly", "Writer", "create_capture", "open_capture"]
+
+STANDARD: Final = "-"
+"""The name of standard input, or output."""
+_SECTION: Final = b"\n\r\r\n"
+_SPACE: Final = b" \t\r\n"
+
+
+class Writer(Protocol):
+    """Takes the events of a capture."""
+
+    def write(self, event: Event) -> None:
+        """Add an event."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+
+_FORMATS: Final[dict[str, Callable[[BinaryIO], Writer]]] = {".pcapng": PcapngWriter, ".jsonl": JsonlWriter}
+
+
+def open_capture(path: str | os.PathLike[str]) -> Iterator[Event]:
+    """The events of the capture in a file, or on standard input (`-`), as they come.
+
+    CaptureError says what is wrong where; OSError, that there is no such file. One that was cut off ends with a remark.
+    """
+    with _opened(path) as file:
+        start = file.peek(1)[:4]
+        if start == _SECTION[: len(start)] and start:
+            yield from read_pcapng(file)
+        elif start.lstrip(_SPACE)[:1] == b"{":
+            yield from read_jsonl(file)
+        else:
+            raise CaptureError(
+                f"{os.fspath(path)} is no capture (pcapng, or JSON Lines): it begins with {start.hex() or 'nothing'}"
+            )
+
+
+def _opened(path: str | os.PathLike[str]) -> BufferedReader:
+    if os.fspath(path) == STANDARD:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    return open(path, "rb")
+
+
+def create_capture(path: str | os.PathLike[str]) -> Writer:
+    """Begin a capture in a file, whose name says the format: .pcapng or .jsonl; on standard output (`-`) it is pcapng.
+
+    What was in the file is gone. Every event is written at once.
+    """
+    name = os.fspath(path)
+    if name == STANDARD:
+        return PcapngWriter(FileIO(sys.stdout.fileno(), "wb", closefd=False))
+    suffix = Path(name).suffix
+    if suffix not in _FORMATS:
+        raise CaptureError(f"{name}: a capture is called .pcapng or .jsonl, which says its format")
+    file = FileIO(name, "wb")
+    try:
+        return _FORMATS[suffix](file)
+    except BaseException:
+        file.close()
+        raise

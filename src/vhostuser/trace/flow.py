@@ -1,0 +1,190 @@
+"""One direction of one channel: what comes in at a socket goes out at another one, and no more than one message is held."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+from typing import Final
+
+from ..errors import Disconnected, RemoteProtocolError
+from ..protocol.framing import read_header
+from ..protocol.numbers import HEADER_SIZE, MAX_PAYLOAD, NEED_REPLY, REPLY, VERSION, FrontendRequest
+from ..protocol.payloads import HEADER
+from ..protocol.rules import Channel
+from ..protocol.state import Role
+from ..transport.fds import OwnedFd, close_all
+from ..transport.socket import WouldBlock, receive_some, send_some
+
+_NOW: Final = int(socket.MSG_DONTWAIT)
+"""A socket's own blocking mode may be shared with other processes, so it is left alone."""
+_ANSWERS: Final = REPLY | NEED_REPLY
+_LATER: Final = 10_000_000
+"""Nanoseconds until fds are sent again of which too many are on their way already."""
+Piece = tuple[bytes | memoryview, list[OwnedFd]]
+
+
+class Flow:
+    """Messages from `source` to `target`. It holds one at a time: while that has not gone, nothing more is read.
+
+    Call `read` when `source` has something, `send` to pass on what is held, and `release` once it was written down.
+    """
+
+    __slots__ = (
+        *("channel", "sender", "source", "target", "data", "fds", "pieces", "extra", "whole", "fault", "raw", "lost"),
+        *("ended", "gone", "over", "blocked", "paused_until", "_size", "_taken", "_started"),
+    )
+
+    def __init__(self, channel: Channel, sender: Role, source: socket.socket, target: socket.socket) -> None:
+        self.channel, self.sender, self.source, self.target = channel, sender, source, target
+        self.data = b""
+        """What has come of the message that is held."""
+        self.fds: list[OwnedFd] = []
+        """Its fds."""
+        self.pieces: list[Piece] = []
+        """What has not gone of it, and the fds that go with the first byte of each piece."""
+        self.extra: list[Piece] = []
+        """What goes besides, as soon as no message is half gone: answers in the peer's stead."""
+        self.whole = False
+        """What is held is a message."""
+        self.fault = ""
+        """Why the bytes that are held are no message, if they are none."""
+        self.raw = False
+        """A header was wrong: what follows is passed on as it comes."""
+        self.lost = False
+        """Fds were lost: this process may open no more, or they were more than one message may carry."""
+        self.ended = False
+        """Nothing more comes."""
+        self.gone = False
+        """Nobody takes what comes."""
+        self.over = False
+        """Its end was passed on."""
+        self.blocked = False
+        """`target` has no room for now."""
+        self.paused_until = 0
+        """What is held may not go before (time.monotonic_ns)."""
+        self._size, self._taken, self._started = HEADER_SIZE, False, False
+
+    @property
+    def sent(self) -> bool:
+        """What is held has all gone, or can't go anywhere."""
+        return self.gone or not self.pieces
+
+    @property
+    def reads(self) -> bool:
+        """It wants to hear when `source` has something."""
+        return not (self.ended or self.gone or self._taken)
+
+    @property
+    def hands_over(self) -> bool:
+        """What is held is the front-end's SET_BACKEND_REQ_FD with its fd, or may become that."""
+        if self.channel is not Channel.FRONTEND or self.sender is not Role.FRONTEND or not self.fds or self.raw:
+            return False
+        return len(self.data) < HEADER_SIZE or int.from_bytes(self.data[:4], "little") == FrontendRequest.SET_BACKEND_REQ_FD
+
+    @property
+    def calm(self) -> bool:
+        """Nothing but the next message is awaited."""
+        return not (self._taken or self.ended or self.gone or self.paused_until)
+
+    def read(self) -> bool:
+        """Read what is there; whether there is something to write down: a message, bytes that are none, or half a one."""
+        while True:
+            try:
+                data, fds = receive_some(self.source, MAX_PAYLOAD if self.raw else self._size - len(self.data), _NOW)
+            except WouldBlock:
+                return False
+            except Disconnected:
+                data, fds = b"", []
+            except RemoteProtocolError:
+                data, fds, self.lost = b"", [], True
+            if not data:
+                close_all(fds)
+                self.ended, self._taken = True, bool(self.data)
+                return self._taken
+            self._add(data, fds)
+            if self._taken:
+                return True
+
+    def _add(self, data: bytes, fds: list[OwnedFd]) -> None:
+        """Take bytes, whose fds stay at the byte that they came with; `_taken` once there is something to write down."""
+        if fds or not self.pieces:
+            self.pieces.append((data, fds))
+            self.fds += fds
+        else:
+            last, with_it = self.pieces[-1]
+            self.pieces[-1] = (bytes(last) + data, with_it)
+        self.data += data
+        held = len(self.data)
+        if held < self._size and not self.raw:
+            return
+        if held == HEADER_SIZE and not self.raw:
+            self._read_header()
+        self._taken = self.raw or held == self._size
+        self.whole = self._taken and not self.raw
+
+    def _read_header(self) -> None:
+        """Learn how long the message is; if the header is wrong, what comes is no message from here on."""
+        _, flags, size = HEADER.unpack(self.data)
+        if flags & ~_ANSWERS == VERSION and size <= MAX_PAYLOAD:
+            self._size += size
+            return
+        try:
+            read_header(self.data)
+        except RemoteProtocolError as error:
+            self.raw, self.fault = True, str(error)
+
+    def put(self, data: bytes) -> None:
+        """Let these bytes go in place of what is held, with its fds."""
+        self.pieces = [(data, self.fds)] if data else []
+
+    def insert(self, data: bytes) -> None:
+        """Let these bytes go to `target` too, between two messages, and wait for nothing: see `extra`."""
+        self.extra.append((data, []))
+
+    def send(self, *, inserted_only: bool = False) -> None:
+        """Send what is held, or only what was inserted; see `blocked`."""
+        if self.paused_until and time.monotonic_ns() < self.paused_until:
+            return
+        self.paused_until, self.blocked = 0, False
+        if self.extra and not self._started:
+            self._send_each(self.extra)
+        if self.pieces and not inserted_only and not self.extra:
+            self._started = True
+            self._send_each(self.pieces)
+
+    def _send_each(self, pieces: list[Piece]) -> None:
+        while pieces and not self.blocked and not self.paused_until:
+            data, fds = pieces[0]
+            sent = self._send(data, fds)
+            if self.gone:
+                pieces.clear()
+            elif sent == len(data):
+                del pieces[0]
+            elif sent:
+                pieces[0] = (memoryview(data)[sent:], [])
+
+    def _send(self, data: bytes | memoryview, fds: list[OwnedFd]) -> int:
+        try:
+            return send_some(self.target, data, [fd.fileno() for fd in fds] if fds else (), _NOW)
+        except WouldBlock:
+            self.blocked = True
+        except Disconnected as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ETOOMANYREFS:
+                self.paused_until = time.monotonic_ns() + _LATER
+            else:
+                self.gone = True
+        return 0
+
+    def release(self) -> None:
+        """What was held has gone and is written down: close its fds, and go on to the next."""
+        if self._taken:
+            close_all(self.fds)
+            self.data, self.fds, self.pieces, self.fault = b"", [], [], ""
+            self.whole = self._taken = self._started = False
+            self._size = HEADER_SIZE
+
+    def close(self) -> None:
+        """Close the fds that it holds; the sockets are not its own."""
+        close_all(self.fds)
+        self.fds, self.pieces = [], []
