@@ -67,7 +67,9 @@ class Scene:
             self.wait(after)
             self.message(Channel.BACKEND, Role.FRONTEND, reply_frame(request, U64(status)))
 
-    def map(self, file: FdNote, offset: int, len: int, *, rw: bool = False, status: int | None = 0, after: int = 60_000) -> None:
+    def map(
+        self, file: FdNote, offset: int, len: int, *, rw: bool = False, status: int | None = 0, after: int = 60_000
+    ) -> None:
         body = Mmap(0, 0, offset, len, MAP_RW if rw else 0)
         self.call(B.SHMEM_MAP, body, file, status=status, after=after)
 
@@ -116,7 +118,9 @@ def session(connection: int = 0) -> list[Event]:
     scene.map(PHOTO, 0, 16 * MIB)
     scene.wait(8 * MS)
     scene.map(CACHE, 512 * MIB, 64 * MIB, rw=True, after=1_800_000)
-    scene.events.append(Offered(scene.at, connection, 0, 3, (Buffer(0x1000, 40, False), Buffer(0x2000, 4096, True)), b"\x28"))
+    scene.events.append(
+        Offered(scene.at, connection, 0, 3, (Buffer(0x1000, 40, False), Buffer(0x2000, 4096, True)), b"\x28")
+    )
     scene.events.append(Used(scene.at + 3 * MS, connection, 0, 3, 4096, after=3 * MS))
     scene.wait(9 * MS)
     scene.map(NOTES, 128 * MIB, 8 * MIB, rw=True)

@@ -2,7 +2,7 @@
 
 Who gets an fd has it open until it closes it, which no message shows. What messages show is until when it has to be open, or
 what it stands for has to be kept: until a later message of the kind replaces it, the mapping or the memory region goes, the
-ring stops, or the connection ends. An fd that no rule has a use for is a leak, unless its receiver closes it without being told.
+ring stops, or the connection ends. An fd that no rule has a use for is a leak, unless its receiver closes it all the same.
 """
 
 from __future__ import annotations
@@ -11,17 +11,27 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from ..protocol.layout import Payload
 from ..protocol.numbers import VRING_INDEX_MASK, VRING_NO_FD
 from ..protocol.numbers import BackendRequest as B
 from ..protocol.numbers import FrontendRequest as Q
-from ..protocol.payloads import U64, MemoryTable, Mmap, SingleRegion, VringState, XenMemoryTable, XenSingleRegion
+from ..protocol.payloads import (
+    U64,
+    MemoryRegion,
+    MemoryTable,
+    Mmap,
+    SingleRegion,
+    VringState,
+    XenMemoryRegion,
+    XenMemoryTable,
+    XenSingleRegion,
+)
 from ..protocol.rules import Channel, Fds
 from ..protocol.state import Role
 from .conversation import Exchange, Item
 from .event import FdNote, Message, Remark, Remarkable
 from .history import Placed
 
+AnyRegion = MemoryRegion | XenMemoryRegion | SingleRegion | XenSingleRegion
 Slot = tuple[str | int, ...]
 _RING_FILES: Final = {Q.SET_VRING_KICK: "kick", Q.SET_VRING_CALL: "call", Q.SET_VRING_ERR: "err"}
 _USES: Final[dict[tuple[Channel, int], str]] = {
@@ -196,6 +206,6 @@ def _ring_slot(request: int, body: U64) -> Slot:
     return f"{_RING_FILES[Q(request)]} of ring", body.value & VRING_INDEX_MASK
 
 
-def _memory(region: Payload) -> Slot:
+def _memory(region: AnyRegion) -> Slot:
     """A region is "identified by guest address, user address and size"."""
     return "memory", f"{region.guest_addr:#x}+{region.size:#x}@{region.user_addr:#x}"

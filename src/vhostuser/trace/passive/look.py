@@ -14,7 +14,7 @@ from ...protocol.layout import Payload
 from ...protocol.numbers import MAX_QUEUES, VRING_INDEX_MASK
 from ...protocol.numbers import FrontendRequest as Q
 from ...protocol.payloads import U64, Mmap, ShmemConfig, VringAddr, VringState
-from ...protocol.regions import Mapping, MappingTable
+from ...protocol.regions import Mapping, MappingTable, check_map, check_unmap
 from ...protocol.rules import Channel
 from ...protocol.session import Session
 from ...protocol.state import Owed, Ring, Role, State
@@ -22,6 +22,7 @@ from ..conversation import Exchange
 from ..event import FdNote, Message
 from .pace import Pace
 
+_CHECKS: Final = {"SHMEM_MAP": check_map, "SHMEM_UNMAP": check_unmap}
 _REMEMBERED: Final = 256
 """Exchanges on shared memory that a stop may still turn out to have crossed."""
 
@@ -62,7 +63,7 @@ class Watched:
         before, refusal = self.state, None
         if self._can_judge(exchange):
             refusal = self._admitted(exchange) or self._learned(exchange)
-        return Look(exchange, self, before, self.state, refusal)
+        return Look(exchange, self, before, self.state, refusal, self._misplaced(exchange))
 
     def follow(self, look: Look) -> None:
         """Take in what this exchange did, whether it should have or not."""
@@ -123,6 +124,18 @@ class Watched:
             self.queues = body.value
         return None
 
+    def _misplaced(self, exchange: Exchange) -> ProtocolError | None:
+        """Why the bookkeeping of regions refuses a request about shared memory."""
+        body = exchange.request.body
+        check = _CHECKS.get(exchange.request.name)
+        if check is None or not isinstance(body, Mmap) or exchange.orphan or self.sizes is None:
+            return None
+        try:
+            check(body, self.sizes.get(body.shmid, 0), self.table(body.shmid), RemoteProtocolError)
+        except ProtocolError as error:
+            return error
+        return None
+
     def _believe(self, exchange: Exchange) -> None:
         """A set of features that may not be acknowledged, but was: all that follows is judged by it."""
         body = exchange.request.body
@@ -171,6 +184,8 @@ class Look(NamedTuple):
     after: State
     refusal: ProtocolError | None
     """Why the tables do not admit it."""
+    misplaced: ProtocolError | None
+    """Why the bookkeeping of regions refuses it."""
 
     @property
     def name(self) -> str:
@@ -192,6 +207,23 @@ class Look(NamedTuple):
         """The body, if this is about shared memory."""
         body = self.exchange.request.body
         return body if isinstance(body, Mmap) and not self.exchange.orphan else None
+
+    @property
+    def maps(self) -> Mmap | None:
+        """The body, if this is a SHMEM_MAP."""
+        return self.shmem if self.name == "SHMEM_MAP" else None
+
+    @property
+    def stops(self) -> bool:
+        """No driver runs the device from here on."""
+        return self.before.running and not self.after.running
+
+    @property
+    def verdict(self) -> str:
+        """What the receiver said, where words end."""
+        if self.exchange.refused:
+            return f"; the {self.receiver} refused it"
+        return f"; the {self.receiver} accepted it" if self.exchange.status == 0 else ""
 
     @property
     def file(self) -> FdNote | None:

@@ -21,28 +21,20 @@ def late(look: Look) -> Iterator[str]:
 def not_negotiated(look: Look) -> Iterator[str]:
     """A request without the feature that it belongs to."""
     if look.refusal and look.refusal.field == "request":
-        yield f"the {look.sender} broke the order: {look.refusal}{_and_then(look)}"
+        yield f"the {look.sender} broke the order: {look.refusal}{look.verdict}"
 
 
 def fd_count(look: Look) -> Iterator[str]:
     """Fds that are missing, or too many."""
     if look.refusal and look.refusal.field == "fds":
-        yield f"{look.refusal}{_and_then(look)}"
+        yield f"{look.refusal}{look.verdict}"
 
 
 def field(look: Look) -> Iterator[str]:
     """A field that makes no sense in this state; or a reply that does not."""
     refusal = look.refusal
     if refusal and refusal.field not in ("request", "fds"):
-        yield f"{refusal}{_and_then(look)}"
-
-
-def _and_then(look: Look) -> str:
-    """What the other side made of it."""
-    exchange = look.exchange
-    if exchange.refused:
-        return f"; the {look.receiver} refused it"
-    return f"; the {look.receiver} accepted it" if exchange.status == 0 else ""
+        yield f"{refusal}{look.verdict}"
 
 
 def advised_feature(look: Look) -> Iterator[str]:

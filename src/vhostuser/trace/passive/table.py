@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from . import form, order, shmem
+from . import form, order, running, shmem, source
 from .rule import SHMEM, ClosingRule, Rule, Severity
 
 _ERROR, _WARNING, _ADVICE = Severity
@@ -31,26 +31,31 @@ RULES: Final = (
     Rule("refused", _WARNING, order.refused),
     Rule("dialect", _WARNING, order.dialect, _FEATURES),
     Rule("region-sizes", _WARNING, order.region_sizes),
-    Rule("map-unasked", _ERROR, shmem.not_asked, SHMEM),
-    Rule("map-region", _ERROR, shmem.region, SHMEM),
-    Rule("map-outside", _ERROR, shmem.outside, SHMEM),
-    Rule("map-unaligned", _ERROR, shmem.unaligned, SHMEM),
-    Rule("map-flags", _ERROR, shmem.flags, SHMEM),
-    Rule("map-overlap", _ERROR, shmem.overlap, SHMEM),
-    Rule("map-dropped", _WARNING, shmem.dropped, SHMEM),
-    Rule("unmap", _ERROR, shmem.unmap),
-    Rule("map-refused", _WARNING, shmem.refused),
-    Rule("map-stopped", _WARNING, shmem.not_running, _STATES),
-    Rule("map-crossing", _WARNING, shmem.crossed_a_stop, _STATES),
-    Rule("map-reset", _ADVICE, shmem.across_a_reset, _STATES),
-    Rule("map-count", _WARNING, shmem.too_many, SHMEM),
-    Rule("map-kind", _ERROR, shmem.file_kind, SHMEM),
-    Rule("map-access", _ERROR, shmem.file_access, SHMEM),
-    Rule("map-read-only", _WARNING, shmem.read_only_for_qemu, SHMEM),
-    Rule("map-past-end", _WARNING, shmem.past_the_end, SHMEM),
-    Rule("map-shrink", _ADVICE, shmem.may_shrink, SHMEM),
+    Rule("map-crossing", _WARNING, running.crossing, _STATES),
+    Rule("map-reset", _ADVICE, running.across_a_reset, _STATES),
 )
 """Rules on each exchange."""
+
+SHMEM_RULES: Final = (
+    Rule("map-unasked", _ERROR, shmem.not_asked, SHMEM),
+    Rule("map-region", _ERROR, shmem.region),
+    Rule("map-outside", _ERROR, shmem.outside),
+    Rule("map-unaligned", _ERROR, shmem.unaligned),
+    Rule("map-flags", _ERROR, shmem.flags),
+    Rule("map-overlap", _ERROR, shmem.overlap),
+    Rule("map-dropped", _WARNING, shmem.dropped),
+    Rule("map-refused", _WARNING, shmem.refused),
+    Rule("unmap-inexact", _ERROR, shmem.inexact),
+    Rule("map-stopped", _WARNING, running.stopped, _STATES),
+    Rule("map-count", _WARNING, shmem.too_many),
+    Rule("map-kind", _ERROR, source.kind),
+    Rule("map-access", _ERROR, source.access),
+    Rule("map-read-only", _WARNING, source.read_only),
+    Rule("map-past-end", _WARNING, source.past_the_end),
+    Rule("map-shrink", _ADVICE, source.may_shrink),
+)
+"""Rules on SHMEM_MAP and SHMEM_UNMAP."""
+
 
 AT_CLOSE: Final = (
     ClosingRule("map-left", _ADVICE, shmem.left_mapped, SHMEM),

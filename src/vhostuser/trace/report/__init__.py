@@ -7,6 +7,7 @@ from typing import TextIO
 
 from ...protocol.dialects import RELEASED, Dialect
 from ..event import Event
+from .kept import Kept
 from .model import Model
 from .page import write_page
 
@@ -15,7 +16,8 @@ __all__ = ["write_report"]
 
 def write_report(events: Iterable[Event], file: TextIO, *, dialect: Dialect = RELEASED) -> None:
     """Write the page that shows the events of a capture: one file, which needs no network."""
-    model = Model(dialect)
+    model, kept = Model(dialect), Kept()
     for event in events:
         model.take(event)
-    write_page(model.data(), file)
+        kept.take(event)
+    write_page(model.data(), kept.text(), file)

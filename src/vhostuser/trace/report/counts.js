@@ -57,7 +57,11 @@ function drawSteps(pen, { found, values, most, limit, top, bottom, width, label,
   }
   pen.fillStyle = colour("quiet");
   pen.textAlign = "left";
-  pen.fillText(fitted(pen, `${label}, ${limitLabel}`, width - LEFT), LEFT + 6, top + 7);
+  const words = fitted(pen, `${label}, ${limitLabel}`, width - LEFT);
+  pen.fillStyle = colour("surface");
+  pen.fillRect(LEFT + 4, top, pen.measureText(words).width + 4, 14);
+  pen.fillStyle = colour("quiet");
+  pen.fillText(words, LEFT + 6, top + 7);
   const now = values[lowerBound(found.at, view.cursor + 1e-6) - 1] ?? 0;
   pen.textAlign = "right";
   pen.fillText(values === found.count ? String(now) : bytesInWords(now), LEFT - 8, (top + bottom) / 2);

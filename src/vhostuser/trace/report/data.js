@@ -69,5 +69,6 @@ function placedInWords(n, moment) {
     `file offset ${hex(placed.g[n])}, ${placed.w[n] ? "read-write" : "read-only"}`,
     placed.x[n] ? `${placed.x[n]} at ${momentInWords(placed.b[n])}` : `from ${momentInWords(placed.b[n])} ${until}`,
     age,
+    ...(findingsOfRow.get(rowOfMessage.get(placed.i[n])) ?? []).map((number) => `${findings[number].severity}: ${findings[number].text}`),
   ].filter(Boolean).join("\n");
 }

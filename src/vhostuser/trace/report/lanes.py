@@ -14,7 +14,7 @@ from ..words import in_words
 from .columns import Columns, Table, Texts
 
 ASKED, REFUSED, FAULTY, ORPHAN, UNANSWERED, ALTERED = 1, 2, 4, 8, 16, 32
-"""What a row's flags say: a reply is owed, was a no, something is malformed, nobody asked, nobody answered, changed on its way."""
+"""What a row's flags say: a reply is owed, it was a no, something is malformed, nobody asked, nobody answered, altered."""
 FORWARD, BACKWARD, QUEUE, REMARK = 0, 1, 2, 3
 """Who speaks first: the front-end, the back-end, the driver by a ring, or nobody."""
 LONGEST: Final = 400
@@ -142,5 +142,5 @@ def _used(item: Used) -> str:
 
 
 def _short(text: str) -> str:
-    text = printable(text)
+    text = text if text.isprintable() else printable(text)
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."

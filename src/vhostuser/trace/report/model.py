@@ -92,7 +92,7 @@ class Model:
             "resets": [[at - began, connection] for at, connection in self._history.resets],
             "placed": _placed(self._history.placed, files, began),
             "rows": self._lanes.columns(began),
-            "ledger": _ledger(self._ledger.end(), files, self._texts, began),
+            "ledger": _ledger(self._ledger.end(self._history.placed), files, self._texts, began),
             "findings": [_finding(each) for each in self._found],
             "unlisted": self._unlisted,
             "files": files.rows,

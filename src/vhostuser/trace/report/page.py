@@ -15,11 +15,17 @@ SCRIPTS: Final = (
     *("tables.js", "histogram.js", "head.js", "save.js", "main.js"),
 )
 """In the order in which they come: what a script calls while it is read has to be above it."""
-_ESCAPED: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+_ESCAPED: Final[dict[str, str | int | None]] = {
+    "<": "\\u003c",
+    ">": "\\u003e",
+    "&": "\\u0026",
+    "\u2028": "\\u2028",
+    "\u2029": "\\u2029",
+}
 
 
-def write_page(data: Data, file: TextIO) -> None:
-    """Write the page that shows `data`."""
+def write_page(data: Data, capture: str, file: TextIO) -> None:
+    """Write the page that shows `data` and gives `capture`, which is packed, back."""
     style, script = _part("page.css"), "\n".join(_part(name) for name in SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}\n}})();\n'
     page = _part("page.html")
@@ -30,10 +36,10 @@ def write_page(data: Data, file: TextIO) -> None:
         ("@SCRIPT@", script),
     ):
         page = page.replace(mark, text)
-    before, after = page.split("@DATA@")
-    file.write(before)
-    file.write(as_block(data))
-    file.write(after)
+    start, rest = page.split("@DATA@")
+    middle, end = rest.split("@CAPTURE@")
+    for text in (start, as_block(data), middle, capture, end):
+        file.write(text)
 
 
 def as_block(data: object) -> str:

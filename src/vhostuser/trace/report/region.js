@@ -100,10 +100,31 @@ function drawRefusal(pen, n, { left, top, width, height, seen }) {
   hatch(pen, left, top, width, h, colour("bad"));
   pen.fillStyle = colour("bad");
   const after = left + width + 4;
-  const words = placed.x[n];
-  const room = plot.clientWidth - RIGHT - after;
   pen.textAlign = "left";
-  if (shownPlaced().length < 200) pen.fillText(fitted(pen, words, room), after, top + Math.min(h / 2, 12));
+  const words = fitted(pen, whyRefused(n), plot.clientWidth - RIGHT - after);
+  if (!words || crowded(n)) return;
+  const middle = top + Math.min(h / 2, 12);
+  pen.fillStyle = colour("surface");
+  pen.fillRect(after - 2, middle - 7, pen.measureText(words).width + 4, 14);
+  pen.fillStyle = colour("bad");
+  pen.fillText(words, after, middle);
+}
+
+const CAUSES = { "map-overlap": "overlaps", "map-outside": "outside", "map-unaligned": "not aligned", "map-flags": "flags",
+  "map-region": "no such region", "map-kind": "can't be mapped", "map-read-only": "read-only fd", "map-access": "access",
+  "map-past-end": "past the file's end", "map-stopped": "not running", "fd-count": "fds" };
+
+/** The reason of a refusal in a few words: what was answered, and what the passive rules see. */
+function whyRefused(n) {
+  const found = findingsOfRow.get(rowOfMessage.get(placed.i[n])) ?? [];
+  const cause = found.map((number) => CAUSES[findings[number].rule]).find(Boolean);
+  return cause ? `${placed.x[n]}: ${cause}` : placed.x[n];
+}
+
+/** There are too many refusals near this one for words. */
+function crowded(n) {
+  const all = shownPlaced().filter((each) => placed.x[each]);
+  return all.length > 40 && all.some((each) => each < n && Math.abs(placed.b[each] - placed.b[n]) < (view.to - view.from) / 8);
 }
 
 /** Resets and ends of the connection. */

@@ -70,7 +70,7 @@ function fillLedger() {
     const file = files[ledger.f[n]];
     const until = ledger.e[n] >= 0 ? momentInWords(ledger.e[n]) : "";
     return element("tr", { class: ledger.l[n] ? "leak" : "" }, cell(momentInWords(ledger.t[n]), "nowrap"), cell(ledger.by[n], "nowrap"),
-      element("td", { class: "nowrap" }, linkTo(ledger.i[n], ledger.q[n])), cell(String(ledger.n[n])), cell(fileInWords(file)),
+      element("td", { class: "nowrap" }, linkTo(ledger.i[n], ledger.q[n])), cell(String(ledger.n[n]), "nowrap"), cell(fileInWords(file)),
       cell(texts[ledger.p[n]]), cell(until, "nowrap"), cell(`${ledger.l[n] ? "leak? " : ""}${texts[ledger.z[n]]}`));
   });
 }
