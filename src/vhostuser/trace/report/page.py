@@ -15,13 +15,8 @@ SCRIPTS: Final = (
     *("tables.js", "histogram.js", "head.js", "save.js", "main.js"),
 )
 """In the order in which they come: what a script calls while it is read has to be above it."""
-_ESCAPED: Final[dict[str, str | int | None]] = {
-    "<": "\\u003c",
-    ">": "\\u003e",
-    "&": "\\u0026",
-    "\u2028": "\\u2028",
-    "\u2029": "\\u2029",
-}
+_ESCAPED: Final[dict[str, str | int | None]] = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
+"""All else that could matter, U+2028 among it, is not ASCII, so `json` escapes it."""
 
 
 def write_page(data: Data, capture: str, file: TextIO) -> None:
