@@ -280,8 +280,8 @@ class Proxy:
     def _drop(self, splice: Splice) -> None:
         """A channel is over: let go of its sockets."""
         if splice is not self._main:
-            by = splice.ended_by.value if splice.ended_by else "nobody"
-            text = f"{by} closed the {splice.channel.value} channel"
+            by = f"{splice.ended_by.value} closed" if splice.ended_by else "the tracer closed"
+            text = f"{by} the {splice.channel.value} channel"
             self._record(Remark(time.time_ns(), self.connection, Remarkable.NOTE, text))
         for sock in (splice.front, splice.back):
             fd = sock.fileno()
@@ -295,11 +295,13 @@ class Proxy:
     def _close(self) -> None:
         """Let go of everything, and tell the sink all that waits."""
         by = self._main.ended_by
-        reason = self._reason or f"the {by.value if by else 'nobody'} closed the connection"
+        reason = self._reason or f"the {by.value if by else 'tracer'} closed the connection"
         for splice in {id(place[0]): place[0] for place in self._at.values()}.values():
             self._drop(splice)
         self._main.close()
         self._waker.close()
+        if self._watch is not None:
+            self._watch.close()
         self._record(Remark(time.time_ns(), self.connection, Remarkable.CLOSED, reason))
         while self._waiting:
             self._sink(self._waiting.popleft())
