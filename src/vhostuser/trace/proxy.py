@@ -78,7 +78,7 @@ class Proxy:
             while not self._main.over and not self._reason:
                 self._turn(self._timeout())
             for _ in range(LAST):
-                if not self._turn(0):
+                if self._reason or not self._turn(0):
                     break
         finally:
             self._close()
@@ -191,10 +191,10 @@ class Proxy:
         if self._watch is not None:
             self._watch.passed(message, [fd.fileno() for fd in flow.fds])
         self._record(message)
-        if verdict and verdict.answer:
-            self._answer(splice, flow, verdict.answer)
         if flow.gone or not (flow.pieces or flow.paused_until):
             flow.release()
+        if verdict and verdict.answer:
+            self._answer(splice, flow, verdict.answer)
         if len(self._waiting) > BACKLOG:
             self._sink(self._waiting.popleft())
 
@@ -220,6 +220,7 @@ class Proxy:
         back = splice.other(flow)
         back.insert(data)
         back.send(inserted_only=True)
+        self._end(splice, back)
         now = time.time_ns()
         self._record(Message(now, self.connection, flow.channel, back.sender, data, note="answered in its stead"))
 
