@@ -16,6 +16,7 @@ from .explain import explain
 from .info import info
 from .outcome import CommandError, Exit, program_arguments, put, run
 from .report import report
+from .trace import trace
 from .vm import vm
 
 PROGRAM: Final = "vhu"
@@ -25,6 +26,7 @@ COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
     "attach": attach,
     "drive": drive,
     "report": report,
+    "trace": trace,
     "explain": explain,
     "vm": vm,
     "doctor": doctor,
@@ -41,6 +43,8 @@ vhu {VERSION}: vhost-user from both sides, with shared memory regions
                                       rng get; fs ls, stat, cat, map, put, find; pmem; console;
                                       shm map, unmap, maps
   vhu report F.pcapng                 a capture as one page: regions over time, messages, fds, findings
+  vhu trace --listen /tmp/a --connect /tmp/b -w f.pcapng
+                                      a proxy between the two that shows every message, and writes a capture
   vhu vm run --share .                a Linux guest with our devices: a shell, or one command; fetch, args, xml
   vhu doctor                          what this machine can do, and how to mend what it can not
   vhu explain SHMEM_MAP               what a message, feature bit or raw header means
