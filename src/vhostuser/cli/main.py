@@ -14,6 +14,7 @@ from .doctor import doctor
 from .drive import drive
 from .explain import explain
 from .info import info
+from .map import map_
 from .outcome import CommandError, Exit, program_arguments, put, run
 from .vm import vm
 
@@ -23,6 +24,7 @@ COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
     "info": info,
     "attach": attach,
     "drive": drive,
+    "map": map_,
     "explain": explain,
     "vm": vm,
     "doctor": doctor,
@@ -38,6 +40,7 @@ vhu {VERSION}: vhost-user from both sides, with shared memory regions
   vhu drive blk /tmp/s read 0 8       a driver without a VM: read, write, info, discard, flush, bench;
                                       rng get; fs ls, stat, cat, map, put, find; pmem; console;
                                       shm map, unmap, maps
+  vhu map FILE --at 1.5               what was mapped where at a moment: of a capture, or of a back-end that is there
   vhu vm run --share .                a Linux guest with our devices: a shell, or one command; fetch, args, xml
   vhu doctor                          what this machine can do, and how to mend what it can not
   vhu explain SHMEM_MAP               what a message, feature bit or raw header means
