@@ -16,6 +16,7 @@ from .explain import explain
 from .info import info
 from .map import map_
 from .outcome import CommandError, Exit, program_arguments, put, run
+from .report import report
 from .vm import vm
 
 PROGRAM: Final = "vhu"
@@ -25,6 +26,7 @@ COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
     "attach": attach,
     "drive": drive,
     "map": map_,
+    "report": report,
     "explain": explain,
     "vm": vm,
     "doctor": doctor,
@@ -41,6 +43,7 @@ vhu {VERSION}: vhost-user from both sides, with shared memory regions
                                       rng get; fs ls, stat, cat, map, put, find; pmem; console;
                                       shm map, unmap, maps
   vhu map FILE --at 1.5               what was mapped where at a moment: of a capture, or of a back-end that is there
+  vhu report F.pcapng                 a capture as one page: regions over time, messages, fds, findings
   vhu vm run --share .                a Linux guest with our devices: a shell, or one command; fetch, args, xml
   vhu doctor                          what this machine can do, and how to mend what it can not
   vhu explain SHMEM_MAP               what a message, feature bit or raw header means

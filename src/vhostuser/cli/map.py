@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from ..limited_log import printable
+from ..protocol.dialects import Dialect
 from ..protocol.numbers import BackendRequest
 from ..trace.capture import STANDARD, CaptureError, open_capture
 from ..trace.conversation import Conversation, Exchange
@@ -60,7 +61,7 @@ def map_(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     log_to_stderr(PROGRAM, options.log_level)
     on_end(interrupt)
-    moment = _live(options) if _is_socket(options.source) else _of_capture(options.source, options.at)
+    moment = _live(options) if _is_socket(options.source) else _of_capture(options.source, options.at, dialect_of(options))
     if options.svg:
         put(region_svg(moment.areas, moment.title).rstrip("\n"))
     elif options.json:
@@ -111,9 +112,9 @@ def _live(options: argparse.Namespace) -> Moment:
     return Moment(found.areas, f"{options.source}: what it maps by itself", found.refused, None)
 
 
-def _of_capture(source: str, at: float | None) -> Moment:
+def _of_capture(source: str, at: float | None, dialect: Dialect) -> Moment:
     """What a capture says of its end, or of the moment `at`. Only what is mapped then is kept."""
-    history, conversation, refused, began, now = History(keep=False), Conversation(), 0, None, 0
+    history, conversation, refused, began, now = History(keep=False), Conversation(dialect), 0, None, 0
     for event in _events(source) if at is not None else _before_the_end(_events(source)):
         began = event.at if began is None else began
         if at is not None and event.at - began > round(at * 1e9):
