@@ -14,6 +14,7 @@ from .doctor import doctor
 from .drive import drive
 from .explain import explain
 from .info import info
+from .map import map_
 from .outcome import CommandError, Exit, program_arguments, put, run
 from .report import report
 from .trace import trace
@@ -25,6 +26,7 @@ COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
     "info": info,
     "attach": attach,
     "drive": drive,
+    "map": map_,
     "report": report,
     "trace": trace,
     "explain": explain,
@@ -42,6 +44,7 @@ vhu {VERSION}: vhost-user from both sides, with shared memory regions
   vhu drive blk /tmp/s read 0 8       a driver without a VM: read, write, info, discard, flush, bench;
                                       rng get; fs ls, stat, cat, map, put, find; pmem; console;
                                       shm map, unmap, maps
+  vhu map FILE --at 1.5               what was mapped where at a moment: of a capture, or of a back-end that is there
   vhu report F.pcapng                 a capture as one page: regions over time, messages, fds, findings
   vhu trace --listen /tmp/a --connect /tmp/b -w f.pcapng
                                       a proxy between the two that shows every message, and writes a capture
