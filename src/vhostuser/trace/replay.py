@@ -16,11 +16,14 @@ from ..protocol.rules import Channel
 from ..protocol.state import Role
 from ..transport.fds import OwnedFd, close_all
 from ..transport.socket import WouldBlock, receive_some, send_all, wait
+from .decoded import fields_of
 from .describe import described
 from .differences import NOTHING, Difference, differences
 from .event import Event, Message
+from .meaning import understood
 from .script import Script, Step
 from .stand_ins import StandIns
+from .words import joined
 
 TIMEOUT: Final = 5.0
 """Seconds that a message may take to come, or to go."""
@@ -92,7 +95,7 @@ class Replay:
             if step := self._script.to_send():
                 self._send(step)
                 continue
-            came = self._wait()
+            came = self._wait(time.monotonic() + self._timeout)
             if not came:
                 step = self._script.due()
                 if step:
@@ -147,9 +150,9 @@ class Replay:
             old.close()
         self._lanes[Channel.BACKEND] = _Lane(sock)
 
-    def _wait(self) -> list[Channel]:
+    def _wait(self, deadline: float) -> list[Channel]:
         """The channels on which something came; none if nothing did in time."""
-        ready = wait([lane.socket for lane in self._lanes.values()], time.monotonic() + self._timeout)
+        ready = wait([lane.socket for lane in self._lanes.values()], deadline)
         return [channel for channel, lane in self._lanes.items() if lane.socket.fileno() in ready]
 
     def _take(self, channel: Channel) -> Iterator[Difference]:
@@ -167,10 +170,16 @@ class Replay:
             live = self._message(channel, frame)
             step = self._script.expected(channel)
             if step is None:
-                yield Difference(self.played, f"request {live.request}", "", NOTHING, f"{len(live.payload)} bytes")
+                yield self._besides(live)
                 return
             yield from differences(step.what, live, ignored=self._ignored)
             self._did(step)
+
+    def _besides(self, live: Message) -> Difference:
+        """A message that the capture does not have; it has the number of what was due, or would come next."""
+        step, what = self._script.due(), understood(live, 0)
+        index = step.what.index if step else self._script.end
+        return Difference(index, what.name, "", NOTHING, joined(fields_of(what.body)) or f"{len(live.payload)} bytes")
 
     def _message(self, channel: Channel, frame: Frame[OwnedFd]) -> Message:
         """A frame as a capture would have it. Its fds are closed, but for the back-end channel."""
@@ -183,12 +192,14 @@ class Replay:
             close_all(frame.fds)
 
     def _extra(self) -> Iterator[Difference]:
-        """What came besides, as far as it is there already."""
-        ready = wait([lane.socket for lane in self._lanes.values()], 0)
-        for channel, lane in list(self._lanes.items()):
-            if lane.socket.fileno() in ready:
-                with contextlib.suppress(Disconnected):
-                    yield from self._take(channel)
+        """A message that comes besides: what is there already, or comes before the front-end ends the connection, its part."""
+        patience = self._timeout if self._role is Role.BACKEND else 0.0
+        deadline = time.monotonic() + patience
+        with contextlib.suppress(Disconnected):
+            while came := self._wait(deadline):
+                for found in (each for channel in came for each in self._take(channel)):
+                    yield found
+                    return
 
 
 def _told(step: Step) -> str:

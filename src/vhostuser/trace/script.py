@@ -51,6 +51,8 @@ class Script:
         self._window: deque[Step] = deque()
         self.begun = 0
         """Messages that were done."""
+        self.end = 0
+        """Behind the last event that was read."""
 
     @property
     def over(self) -> bool:
@@ -99,7 +101,7 @@ class Script:
         """The messages of a connection, the first one of the capture if none is named; not what was dropped on its way."""
         conversation, before = Conversation(), None
         for index, event in enumerate(events):
-            items = conversation.take(event)
+            items, self.end = conversation.take(event), index + 1
             if not isinstance(event, Message) or event.note.startswith("dropped"):
                 continue
             connection = event.connection if connection is None else connection
