@@ -16,6 +16,7 @@ from .explain import explain
 from .info import info
 from .map import map_
 from .outcome import CommandError, Exit, program_arguments, put, run
+from .replay import replay
 from .report import report
 from .trace import trace
 from .vm import vm
@@ -30,6 +31,7 @@ COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
     "report": report,
     "trace": trace,
     "explain": explain,
+    "replay": replay,
     "vm": vm,
     "doctor": doctor,
 }
@@ -48,6 +50,8 @@ vhu {VERSION}: vhost-user from both sides, with shared memory regions
   vhu report F.pcapng                 a capture as one page: regions over time, messages, fds, findings
   vhu trace --listen /tmp/a --connect /tmp/b -w f.pcapng
                                       a proxy between the two that shows every message, and writes a capture
+  vhu replay FILE --as front-end /tmp/s
+                                      one side of a capture against a live peer: where it differs
   vhu vm run --share .                a Linux guest with our devices: a shell, or one command; fetch, args, xml
   vhu doctor                          what this machine can do, and how to mend what it can not
   vhu explain SHMEM_MAP               what a message, feature bit or raw header means
