@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from io import BufferedReader, FileIO
 from pathlib import Path
@@ -16,6 +15,7 @@ from .pcapng import PcapngWriter, read_pcapng
 
 __all__ = ["CaptureError", "EndsEarly", "Writer", "create_capture", "open_capture"]
 
+STDIN, STDOUT = 0, 1
 STANDARD: Final = "-"
 """The name of standard input, or output."""
 _SECTION: Final = b"\n\r\r\n"
@@ -54,7 +54,7 @@ def open_capture(path: str | os.PathLike[str]) -> Iterator[Event]:
 
 def _opened(path: str | os.PathLike[str]) -> BufferedReader:
     if os.fspath(path) == STANDARD:
-        return open(sys.stdin.fileno(), "rb", closefd=False)
+        return open(STDIN, "rb", closefd=False)
     return open(path, "rb")
 
 
@@ -65,7 +65,7 @@ def create_capture(path: str | os.PathLike[str]) -> Writer:
     """
     name = os.fspath(path)
     if name == STANDARD:
-        return PcapngWriter(FileIO(sys.stdout.fileno(), "wb", closefd=False))
+        return PcapngWriter(FileIO(STDOUT, "wb", closefd=False))
     suffix = Path(name).suffix
     if suffix not in _FORMATS:
         raise CaptureError(f"{name}: a capture is called .pcapng or .jsonl, which says its format")
