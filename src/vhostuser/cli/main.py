@@ -15,6 +15,7 @@ from .drive import drive
 from .explain import explain
 from .info import info
 from .outcome import CommandError, Exit, program_arguments, put, run
+from .report import report
 from .vm import vm
 
 PROGRAM: Final = "vhu"
@@ -23,6 +24,7 @@ COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
     "info": info,
     "attach": attach,
     "drive": drive,
+    "report": report,
     "explain": explain,
     "vm": vm,
     "doctor": doctor,
@@ -38,6 +40,7 @@ vhu {VERSION}: vhost-user from both sides, with shared memory regions
   vhu drive blk /tmp/s read 0 8       a driver without a VM: read, write, info, discard, flush, bench;
                                       rng get; fs ls, stat, cat, map, put, find; pmem; console;
                                       shm map, unmap, maps
+  vhu report F.pcapng                 a capture as one page: regions over time, messages, fds, findings
   vhu vm run --share .                a Linux guest with our devices: a shell, or one command; fetch, args, xml
   vhu doctor                          what this machine can do, and how to mend what it can not
   vhu explain SHMEM_MAP               what a message, feature bit or raw header means
