@@ -15,8 +15,10 @@ from .drive import drive
 from .explain import explain
 from .info import info
 from .outcome import CommandError, Exit, program_arguments, put, run
+from .read import read
 from .report import report
 from .vm import vm
+from .wireshark import wireshark
 
 PROGRAM: Final = "vhu"
 COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
@@ -24,7 +26,9 @@ COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
     "info": info,
     "attach": attach,
     "drive": drive,
+    "read": read,
     "report": report,
+    "wireshark": wireshark,
     "explain": explain,
     "vm": vm,
     "doctor": doctor,
@@ -40,6 +44,8 @@ vhu {VERSION}: vhost-user from both sides, with shared memory regions
   vhu drive blk /tmp/s read 0 8       a driver without a VM: read, write, info, discard, flush, bench;
                                       rng get; fs ls, stat, cat, map, put, find; pmem; console;
                                       shm map, unmap, maps
+  vhu read F.pcapng                   a capture in lines, counts or JSON; filtered, or in another format
+  vhu wireshark install               let Wireshark understand captures
   vhu report F.pcapng                 a capture as one page: regions over time, messages, fds, findings
   vhu vm run --share .                a Linux guest with our devices: a shell, or one command; fetch, args, xml
   vhu doctor                          what this machine can do, and how to mend what it can not
