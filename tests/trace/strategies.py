@@ -17,7 +17,15 @@ octets = st.binary(max_size=80)
 paths = st.binary(max_size=40).map(os.fsdecode)
 """As /proc shows them: whatever bytes a file's name has."""
 fds = st.builds(
-    FdNote, sizes, st.text(), paths, sizes, sizes, sizes, st.sampled_from(["r", "w", "rw", ""]), st.lists(st.text()).map(tuple)
+    FdNote,
+    sizes,
+    st.text(),
+    paths,
+    sizes,
+    sizes,
+    sizes,
+    st.sampled_from(["r", "w", "rw", ""]),
+    st.lists(st.text()).map(tuple),
 )
 messages = st.builds(
     Message,

@@ -223,6 +223,8 @@ def read_pcapng(file: BinaryIO) -> Iterator[Event]:
             if event is not None:
                 last = event.at
                 yield event
+        if not reader.began:
+            raise CaptureError("the capture is empty")
         if reader.partial:
             raise EndsEarly("last event", block.offset)
     except EndsEarly as error:
