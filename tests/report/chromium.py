@@ -78,6 +78,11 @@ class Browser:
             if time.monotonic() > deadline:
                 raise BrowserError(f"it never came true: {expression}; the page says {self.complaints}")
 
+    def until_true(self, holds: Callable[[], bool]) -> None:
+        """Wait for something outside of the page, and let it go on."""
+        if not _within(PATIENCE, lambda: self.value("1") == 1 and holds()):
+            raise BrowserError(f"it never came true; the page says {self.complaints}")
+
     def settle(self) -> None:
         """Let the page draw what it has to."""
         self.value("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
