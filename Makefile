@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 CACHE := $(or $(VHOSTUSER_CACHE),.cache)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format vm bench bench-vm soak fuzz clean
+.PHONY: help setup demo test check format vm browser bench bench-vm soak fuzz clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,10 +25,17 @@ demo: setup ## share files through a region, message by message; then one with a
 vm: setup ## fetch QEMU >= 11.1 and a kernel into the cache (no root, nothing installed, about 300 MB)
 	$(BIN)/vhu vm fetch
 
+browser: setup ## fetch a browser without a window for the tests of pages (no root, nothing installed, about 100 MB)
+	$(BIN)/python -m vhostuser.vm.browser
+
 test: setup ## run the whole suite: compiled, pure Python, and without asserts
 	@$(BIN)/vhu vm fetch; case $$? in \
 	  0) export VHOSTUSER_REQUIRE_VM=1 ;; \
 	  3) echo 'the tests against QEMU are skipped; with a network, `make vm` enables them' ;; \
+	  *) exit 1 ;; esac; \
+	$(BIN)/python -m vhostuser.vm.browser; case $$? in \
+	  0) export VHOSTUSER_REQUIRE_BROWSER=1 ;; \
+	  3) echo 'the tests of pages are skipped; with a network, `make browser` enables them' ;; \
 	  *) exit 1 ;; esac; \
 	set -ex; \
 	$(BIN)/python -m pytest -n auto -q; \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import sys
 import tempfile
@@ -11,7 +12,7 @@ from typing import Final
 
 from .apt import Apt, run
 from .fetch import RELEASE, packages, unpack
-from .tree import LOADER, STAMP, FetchError, cache_folder, versions
+from .tree import LOADER, STAMP, FetchError, OutOfReach, cache_folder, versions
 
 PACKAGES: Final = ("chromium-headless-shell", "fonts-dejavu-core")
 _HOME: Final = "usr/lib/chromium"
@@ -55,6 +56,8 @@ def browser_command() -> list[str]:
 
 def fetch_browser() -> str:
     """Download and unpack it beside its place, then move it there, if it starts; its version."""
+    if platform.machine() != "x86_64":
+        raise OutOfReach(f"the packages are of x86-64, this machine is {platform.machine()}")
     into = browser_folder()
     into.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="chromium.", dir=into.parent) as scratch:
@@ -83,14 +86,14 @@ def _make_ready(tree: Path) -> None:
 
 
 def main() -> int:
-    """Fetch it unless it is there. Exit code 3 if nothing can be fetched here."""
+    """Fetch it unless it is there. Exit code 3 if nothing can be fetched here, 1 for everything else that goes wrong."""
     if has_browser():
         return 0
     try:
         print(fetch_browser())
     except FetchError as error:
         print(f"no browser: {error}", file=sys.stderr)
-        return 3
+        return 3 if isinstance(error, OutOfReach) else 1
     return 0
 
 
