@@ -176,6 +176,25 @@ class Flow:
                 self.gone = True
         return 0
 
+    def send_at_once(self) -> bool:
+        """Send a whole message without fds that nothing is in the way of, and let go of it; whether that went in one go.
+
+        The short way, which nearly all messages take. Where it is not that simple, `send` goes on.
+        """
+        if self.fds or self.extra or self._started or not self.whole or self.paused_until:
+            return False
+        try:
+            sent = send_some(self.target, self.data, (), _NOW)
+        except (WouldBlock, Disconnected):
+            return False
+        if sent < len(self.data):
+            self.pieces, self._started = [(memoryview(self.data)[sent:], [])], True
+            return False
+        self.data, self._size = b"", HEADER_SIZE
+        self.pieces.clear()
+        self.whole = self._taken = self._started = False
+        return True
+
     def release(self) -> None:
         """What was held has gone and is written down: close its fds, and go on to the next."""
         if self._taken:
