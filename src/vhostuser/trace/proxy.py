@@ -189,9 +189,10 @@ class Proxy:
         if flow.fault:
             self._record(Remark(at, self.connection, Remarkable.BROKEN, _broken(flow)))
         if self._alter is not None and flow.whole:
-            verdict = self._obey(flow, at, self._alter)
+            notes = tuple([described(fd.fileno()) for fd in flow.fds])
+            verdict = self._obey(flow, Message(at, self.connection, flow.channel, flow.sender, flow.data, notes))
         if flow.fds and flow.whole and flow.hands_over and flow.pieces:
-            notes = self._hand_over(flow)
+            notes = self._hand_over(flow) or notes
         flow.send()
         if flow.fds:
             notes = notes or tuple([described(fd.fileno()) for fd in flow.fds])
@@ -205,15 +206,14 @@ class Proxy:
             flow.release()
         if verdict and verdict.answer:
             self._answer(splice, flow, verdict.answer)
-        if len(self._waiting) > BACKLOG:
+        while len(self._waiting) > BACKLOG:
             self._sink(self._waiting.popleft())
 
     # What is done to messages
 
-    def _obey(self, flow: Flow, at: int, alter: Alter) -> Verdict | None:
+    def _obey(self, flow: Flow, message: Message) -> Verdict | None:
         """Do to the message that is held what is to be done to it, which is returned."""
-        message = Message(at, self.connection, flow.channel, flow.sender, flow.data)
-        verdict = alter(message, [fd.fileno() for fd in flow.fds])
+        verdict = self._alter(message, [fd.fileno() for fd in flow.fds]) if self._alter else None
         if verdict is None:
             return None
         if verdict.close:
