@@ -127,6 +127,14 @@ def busy(pid: int) -> float:
         return int(file.read().split()[0]) / 1000
 
 
+def rest(pid: int) -> None:
+    """Wait until a process has done all that it had to do, so that the next round is not disturbed by it."""
+    before = -1.0
+    while (now := busy(pid)) != before:
+        before = now
+        time.sleep(0.005)
+
+
 def compare(rows: dict[str, Callable[[], Sink]], rounds: int, count: int) -> None:
     """Print what a message takes straight, and what each row adds to it."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -136,14 +144,15 @@ def compare(rows: dict[str, Callable[[], Sink]], rounds: int, count: int) -> Non
     with ExitStack() as opened:
         direct = opened.enter_context(straight())
         through = {name: opened.enter_context(proxied(make)) for name, make in rows.items()}
-        for sock in (direct, *(sock for sock, _ in through.values())):
-            ask(sock, BACKLOG)  # from here on as much waits for the sink as ever does
         for _ in range(rounds):
+            ask(direct, BACKLOG)
             taken.append(ask(direct, count))
             for name, (sock, pid) in through.items():
+                ask(sock, BACKLOG)  # from here on as much waits for the sink as ever does: each message pays for one
                 before = busy(pid)
                 added[name].append(ask(sock, count) - taken[-1])
                 spent[name].append((busy(pid) - before) / count / 2)
+                rest(pid)
     print(f"{'straight':36} {statistics.median(taken):6.1f} us a message")
     for name, each in added.items():
         own, least = statistics.median(spent[name]), min(each)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import resource
 import socket
 import time
@@ -60,6 +61,7 @@ def trace(arguments: list[str]) -> int:
     with contextlib.ExitStack() as opened:
         tracer = Tracer(options, opened)
         on_end(tracer.stop)
+        gc.freeze()  # what is there now stays: the collector need not look at it again and again
         code = tracer.run()
     return code if code or not tracer.outputs.failed else Exit.FAILED
 

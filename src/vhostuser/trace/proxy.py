@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import select
 import socket
-import struct
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 from ..protocol.rules import Channel
-from ..protocol.state import Role
-from ..transport.fds import OwnedFd
 from ..transport.loop import Waker
 from .describe import described
 from .event import Event, FdNote, Message, Remark, Remarkable
 from .flow import Flow
 from .splice import Splice
+from .takeover import broken, taken_over, who
 from .verdict import Alter, Verdict, Watch
 
 BACKLOG: Final = 1024
@@ -76,7 +74,7 @@ class Proxy:
     def run(self) -> None:
         """Pass messages on until the main channel has ended, or `stop`."""
         try:
-            self._record(Remark(time.time_ns(), self.connection, Remarkable.OPENED, _who(self._main)))
+            self._record(Remark(time.time_ns(), self.connection, Remarkable.OPENED, who(self._main)))
             self._add(self._main)
             while not self._main.over and not self._reason:
                 self._turn(self._timeout() if self._paused else QUIET if self._waiting else -1.0)
@@ -102,10 +100,13 @@ class Proxy:
         """Wait for something to do, and do it; whether there was. When there is nothing, the sink gets what waits."""
         ready = self._poll.poll(timeout, _MOST)
         for fd, events in ready:
-            if (found := self._at.get(fd)) is not None:
-                self._serve(found, events)
-            else:
+            place = self._at.get(fd)
+            if place is None:
                 self._waker.clear()
+            elif events == select.EPOLLIN:
+                self._read(place[0], place[2])
+            else:
+                self._serve(place, events)
         if self._paused:
             self._resume()
         if not ready:
@@ -137,30 +138,25 @@ class Proxy:
                 return
 
     def _serve(self, place: _Place, events: int) -> None:
-        splice, sock, comes = place
-        if events & select.EPOLLIN and comes.reads:
-            self._read(splice, comes)
-        if events != select.EPOLLIN:
-            self._serve_end(splice, sock, events)
-
-    def _serve_end(self, splice: Splice, sock: socket.socket, events: int) -> None:
         """There is room again at a socket, or its peer is gone."""
-        comes, goes = splice.from_and_to(sock)
+        splice, sock, comes = place
+        goes = splice.other(comes)
         if events & _WRITES and goes.blocked:
             self._write(splice, goes)
+        self._read(splice, comes)
         if events & _ENDED:
-            if comes.reads:
-                self._read(splice, comes)
             splice.hang_up(sock)
             self._end(splice, goes)
 
     def _read(self, splice: Splice, flow: Flow) -> None:
         """Take what has come: a message is passed on and told; of half a one goes on what may."""
+        if not flow.reads:
+            return
         if flow.read():
-            data = flow.data
+            at, data = time.time_ns(), flow.data
             if self._plain and flow.send_at_once():
                 self.messages += 1
-                self._record(Message(time.time_ns(), self.connection, flow.channel, flow.sender, data))
+                self._record(Message(at, self.connection, flow.channel, flow.sender, data))
                 if len(self._waiting) > BACKLOG:
                     self._sink(self._waiting.popleft())
                 return
@@ -187,7 +183,7 @@ class Proxy:
         notes: tuple[FdNote, ...] = ()
         flow.paused_until = 0
         if flow.fault:
-            self._record(Remark(at, self.connection, Remarkable.BROKEN, _broken(flow)))
+            self._record(Remark(at, self.connection, Remarkable.BROKEN, broken(flow)))
         if self._alter is not None and flow.whole:
             notes = tuple([described(fd.fileno()) for fd in flow.fds])
             verdict = self._obey(flow, Message(at, self.connection, flow.channel, flow.sender, flow.data, notes))
@@ -241,14 +237,12 @@ class Proxy:
         """
         note = described(flow.fds[0].fileno())
         try:
-            front = _connected(flow)
-            mine, theirs = _pair_for(front)
+            front, mine, theirs = taken_over(flow)
         except OSError as error:
             text = f"the back-end channel is not seen: {error.strerror or error}"
             self._record(Remark(time.time_ns(), self.connection, Remarkable.LOST, text))
             return ()
-        flow.fds[0].detach()
-        flow.fds = [OwnedFd(theirs.detach())]
+        flow.fds = [theirs]
         flow.pieces[0] = (flow.pieces[0][0], flow.fds)
         self._add(Splice(Channel.BACKEND, front, mine))
         return (note,)
@@ -319,50 +313,3 @@ class Proxy:
         self._record(Remark(time.time_ns(), self.connection, Remarkable.CLOSED, reason))
         while self._waiting:
             self._sink(self._waiting.popleft())
-
-
-def _broken(flow: Flow) -> str:
-    where = f"{flow.sender.value} on the {flow.channel.value} channel"
-    return f"{where}: {flow.fault}; what follows is passed on as it comes"
-
-
-def _connected(flow: Flow) -> socket.socket:
-    """The connected Unix stream socket that came as the one fd of what is held; OSError if it is none."""
-    if len(flow.fds) != 1:
-        raise OSError(f"{len(flow.fds)} fds came where there should be one")
-    if not flow.pieces[0][1]:
-        raise OSError("its fd had to go on before the rest of its message came")
-    sock = socket.socket(fileno=flow.fds[0].fileno())
-    try:
-        sock.getpeername()
-        if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
-            raise OSError("what came is no Unix stream socket")
-    except OSError:
-        sock.detach()
-        raise
-    return sock
-
-
-def _pair_for(front: socket.socket) -> tuple[socket.socket, socket.socket]:
-    """A pair of sockets; where there can't be one, `front` is given up again."""
-    try:
-        return socket.socketpair()
-    except OSError:
-        front.detach()
-        raise
-
-
-def _who(splice: Splice) -> str:
-    """Who is at the ends: `front-end pid 12 (qemu), back-end pid 13 (vhu-fs)`."""
-    ends = ((Role.FRONTEND, splice.front), (Role.BACKEND, splice.back))
-    return ", ".join(f"{role.value} {_process(sock)}" for role, sock in ends)
-
-
-def _process(sock: socket.socket) -> str:
-    """The process that made the other end of a socket, as far as it can be known."""
-    try:
-        pid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-        with open(f"/proc/{pid}/comm", "rb") as file:
-            return f"pid {pid} ({file.read().strip().decode(errors='replace')})"
-    except OSError:
-        return "unknown"
