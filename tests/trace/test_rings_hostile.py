@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from collections import Counter
@@ -499,13 +500,14 @@ def test_what_a_ring_did_last_is_seen_as_it_stops(stage: Stage) -> None:
 
 def test_messages_without_end_keep_neither_fds_nor_mappings() -> None:
     stage, region = Stage(), sparse_file(SPACE)
+    gc.collect()
     before = usage()
     for _ in range(1000):
         stage.tell(Q.SET_MEM_TABLE, MemoryTable([MemoryRegion(0, SPACE, 0, 0)] * 8), *[region] * 8)
         assert usage().fds < before.fds + 1000
     stage.look()
-    assert usage().mappings == before.mappings + 8
+    assert before.mappings < usage().mappings <= before.mappings + 8, "the kernel may join some of them"
     stage.follower.close()
-    assert usage().mappings == before.mappings
+    assert usage().mappings <= before.mappings
     stage.close()
     region.close()
