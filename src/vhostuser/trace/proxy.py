@@ -7,8 +7,6 @@ what goes its way, and nothing else.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import select
 import socket
 import struct
@@ -31,6 +29,8 @@ BACKLOG: Final = 1024
 """Events that may wait for the sink; from there on each message waits for one of them."""
 QUIET: Final = 1
 """Milliseconds of silence after which the sink gets what waits."""
+HELD: Final = 20_000_000
+"""Nanoseconds that an fd waits with less than a header, which would tell whether it is one to replace."""
 LAST: Final = 256
 """Messages that are passed on yet on back-end channels once the main channel has ended."""
 _WRITES: Final = select.POLLOUT | select.POLLERR
@@ -78,7 +78,7 @@ class Proxy:
             while not self._main.over and not self._reason:
                 self._turn(self._timeout())
             for _ in range(LAST):
-                if not self._turn(0):
+                if self._reason or not self._turn(0):
                     break
         finally:
             self._close()
@@ -157,6 +157,8 @@ class Proxy:
             self._pass(splice, flow)
         elif self._alter is None and not flow.hands_over:
             flow.send()
+        elif self._alter is None and not flow.ended:
+            flow.paused_until = flow.paused_until or time.monotonic_ns() + HELD
         if not flow.calm or flow.blocked:
             self._end(splice, flow)
 
@@ -173,6 +175,7 @@ class Proxy:
         """Pass on what is held, and tell it."""
         at, verdict = time.time_ns(), None
         notes: tuple[FdNote, ...] = ()
+        flow.paused_until = 0
         if flow.fault:
             self._record(Remark(at, self.connection, Remarkable.BROKEN, _broken(flow)))
         if self._alter is not None and flow.whole:
@@ -188,10 +191,10 @@ class Proxy:
         if self._watch is not None:
             self._watch.passed(message, [fd.fileno() for fd in flow.fds])
         self._record(message)
-        if verdict and verdict.answer:
-            self._answer(splice, flow, verdict.answer)
         if flow.gone or not (flow.pieces or flow.paused_until):
             flow.release()
+        if verdict and verdict.answer:
+            self._answer(splice, flow, verdict.answer)
         if len(self._waiting) > BACKLOG:
             self._sink(self._waiting.popleft())
 
@@ -217,6 +220,7 @@ class Proxy:
         back = splice.other(flow)
         back.insert(data)
         back.send(inserted_only=True)
+        self._end(splice, back)
         now = time.time_ns()
         self._record(Message(now, self.connection, flow.channel, back.sender, data, note="answered in its stead"))
 
@@ -227,13 +231,12 @@ class Proxy:
         """
         note = described(flow.fds[0].fileno())
         try:
-            fd = _connected(flow.fds)
-            mine, theirs = socket.socketpair()
+            front = _connected(flow)
+            mine, theirs = _pair_for(front)
         except OSError as error:
             text = f"the back-end channel is not seen: {error.strerror or error}"
             self._record(Remark(time.time_ns(), self.connection, Remarkable.LOST, text))
             return ()
-        front = socket.socket(fileno=fd)
         flow.fds[0].detach()
         flow.fds = [OwnedFd(theirs.detach())]
         flow.pieces[0] = (flow.pieces[0][0], flow.fds)
@@ -278,8 +281,8 @@ class Proxy:
     def _drop(self, splice: Splice) -> None:
         """A channel is over: let go of its sockets."""
         if splice is not self._main:
-            by = splice.ended_by.value if splice.ended_by else "nobody"
-            text = f"{by} closed the {splice.channel.value} channel"
+            by = f"{splice.ended_by.value} closed" if splice.ended_by else "the tracer closed"
+            text = f"{by} the {splice.channel.value} channel"
             self._record(Remark(time.time_ns(), self.connection, Remarkable.NOTE, text))
         for sock in (splice.front, splice.back):
             fd = sock.fileno()
@@ -293,11 +296,13 @@ class Proxy:
     def _close(self) -> None:
         """Let go of everything, and tell the sink all that waits."""
         by = self._main.ended_by
-        reason = self._reason or f"the {by.value if by else 'nobody'} closed the connection"
+        reason = self._reason or f"the {by.value if by else 'tracer'} closed the connection"
         for splice in {id(place[0]): place[0] for place in self._at.values()}.values():
             self._drop(splice)
         self._main.close()
         self._waker.close()
+        if self._watch is not None:
+            self._watch.close()
         self._record(Remark(time.time_ns(), self.connection, Remarkable.CLOSED, reason))
         while self._waiting:
             self._sink(self._waiting.popleft())
@@ -308,15 +313,30 @@ def _broken(flow: Flow) -> str:
     return f"{where}: {flow.fault}; what follows is passed on as it comes"
 
 
-def _connected(fds: list[OwnedFd]) -> int:
-    """The one fd, which is a connected Unix stream socket. OSError if not."""
-    if len(fds) != 1:
-        raise OSError(f"{len(fds)} fds came where there should be one")
-    with contextlib.closing(socket.socket(fileno=os.dup(fds[0].fileno()))) as sock:
+def _connected(flow: Flow) -> socket.socket:
+    """The connected Unix stream socket that came as the one fd of what is held; OSError if it is none."""
+    if len(flow.fds) != 1:
+        raise OSError(f"{len(flow.fds)} fds came where there should be one")
+    if not flow.pieces[0][1]:
+        raise OSError("its fd had to go on before the rest of its message came")
+    sock = socket.socket(fileno=flow.fds[0].fileno())
+    try:
         sock.getpeername()
         if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
-            raise OSError("its socket is no Unix stream socket")
-    return fds[0].fileno()
+            raise OSError("what came is no Unix stream socket")
+    except OSError:
+        sock.detach()
+        raise
+    return sock
+
+
+def _pair_for(front: socket.socket) -> tuple[socket.socket, socket.socket]:
+    """A pair of sockets; where there can't be one, `front` is given up again."""
+    try:
+        return socket.socketpair()
+    except OSError:
+        front.detach()
+        raise
 
 
 def _who(splice: Splice) -> str:
