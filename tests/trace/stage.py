@@ -22,7 +22,7 @@ from vhostuser.virtio.numbers import Feature
 RING = 1 << 40
 """The ring's guest address; its user address is USER."""
 USER = 1 << 30
-SPACE = 1 << 16
+SPACE = 1 << 17
 """Bytes of the ring's memory, and of the buffers'."""
 FORMATS: dict[str, type[Rig]] = {"split": SplitRig, "packed": PackedRig}
 

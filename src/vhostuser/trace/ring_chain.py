@@ -12,6 +12,8 @@ from ..virtio.numbers import DESC_INDIRECT, DESC_NEXT, DESC_WRITE, DESCRIPTOR_SI
 from .event import Buffer
 from .places import Place, Places
 
+STEPS: Final = 1 << 14
+"""Descriptors, about, that one look at a ring follows: it must not take for ever, whatever they are."""
 DESCRIPTOR: Final = Struct("<QIHH")
 """Address, length, then flags and next (split), or id and flags (packed)."""
 Read = Callable[[int, int], bytes]

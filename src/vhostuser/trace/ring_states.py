@@ -103,9 +103,13 @@ class RingStates:
                 seen |= self._tell(ring.watch.flights.settle(others))
         return seen
 
-    def close(self) -> None:
-        """Say what is left to say, and let go of guest memory."""
+    def finish(self) -> None:
+        """Say what is left to say."""
         self._stop_all(None, ())
+
+    def close(self) -> None:
+        """Let go of guest memory."""
+        self._rings.clear()
         self._memory = RingMemory()
 
     # Looking
@@ -132,7 +136,7 @@ class RingStates:
             return False
         try:
             watch.look(self._memory, now)
-        except (QueueBroken, MemoryFault) as error:
+        except (QueueBroken, MemoryFault, OSError) as error:
             seen = self._tell(watch.flights.flush())
             self._give_up(index, ring, error)
         ring.lost, watch.lost = ring.lost + watch.lost, 0
