@@ -37,11 +37,10 @@ class Piece(NamedTuple):
 
 
 class Lines:
-    """Makes a line of each item; times are seconds since the first item, or with `absolute` the time of day in UTC."""
+    """Makes a line of each item; times are seconds since `began` (else the first item), or the day and time in UTC."""
 
-    def __init__(self, *, colour: bool, absolute: bool = False) -> None:
-        self._colour, self._absolute = colour, absolute
-        self._began: int | None = None
+    def __init__(self, *, colour: bool, absolute: bool = False, began: int | None = None) -> None:
+        self._colour, self._absolute, self._began = colour, absolute, began
 
     def line(self, item: Item) -> str | None:
         """The line of an item, without a newline; None for what is not worth one."""
@@ -69,7 +68,7 @@ class Lines:
 
     def _time(self, at: int) -> str:
         if not self._absolute:
-            return f"{(at - self._start(at)) / _SECOND:.4f}"
+            return f"{(at - self._start(at)) / _SECOND:.4f}".replace("-0.0000", "0.0000")
         try:
             return f"{datetime.fromtimestamp(at // 1000 / 1e6, UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
         except (ValueError, OverflowError, OSError):
