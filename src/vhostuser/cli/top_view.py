@@ -59,12 +59,12 @@ def view(board: Board, look: Look, palette: Palette) -> list[Line]:
 
 def _head(picture: Picture) -> Line:
     seconds = (picture.at - picture.began) / 1e9
-    state: Piece = (" LIVE ", LIVE) if picture.live else (f" {seconds:.3f} s ", PAST)
+    state: Piece = (f" {picture.state} ", LIVE) if picture.now else (f" {seconds:.3f} s ", PAST)
     mappings = sum(len(area.mappings) for area in picture.areas)
     mapped = in_units(sum(area.mapped for area in picture.areas))
     counted = f"  {picture.connections} open  {picture.events} events  mapped {mapped} in {mappings} (quota {DEVICE_QUOTA})"
     back = "" if picture.horizon <= picture.began else f"  back to {(picture.horizon - picture.began) / 1e9:.1f} s"
-    return [("vhu top ", BOLD), state, (counted, ""), (f"  {seconds:.1f} s" if picture.live else "", DIM), (back, DIM)]
+    return [("vhu top ", BOLD), state, (counted, ""), (f"  {seconds:.1f} s" if picture.now else "", DIM), (back, DIM)]
 
 
 def _title(text: str) -> Line:

@@ -55,8 +55,10 @@ class Picture:
 
     at: int
     began: int
-    live: bool
-    """It is now; else it is the past."""
+    now: bool
+    """It is as it is now; else it is the past."""
+    state: str
+    """LIVE, or END of what is no longer going on."""
     areas: list[Area]
     rates: dict[str, int]
     """By name, of the last whole second; of the past, of the second of the moment."""
@@ -113,7 +115,8 @@ class Board:
             return Picture(
                 at=moment,
                 began=began,
-                live=at is None,
+                now=at is None,
+                state="LIVE" if self._clock else "END",
                 areas=self.past.areas(at),
                 rates=dict(self.rates.at(moment - _SECOND if at is None and self._clock else moment)),
                 rows=self.summary.rows(),

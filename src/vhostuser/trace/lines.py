@@ -17,7 +17,8 @@ from .conversation import Exchange, Item
 from .event import Offered, Remark, Remarkable, Used
 from .flat import as_json
 from .history import status_in_words
-from .phrases import LONGEST, bytes_in_words, cut, fds_in_words, payload_in_words
+from .phrases import LONGEST, cut, fds_in_words, payload_in_words
+from .ring_words import RingWords
 
 __all__ = ("ARROWS", "Lines", "as_json", "duration")
 
@@ -25,8 +26,6 @@ ARROWS: Final = {Role.FRONTEND: "F→B", Role.BACKEND: "B→F"}
 _PLAIN, _BOLD, _DIM, _RED, _YELLOW, _CYAN, _GREEN = "", "1", "2", "31", "33", "36", "32"
 _DIRECTIONS: Final = {Role.FRONTEND: _CYAN, Role.BACKEND: _GREEN}
 _SECOND: Final = 1_000_000_000
-_WRITTEN_SHOWN: Final = 16
-"""Bytes of what a device wrote that a line has room for."""
 
 
 class Piece(NamedTuple):
@@ -41,6 +40,7 @@ class Lines:
 
     def __init__(self, *, colour: bool, absolute: bool = False, began: int | None = None) -> None:
         self._colour, self._absolute, self._began = colour, absolute, began
+        self._rings = RingWords()
 
     def line(self, item: Item) -> str | None:
         """The line of an item, without a newline; None for what is not worth one."""
@@ -64,7 +64,19 @@ class Lines:
                 yield from _remark(item)
             case Offered() | Used():
                 yield from _connection(item.connection)
-                yield from _offered(item) if isinstance(item, Offered) else _used(item)
+                yield from self._offered(item) if isinstance(item, Offered) else self._used(item)
+
+    def _offered(self, offered: Offered) -> Iterator[Piece]:
+        yield Piece(f"queue {offered.queue} →", _CYAN)
+        yield Piece(f"head={offered.head}")
+        yield Piece(cut(self._rings.request(offered), LONGEST))
+
+    def _used(self, used: Used) -> Iterator[Piece]:
+        yield Piece(f"queue {used.queue} ←", _GREEN)
+        yield Piece(f"head={used.head}")
+        yield Piece(cut(self._rings.answer(used), LONGEST))
+        if used.after >= 0:
+            yield Piece(f"<{duration(used.after)}>", _DIM)
 
     def _time(self, at: int) -> str:
         if not self._absolute:
@@ -159,19 +171,3 @@ def _remark(remark: Remark) -> Iterator[Piece]:
     what = f"connection {remark.connection} {remark.about.value}"
     yield Piece("---", _DIM)
     yield Piece(f"{what}: {cut(remark.text, LONGEST)}" if remark.text else what, _RED if wrong else _PLAIN)
-
-
-def _offered(offered: Offered) -> Iterator[Piece]:
-    read = sum(buffer.len for buffer in offered.buffers if not buffer.writable)
-    write = sum(buffer.len for buffer in offered.buffers if buffer.writable)
-    yield Piece(f"queue {offered.queue} →", _CYAN)
-    yield Piece(f"head={offered.head} reads {read} writes {write} in {len(offered.buffers)} buffers")
-    yield Piece(bytes_in_words(offered.start), _DIM)
-
-
-def _used(used: Used) -> Iterator[Piece]:
-    yield Piece(f"queue {used.queue} ←", _GREEN)
-    yield Piece(f"head={used.head} wrote {used.written}")
-    yield Piece(bytes_in_words(used.start[:_WRITTEN_SHOWN]), _DIM)
-    if used.after >= 0:
-        yield Piece(f"<{duration(used.after)}>", _DIM)
