@@ -174,7 +174,7 @@ def test_requests_of_a_ring_and_their_completions() -> None:
     offered = Offered(BEGAN, 0, 1, 3, (Buffer(0x1000, 16, False), Buffer(0x2000, 513, True)), b"\x01\x02")
     used = Used(BEGAN, 0, 1, 3, 513, b"ab", b"\0", 52_000)
     assert lines_of(offered, used) == [
-        "0.0000 queue 1 → head=3 16 bytes to read, 513 to write 0102...",
+        "0.0000 queue 1 → head=3 16 bytes to read, 513 to write 0102",
         "0.0000 queue 1 ← head=3 513 bytes 6162... <52 µs>",
     ]
 

@@ -79,7 +79,7 @@ def _parser() -> Parser:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--json", action="store_true", help="one JSON object")
     kind.add_argument("--svg", action="store_true", help="a picture that stands alone, on standard output")
-    wait = "of a socket: seconds that the back-end has for mapping by itself (default 1)"
+    wait = "of a socket: seconds that the back-end may take to map something by itself (default 1)"
     parser.add_argument("--wait", type=checked(seconds), default=1.0, metavar="S", help=wait)
     timeout = "of a socket: seconds for an answer (default 5)"
     parser.add_argument("--timeout", type=checked(seconds), default=5.0, metavar="S", help=timeout)

@@ -24,7 +24,7 @@ PROGRAM: Final = "vhu top"
 EXTRA: Final = "textual"
 EPILOG: Final = f"""
 With A and B it is a proxy: front-ends connect to A, one after the other, and B is the back-end; either may be fd:N. With
-FILE it shows a capture. It remembers the last minutes, and its memory does not grow. Keys:
+FILE it shows a capture. It remembers the last minutes, and its memory does not grow. To quit ends the session. Keys:
 
 {chr(10).join(f"  {line}" for line in HELP.splitlines())}
 

@@ -7,6 +7,7 @@ from bisect import bisect_left, bisect_right
 from pathlib import Path
 from typing import Final
 
+from ..errors import VhostUserError
 from ..limited_log import printable
 from ..trace.board import Board
 from ..trace.capture import create_capture
@@ -95,7 +96,7 @@ class Keys:
                     writer.write(event)
             finally:
                 writer.close()
-        except (OSError, ValueError) as error:
+        except (OSError, VhostUserError) as error:
             self.said = f"not written: {printable(str(error))}"
         else:
             self.said = f"{len(events)} events in {printable(str(path))}"

@@ -110,7 +110,8 @@ class Board:
     def picture(self, at: int | None = None, *, lines: int = 0, chosen: Filter | None = None) -> Picture:
         """What there is to see at `at`, or now; of the items the last `lines` that `chosen` matches."""
         with self._lock:
-            moment, began = self._moment(at), self.began or 0
+            moment = self._moment(at)
+            began = moment if self.began is None else self.began
             earliest = max(began, self.past.horizon or 0)
             return Picture(
                 at=moment,
