@@ -22,19 +22,18 @@ demo: setup ## share files through a region, message by message; then one with a
 	@$(BIN)/vhu vm fetch >/dev/null || echo 'so there is no second act, in a VM'
 	$(BIN)/vhu demo
 
-vm: setup ## fetch QEMU >= 11.1, a kernel and tshark into the cache (no root, nothing installed, about 500 MB)
+vm: setup ## fetch QEMU >= 11.1, a kernel, tshark and a browser into the cache (no root, nothing installed, about 1 GB)
 	$(BIN)/vhu vm fetch
-	$(BIN)/python -m vhostuser.vm.tshark
+	$(BIN)/python -m vhostuser.vm.tools
 
-test: setup ## run the whole suite: compiled, pure Python, and without asserts
-	@$(BIN)/vhu vm fetch && $(BIN)/python -m vhostuser.vm.tshark; case $$? in \
+test: setup ## run the whole suite twice: compiled, and in pure Python without asserts
+	@$(BIN)/vhu vm fetch && $(BIN)/python -m vhostuser.vm.tools; case $$? in \
 	  0) export VHOSTUSER_REQUIRE_VM=1 ;; \
-	  3) echo 'the tests against QEMU and tshark are skipped; with a network, `make vm` enables them' ;; \
+	  3) echo 'the tests against QEMU, tshark and a browser are skipped; with a network, `make vm` enables them' ;; \
 	  *) exit 1 ;; esac; \
 	set -ex; \
 	$(BIN)/python -m pytest -n auto -q; \
-	VHOSTUSER_PURE=1 $(BIN)/python -m pytest -n auto -q; \
-	$(BIN)/python -O -m pytest -n auto -q -m 'not vm'
+	VHOSTUSER_PURE=1 $(BIN)/python -O -m pytest -n auto -q
 
 check: setup ## lint, types, layers, coverage floors
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from .conversation import Exchange, Item
 from .event import Remark, Remarkable
 from .passive.look import Watched
 from .passive.rule import Severity
-from .passive.table import AT_CLOSE, RULES, SHMEM_RULES
+from .passive.table import AT_CLOSE, rules_for
 
 __all__ = ["Finding", "Findings", "Severity"]
 
@@ -65,7 +65,7 @@ class Findings:
     def _judged(self, exchange: Exchange) -> Iterator[Finding]:
         watched = self._of(exchange.message.connection)
         look = watched.look(exchange)
-        for rule in (*RULES, *SHMEM_RULES) if look.shmem else RULES:
+        for rule in rules_for(look):
             for text in rule.check(look):
                 section = rule.section or (exchange.request.rule.section if exchange.request.rule else "Communication")
                 yield Finding(exchange.index, section, rule.severity, text, rule.name, exchange.message.connection)

@@ -45,7 +45,7 @@ def no_reply(look: Look) -> Iterator[str]:
 
 def orphan_reply(look: Look) -> Iterator[str]:
     """A reply that answers nothing, other than an acknowledgement that was not agreed on."""
-    if look.exchange.orphan and look.exchange.message.whole and not _needless(look):
+    if look.exchange.orphan and look.exchange.message.whole and look.watched.begun and not _needless(look):
         yield f"the {look.sender} sent a reply to {look.name}, which nobody had asked"
 
 

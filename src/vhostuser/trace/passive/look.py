@@ -188,6 +188,13 @@ class Look(NamedTuple):
     """Why the bookkeeping of regions refuses it."""
 
     @property
+    def odd(self) -> bool:
+        """It is not a request of the tables that was admitted, settled, and not refused."""
+        exchange = self.exchange
+        strange = self.refusal is not None or exchange.orphan or exchange.request.rule is None or not self.watched.begun
+        return strange or exchange.unanswered or exchange.refused or bool(exchange.faults)
+
+    @property
     def name(self) -> str:
         """The request's name."""
         return self.exchange.request.name

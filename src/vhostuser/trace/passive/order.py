@@ -81,7 +81,8 @@ def _is(look: Look, request: Q) -> bool:
 def unasked_regions(watched: Watched, closed: bool) -> Iterator[str]:
     """Shared memory was agreed on, but nobody asked for the regions; or a dialect's bit means something else today."""
     state = watched.state
-    if not watched.begun or not state.protocol_acknowledged or not state.protocol_offered >> ProtocolFeature.SHMEM & 1:
+    offered = state.protocol_offered >> ProtocolFeature.SHMEM & 1
+    if not closed or not watched.begun or not state.protocol_acknowledged or not offered:
         return
     acknowledged = watched.dialect.to_wire(state.protocol_acknowledged)
     told = diagnose_front_end(watched.dialect, acknowledged, state.asked_config)

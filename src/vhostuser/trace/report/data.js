@@ -24,11 +24,11 @@ findings.forEach((finding, number) => {
   findingsOfRow.get(row).push(number);
 });
 
+const closings = new Map(connections.map(({ id, closed }) => [id, closed ?? data.span]));
+
 /** When something ends that may go on: at the end of its connection, or of the capture. */
 function endOf(connection, end) {
-  if (end >= 0) return end;
-  const closed = connections.find((each) => each.id === connection)?.closed;
-  return closed ?? data.span;
+  return end >= 0 ? end : closings.get(connection) ?? data.span;
 }
 
 /** The mappings of a region, accepted or refused, in the order in which they began. */

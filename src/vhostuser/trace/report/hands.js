@@ -123,7 +123,7 @@ for (const [id, act] of [["time-in", () => zoomTime(0.5)], ["time-out", () => zo
 }
 
 onRedraw(() => {
-  const text = `${durationInWords(Math.round(width()))} × ${bytesInWords(Math.round(height()))} of ${bytesInWords(regionSize())}`;
+  const text = `${durationInWords(Math.round(width()))} by ${bytesInWords(Math.round(height()))} of ${bytesInWords(regionSize())}`;
   const place = document.getElementById("scale");
   if (place.textContent !== text) place.textContent = text;
 });

@@ -9,6 +9,8 @@ import io
 from ..event import Event
 from ..jsonl import JsonlWriter
 
+_PIECE = 1 << 16
+
 
 class Kept:
     """A capture as JSON Lines, compressed while it comes: a twentieth of its size."""
@@ -16,7 +18,8 @@ class Kept:
     def __init__(self) -> None:
         self._packed = io.BytesIO()
         self._file = gzip.GzipFile(fileobj=self._packed, mode="wb", compresslevel=6, mtime=0)
-        self._writer = JsonlWriter(self._file)  # type: ignore[arg-type]  # a GzipFile is a BinaryIO in all but name
+        self._lines = io.BufferedWriter(self._file, _PIECE)
+        self._writer = JsonlWriter(self._lines)
 
     def take(self, event: Event) -> None:
         """Add an event."""
@@ -24,5 +27,5 @@ class Kept:
 
     def text(self) -> str:
         """All of it, in letters and digits; nothing can be added any more."""
-        self._file.close()
+        self._writer.close()
         return base64.b64encode(self._packed.getvalue()).decode()

@@ -5,25 +5,26 @@ const plot = document.getElementById("plot");
 const layer = document.createElement("canvas");
 let layerKey = "";
 
-/** Both scales of the picture at its present size. */
+/** Both scales of the picture at its present size, and that size. */
 function plotScales() {
-  const time = new Scale(view.from, view.to, LEFT, plot.clientWidth - RIGHT);
-  const offset = new Scale(view.low, view.high, plot.clientHeight - BOTTOM, TOP);
-  return { time, offset };
+  const { clientWidth: width, clientHeight: height } = plot;
+  const time = new Scale(view.from, view.to, LEFT, width - RIGHT);
+  const offset = new Scale(view.low, view.high, height - BOTTOM, TOP);
+  return { time, offset, right: width - RIGHT, bottom: height - BOTTOM, beyond: view.high === regionSize() ? view.high : Infinity };
 }
 
-/** Where a mapping is on the canvas: left, top, width, height; cut to what is in sight. */
-function box(n, { time, offset }) {
-  const [begin, end] = [placed.b[n], placed.x[n] ? placed.b[n] : endOf(placed.c[n], placed.e[n])];
-  let [left, right] = [time.at(begin), time.at(end)];
-  if (placed.x[n]) [left, right] = [left - 5, left + 5];
-  let [top, bottom] = [offset.at(offsets[n] + lengths[n]), offset.at(offsets[n])];
-  if (placed.x[n] && bottom < TOP + 4) [top, bottom] = [TOP, TOP + 9];
+/** Where a mapping is on the canvas, cut to what is in sight; null if it is out of sight. */
+function box(n, { time, offset, right, bottom, beyond }) {
+  let [left, end] = [time.at(placed.b[n]), 0];
+  if (placed.x[n]) [left, end] = [left - 5, left + 5];
+  else end = time.at(endOf(placed.c[n], placed.e[n]));
+  if (end < LEFT || left > right) return null;
+  let [top, base] = [offset.at(offsets[n] + lengths[n]), offset.at(offsets[n])];
+  if (placed.x[n] && offsets[n] >= beyond) [top, base] = [TOP, TOP + 9];
+  if (base < TOP || top > bottom) return null;
   left = Math.max(LEFT, left);
-  right = Math.min(plot.clientWidth - RIGHT, right);
   top = Math.max(TOP, top);
-  bottom = Math.min(plot.clientHeight - BOTTOM, bottom);
-  return { left, top, width: Math.max(right - left, 1), height: Math.max(bottom - top, 1), seen: right >= left && bottom >= top };
+  return { left, top, width: Math.max(Math.min(right, end) - left, 1), height: Math.max(Math.min(bottom, base) - top, 1) };
 }
 
 onRedraw(() => {
@@ -46,8 +47,8 @@ function drawLayer() {
   const { pen, width, height } = prepared(layer);
   const scales = plotScales();
   drawGrid(pen, width, height, scales);
-  for (const n of shownPlaced()) if (!placed.x[n]) drawMapping(pen, n, box(n, scales));
-  for (const n of shownPlaced()) if (placed.x[n]) drawRefusal(pen, n, box(n, scales));
+  drawMappings(pen, scales);
+  for (const n of shownRefusals()) drawRefusal(pen, n, box(n, scales));
   drawEnds(pen, height, scales);
 }
 
@@ -78,9 +79,24 @@ function offsetLabel(at, step) {
   return at === 0 ? "0" : /\./.test(words) || step < 4096 ? hex(at) : words;
 }
 
-function drawMapping(pen, n, { left, top, width, height, seen }) {
-  if (!seen) return;
-  pen.fillStyle = fileColour(placed.f[n]);
+/** All mappings in sight; of those that are less than a pixel and fall on the one before, one is enough. */
+function drawMappings(pen, scales) {
+  const inks = files.map((_, number) => fileColour(number));
+  let last = "";
+  for (const n of shownPlaced()) {
+    const place = placed.x[n] ? null : box(n, scales);
+    if (!place) continue;
+    if (place.width <= 1 && place.height <= 1) {
+      const pixel = `${Math.floor(place.left)} ${Math.floor(place.top)}`;
+      if (pixel === last) continue;
+      last = pixel;
+    }
+    drawMapping(pen, n, place, inks[placed.f[n]] ?? fileColour(-1));
+  }
+}
+
+function drawMapping(pen, n, { left, top, width, height }, ink) {
+  pen.fillStyle = ink;
   pen.globalAlpha = placed.w[n] ? 1 : 0.55;
   const [w, h] = [width > 3 ? width - 1 : width, height > 3 ? height - 1 : height];
   pen.fillRect(left, top, w, h);
@@ -92,8 +108,9 @@ function drawMapping(pen, n, { left, top, width, height, seen }) {
   pen.fillText(fitted(pen, `${name} ${placed.w[n] ? "rw" : "ro"}`, width - 10), left + 5, top + Math.min(height / 2, 12));
 }
 
-function drawRefusal(pen, n, { left, top, width, height, seen }) {
-  if (!seen) return;
+function drawRefusal(pen, n, place) {
+  if (!place) return;
+  const { left, top, width, height } = place;
   const h = Math.max(height, 6);
   pen.fillStyle = colour("surface");
   pen.fillRect(left, top, width, h);
@@ -123,7 +140,7 @@ function whyRefused(n) {
 
 /** There are too many refusals near this one for words. */
 function crowded(n) {
-  const all = shownPlaced().filter((each) => placed.x[each]);
+  const all = shownRefusals();
   return all.length > 40 && all.some((each) => each < n && Math.abs(placed.b[each] - placed.b[n]) < (view.to - view.from) / 8);
 }
 
@@ -168,10 +185,11 @@ function placedAt(x, y) {
   const scales = plotScales();
   let found = -1;
   for (const n of shownPlaced()) {
-    const { left, top, width, height, seen } = box(n, scales);
-    const slack = width < 4 ? 3 : 0;
-    const inside = x >= left - slack && x <= left + width + slack && y >= top - 1 && y <= top + Math.max(height, 6) + 1;
-    if (seen && inside && (found < 0 || placed.x[n] || !placed.x[found])) found = n;
+    const place = box(n, scales);
+    if (!place || y < place.top - 1 || y > place.top + Math.max(place.height, 6) + 1) continue;
+    const slack = place.width < 4 ? 3 : 0;
+    const inside = x >= place.left - slack && x <= place.left + place.width + slack;
+    if (inside && (found < 0 || placed.x[n] || !placed.x[found])) found = n;
   }
   return found;
 }

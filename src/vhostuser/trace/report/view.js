@@ -37,18 +37,23 @@ function regionSize() {
   return Math.max(SMALLEST, end);
 }
 
-let cachedFor = "";
-let cachedPlaced = [];
+const kept = { connection: null, shmid: null, placed: [], refusals: [], changes: [] };
 
-/** The mappings of the region that is looked at. */
-function shownPlaced() {
-  const key = `${view.connection} ${view.shmid}`;
-  if (key !== cachedFor) {
-    cachedFor = key;
-    cachedPlaced = placedIn(view.connection, view.shmid);
+/** What is kept of the region that is looked at, made anew for another one. */
+function keptRegion() {
+  if (kept.connection !== view.connection || kept.shmid !== view.shmid) {
+    const { connection, shmid } = view;
+    const found = placedIn(connection, shmid);
+    Object.assign(kept, { connection, shmid, placed: found, refusals: found.filter((n) => placed.x[n]), changes: changesOf(found) });
   }
-  return cachedPlaced;
+  return kept;
 }
+
+/** The mappings of the region that is looked at, refused ones among them. */
+const shownPlaced = () => keptRegion().placed;
+
+/** Those that were refused. */
+const shownRefusals = () => keptRegion().refusals;
 
 /** The time from which to which anything happened, with a margin. */
 function wholeTime() {
@@ -104,10 +109,10 @@ function setCursor(moment) {
   redraw();
 }
 
-/** Moments at which the region that is looked at changes. */
-function changes() {
+/** Moments at which a region with these mappings changes. */
+function changesOf(mappings) {
   const found = new Set([0, data.span]);
-  for (const n of shownPlaced()) {
+  for (const n of mappings) {
     found.add(placed.b[n]);
     if (placed.e[n] >= 0) found.add(placed.e[n]);
   }
@@ -117,7 +122,7 @@ function changes() {
 
 /** To the next change (1) or the one before (-1). */
 function stepCursor(direction) {
-  const all = changes();
+  const all = keptRegion().changes;
   const here = lowerBound(all, view.cursor);
   if (direction < 0) setCursor(all[Math.max(0, here - 1)]);
   else setCursor(all[Math.min(all.length - 1, all[here] === view.cursor ? here + 1 : here)]);
