@@ -73,6 +73,8 @@ _INTERFACE: Final = Struct("<HHI")
 _PACKET: Final = Struct("<IIIII")
 _NUMBER: Final = Struct("<I")
 MOST_CONNECTIONS: Final = 1 << 32
+MOST_INTERFACES: Final = 1024
+"""Of a section that is read."""
 PIECE: Final = 65_000
 """Bytes of a comment: a longer one goes on in the next, while each before is as long as this."""
 LARGEST_DATA: Final = 200_000
@@ -185,6 +187,8 @@ class _Reader:
             self.began = True
             self._interfaces.clear()
         elif block.type == INTERFACE:
+            if len(self._interfaces) == MOST_INTERFACES:
+                raise block.fault(f"more than {MOST_INTERFACES} interfaces")
             self._interfaces.append(_interface(block))
         elif block.type == PACKET:
             return self._packet(block)
