@@ -22,16 +22,17 @@ demo: setup ## share files through a region, message by message; then one with a
 	@$(BIN)/vhu vm fetch >/dev/null || echo 'so there is no second act, in a VM'
 	$(BIN)/vhu demo
 
-vm: setup ## fetch QEMU >= 11.1 and a kernel into the cache (no root, nothing installed, about 300 MB)
+vm: setup ## fetch QEMU >= 11.1, a kernel and tshark into the cache (no root, nothing installed, about 500 MB)
 	$(BIN)/vhu vm fetch
+	$(BIN)/python -m vhostuser.vm.tshark
 
 browser: setup ## fetch a browser without a window for the tests of pages (no root, nothing installed, about 100 MB)
 	$(BIN)/python -m vhostuser.vm.browser
 
-test: setup ## run the whole suite: compiled, pure Python, and without asserts
-	@$(BIN)/vhu vm fetch; case $$? in \
+test: setup ## run the whole suite twice: compiled, and in pure Python without asserts
+	@$(BIN)/vhu vm fetch && $(BIN)/python -m vhostuser.vm.tshark; case $$? in \
 	  0) export VHOSTUSER_REQUIRE_VM=1 ;; \
-	  3) echo 'the tests against QEMU are skipped; with a network, `make vm` enables them' ;; \
+	  3) echo 'the tests against QEMU and tshark are skipped; with a network, `make vm` enables them' ;; \
 	  *) exit 1 ;; esac; \
 	$(BIN)/python -m vhostuser.vm.browser; case $$? in \
 	  0) export VHOSTUSER_REQUIRE_BROWSER=1 ;; \
@@ -39,8 +40,7 @@ test: setup ## run the whole suite: compiled, pure Python, and without asserts
 	  *) exit 1 ;; esac; \
 	set -ex; \
 	$(BIN)/python -m pytest -n auto -q; \
-	VHOSTUSER_PURE=1 $(BIN)/python -m pytest -n auto -q; \
-	$(BIN)/python -O -m pytest -n auto -q -m 'not vm'
+	VHOSTUSER_PURE=1 $(BIN)/python -O -m pytest -n auto -q
 
 check: setup ## lint, types, layers, coverage floors
 	$(BIN)/ruff check .

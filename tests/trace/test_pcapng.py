@@ -215,7 +215,7 @@ def swapped(block: Block) -> bytes:
 
 
 def swapped_option(type: int, code: int, value: bytes) -> bytes:
-    number = type == PACKET and code in (2, 6)
+    number = type == PACKET and code == 2
     return struct.pack(">HH", code, len(value)) + (value[::-1] if number else value) + bytes(-len(value) % 4)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..protocol.framing import reply_frame
 from ..protocol.layout import Field
-from ..protocol.numbers import END_OF_ADDRESSES, HEADER_SIZE
+from ..protocol.numbers import END_OF_ADDRESSES, HEADER_SIZE, NEED_REPLY
 from ..protocol.payloads import U64
-from ..protocol.rules import BACKEND, FRONTEND
+from ..protocol.rules import BACKEND, FRONTEND, Reply
 from .conversation import Exchange
 from .decoded import Decoded
 from .rule_text import Parts
@@ -70,11 +70,14 @@ def _refuse(parts: Parts) -> Change:
     if parts.on_reply:
         parts.fail("a reply can't be refused, only a request", "@reply", parts.text.index("@reply"))
 
-    def refuse(message: Decoded, exchange: Exchange) -> Verdict:
-        answer = reply_frame(message.message.request, U64(status)).pack()
-        return Verdict(f"refused with {status}", data=b"", answer=answer)
+    return lambda message, exchange: refusal(message, status)
 
-    return refuse
+
+def refusal(message: Decoded, status: int) -> Verdict:
+    """The request does not go on; if it waits for an answer it gets `status` as its acknowledgement."""
+    waits = message.message.flags & NEED_REPLY or (message.rule and message.rule.reply is Reply.OWN)
+    answer = reply_frame(message.message.request, U64(status)).pack() if waits else b""
+    return Verdict(f"refused with {status}" if waits else "refused, which nobody asked to be told", data=b"", answer=answer)
 
 
 def _truncate(parts: Parts) -> Change:
@@ -96,14 +99,13 @@ def _corrupt(parts: Parts) -> Change:
     _check_field(parts, name)
 
     def corrupt(message: Decoded, exchange: Exchange) -> Verdict | None:
-        data, field = message.message.data, _place(message, name)
-        if field is None or field.offset + field.size > len(data):
+        place = place_of(message, name)
+        if place is None:
             return None
-        end = field.offset + field.size
-        before = int.from_bytes(data[field.offset : end], "little")
-        after = (before ^ number if flips else number) & (1 << 8 * field.size) - 1
-        changed = data[: field.offset] + after.to_bytes(field.size, "little") + data[end:]
-        return Verdict(f"changed: {name} {before:#x} to {after:#x}", data=changed)
+        before = value_at(message.message.data, place)
+        after = before ^ number if flips else number
+        changed = with_value(message.message.data, place, after)
+        return Verdict(f"changed: {name} {before:#x} to {value_at(changed, place):#x}", data=changed)
 
     return corrupt
 
@@ -118,8 +120,33 @@ _ACTIONS: Final[dict[str, Callable[[Parts], Change]]] = {
 }
 
 
-def _place(message: Decoded, name: str) -> Field | None:
-    """Where a field is in a message; None if it has none of that name."""
+class Place(NamedTuple):
+    """Where a number is."""
+
+    start: int
+    size: int
+
+
+def place_of(message: Decoded, name: str) -> Place | None:
+    """Where the number of that name is in a message; None if it has none."""
+    field = _field_of(message, name)
+    if field is None or field.offset + field.size > len(message.message.data):
+        return None
+    return Place(field.offset, field.size)
+
+
+def value_at(data: bytes, place: Place) -> int:
+    """The number there."""
+    return int.from_bytes(data[place.start : place.start + place.size], "little")
+
+
+def with_value(data: bytes, place: Place, value: int) -> bytes:
+    """`data` with another number there; of one that is too large, what there is room for."""
+    written = (value & (1 << 8 * place.size) - 1).to_bytes(place.size, "little")
+    return data[: place.start] + written + data[place.start + place.size :]
+
+
+def _field_of(message: Decoded, name: str) -> Field | None:
     if name.startswith("@"):
         return Field(name, "u8", int(name[1:]), 1)
     if name in _HEADER or message.rule is None:

@@ -1,9 +1,11 @@
--- What stands above is the protocol, as tables: HEADER, CHANNELS, EVENTS, REQUESTS, BITS, FIELDS. Below is the code that
+-- What stands above is the protocol, as tables: HEADER, DISSECTORS, EVENTS, REQUESTS, BITS, FIELDS. Below is the code that
 -- walks them. Numbers are little-endian, as on every machine that has the captures.
 
 local HEADER_SIZE = 12
 local MOST_PENDING = 1024 -- requests of a channel that wait for a reply
 local SENDERS = { [0] = "front-end", [1] = "back-end" } -- by pinfo.p2p_dir: sent is from the front-end
+
+local unpack = table.unpack or unpack -- Lua 5.1 has the latter
 
 local vhostuser = Proto("vhostuser", "vhost-user")
 
@@ -72,13 +74,23 @@ local experts = {
 vhostuser.experts = experts
 
 local comment_of = Field.new("frame.comment")
-local connection_of = Field.new("frame.interface_queue")
 
 -- JSON, as comments and events have it ----------------------------------------------------------------------------
 
-local ESCAPES = { b = "\b", f = "\f", n = "\n", r = "\r", t = "\t" }
+local ESCAPES = { b = "\\b", f = "\\f", n = "\\n", r = "\\r", t = "\\t" } -- shown, not obeyed
 local LITERALS = { ["true"] = true, ["false"] = false, null = false }
 local json_value
+
+-- A character by its code in hexadecimal; what a terminal might obey, and half a character, stay as they are written.
+local function character(written, hex)
+  local code = tonumber(hex, 16)
+  if not code or code < 0xA1 or code >= 0xD800 and code < 0xE000 then
+    return written
+  elseif code < 0x800 then
+    return string.char(0xC0 + math.floor(code / 64), 0x80 + code % 64)
+  end
+  return string.char(0xE0 + math.floor(code / 4096), 0x80 + math.floor(code / 64) % 64, 0x80 + code % 64)
+end
 
 local function json_string(text, start)
   local pieces, at = {}, start + 1
@@ -93,7 +105,7 @@ local function json_string(text, start)
     end
     local code = text:sub(stop + 1, stop + 1)
     if code == "u" then
-      pieces[#pieces + 1] = text:sub(stop, stop + 5) -- as it stands: what it means is seldom to be printed
+      pieces[#pieces + 1] = character(text:sub(stop, stop + 5), text:sub(stop + 2, stop + 5))
       at = stop + 6
     else
       pieces[#pieces + 1] = ESCAPES[code] or code
@@ -329,7 +341,7 @@ end
 
 -- Add what a payload of this layout holds; it in words.
 local function add_layout(tree, layout, payload, size)
-  local words = size > 0 and add_parts(tree, layout.parts, payload) or ""
+  local words = #layout.parts > 0 and add_parts(tree, layout.parts, payload) or ""
   if layout.regions then
     words = words .. add_regions(tree, layout.regions, payload, size)
   elseif layout.sizes then
@@ -339,7 +351,7 @@ local function add_layout(tree, layout, payload, size)
     tree:add(fields[layout.rest.field], range)
     words = words .. " " .. FIELDS[layout.rest.field].name .. "=" .. range(0, math.min(range:len(), 32)):bytes():tohex(true)
   end
-  return words
+  return words:match("^ ?(.*)$")
 end
 
 -- Messages ---------------------------------------------------------------------------------------------------------
@@ -349,13 +361,13 @@ local function header_fault(tvb, asks)
     return tvb:len() .. " bytes are no header, which has " .. HEADER_SIZE
   end
   local flags, size = tvb(4, 4):le_uint(), tvb(8, 4):le_uint()
-  local version = flags % (HEADER.version_mask + 1)
+  local version, place = flags % (HEADER.version_mask + 1), "request " .. tvb(0, 4):le_uint() .. ": header "
   if version ~= HEADER.version then
-    return "version " .. version .. " is not the protocol's version, " .. HEADER.version
+    return place .. "version " .. version .. " is not the protocol's version " .. HEADER.version
   elseif flags > HEADER.known then
-    return string.format("flags 0x%x: reserved bits are set", flags)
+    return place .. string.format("flags 0x%x has reserved bits set; known are 0x%x", flags, HEADER.known)
   elseif size > HEADER.most then
-    return "size " .. size .. " is larger than the largest payload, " .. HEADER.most
+    return place .. "size " .. size .. " is larger than the largest payload, " .. HEADER.most
   elseif size ~= tvb:len() - HEADER_SIZE then
     return "the header says " .. size .. " bytes of payload, there are " .. tvb:len() - HEADER_SIZE
   elseif has(flags, HEADER.reply) == asks then
@@ -381,10 +393,14 @@ local function add_payload(tree, rule, asks, channel, tvb)
     local why = unfit(layout, payload, size)
     if not why then
       local words = add_layout(tree, layout, payload, size)
-      if layout.ack and payload(0, 8):le_uint64() ~= UInt64.new(0) then
-        tree:add_proto_expert_info(experts.refused, "refused with " .. words)
+      if not layout.ack then
+        return words:gsub("^value=", ""), nil
       end
-      return layout.ack and words:gsub("^.-=", "") or words, nil
+      local status = tostring(payload(0, 8):le_int64())
+      if status ~= "0" then
+        tree:add_proto_expert_info(experts.refused, "refused with " .. status)
+      end
+      return status, nil
     end
     fault = fault or why
   end
@@ -421,24 +437,32 @@ local function add_fds(tree, fds)
   return words
 end
 
-local function add_remarks(tree, remarks)
+local function add_note(tree, note)
+  tree:add(own.note, note)
+  return "[" .. note .. "]"
+end
+
+-- What our comment says, in words; nothing if it makes no sense.
+local function add_remarks(tree)
+  local remarks = remarks_of()
   local ok, words = pcall(add_fds, tree, remarks.fds or {})
   words = ok and words or {}
-  if remarks.note then
-    tree:add(own.note, remarks.note)
-    words[#words + 1] = "[" .. remarks.note .. "]"
-  end
-  return #words > 0 and " " .. table.concat(words, " ") or ""
+  local noted, note = pcall(add_note, tree, remarks.note)
+  words[#words + 1] = noted and note or nil
+  return words
 end
 
-local function connection_number()
-  local field = connection_of()
-  return field and tonumber(tostring(field.value)) or 0
+-- Bytes that are no message.
+local function dissect_bytes(tree, tvb, pinfo)
+  local fault = tvb:len() .. " bytes that are no message"
+  tree:add(own.bytes, tvb())
+  tree:add_proto_expert_info(experts.malformed, fault)
+  pinfo.cols.info = table.concat({ fault, unpack(add_remarks(tree)) }, " ")
 end
 
-local function dissect(channel, tvb, pinfo, root)
+local function dissect(channel, whole, tvb, pinfo, root)
   local sender = SENDERS[pinfo.p2p_dir] or "unknown"
-  local asks, connection, remarks = sender == channel, connection_number(), remarks_of()
+  local asks, connection = sender == channel, pinfo.src_port
   pinfo.cols.protocol = "vhost-user"
   pinfo.cols.src = sender
   pinfo.cols.dst = sender == "front-end" and "back-end" or "front-end"
@@ -446,10 +470,8 @@ local function dissect(channel, tvb, pinfo, root)
   tree:add(own.channel, channel):set_generated()
   tree:add(own.sender, sender):set_generated()
   tree:add(own.connection, connection):set_generated()
-  if remarks.whole == false then
-    tree:add(own.bytes, tvb())
-    tree:add_proto_expert_info(experts.malformed, tvb:len() .. " bytes that are no message")
-    pinfo.cols.info = tvb:len() .. " bytes that are no message" .. add_remarks(tree, remarks)
+  if not whole then
+    dissect_bytes(tree, tvb, pinfo)
     return
   end
   local request = tvb:len() >= HEADER_SIZE and tvb(0, 4):le_uint() or -1
@@ -467,7 +489,7 @@ local function dissect(channel, tvb, pinfo, root)
     fault = name .. " is unknown on the " .. channel .. " channel"
   elseif not fault then
     tree:add_le(fields["vhostuser.ack"], tvb(HEADER_SIZE, 8))
-    words = tostring(tvb(HEADER_SIZE, 8):le_uint64())
+    words = tostring(tvb(HEADER_SIZE, 8):le_int64())
   end
   if fault then
     tree:add_proto_expert_info(experts.malformed, fault)
@@ -486,20 +508,17 @@ local function dissect(channel, tvb, pinfo, root)
     end
   end
   add_link(tree, pinfo.number)
-  local said = add_remarks(tree, remarks)
-  pinfo.cols.info = name
-    .. (asks and " " or " = ")
-    .. words
-    .. said
-    .. (asks and needs and " need_reply" or "")
-    .. (fault and " [" .. fault .. "]" or "")
+  local said = { name, asks and "" or "=", words, unpack(add_remarks(tree)) }
+  said[#said + 1] = asks and needs and "need_reply" or ""
+  said[#said + 1] = fault and "[" .. fault .. "]" or ""
+  pinfo.cols.info = table.concat(said, " "):gsub("  +", " "):gsub(" $", "")
 end
 
--- Each channel's packets name a dissector of their own, so one is registered for each; the fields are all `vhostuser`'s.
-for name, channel in pairs(CHANNELS) do
-  local proto = name == "vhostuser" and vhostuser or Proto(name, "vhost-user, " .. channel .. " channel")
+-- Packets name the dissector of their channel, or that of its bytes; the fields are all `vhostuser`'s.
+for name, kind in pairs(DISSECTORS) do
+  local proto = name == "vhostuser" and vhostuser or Proto(name, "vhost-user, " .. name)
   function proto.dissector(tvb, pinfo, root)
-    dissect(channel, tvb, pinfo, root)
+    dissect(kind.channel, kind.whole, tvb, pinfo, root)
     return tvb:len()
   end
 end
@@ -511,10 +530,10 @@ local as_json = Dissector.get("json")
 
 local EVENT_WORDS = {
   offered = function(event)
-    return string.format("queue %s: request %s offered, %d buffers", event.queue, event.head, #(event.buffers or {}))
+    return "queue " .. event.queue .. ": request " .. event.head .. " offered, " .. #event.buffers .. " buffers"
   end,
   used = function(event)
-    return string.format("queue %s: request %s used, %s bytes written", event.queue, event.head, event.written)
+    return "queue " .. event.queue .. ": request " .. event.head .. " used, " .. event.written .. " bytes written"
   end,
   remark = function(event)
     return event.about .. (event.text ~= "" and ": " .. event.text or "")
@@ -532,7 +551,6 @@ local function add_event(tree, event)
       tree:add(own[name], event[name])
     end
   end
-  tree:add(own.connection, connection_number()):set_generated()
   return EVENT_WORDS[event.event](event)
 end
 
@@ -540,6 +558,7 @@ function events.dissector(tvb, pinfo, root)
   local tree = root:add(vhostuser, tvb())
   as_json:call(tvb, pinfo, root)
   pinfo.cols.protocol = "vhost-user"
+  tree:add(own.connection, pinfo.src_port):set_generated()
   local ok, words = pcall(add_event, tree, json(tvb():string()))
   pinfo.cols.info = ok and words or "a piece of an event"
   return tvb:len()

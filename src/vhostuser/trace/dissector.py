@@ -75,7 +75,7 @@ def dissector() -> str:
             "known": KNOWN_FLAGS,
             "most": MAX_PAYLOAD,
         },
-        "CHANNELS": {name: channel.value for channel, name in DISSECTORS.items()},
+        "DISSECTORS": {name: {"channel": channel.value, "whole": whole} for (channel, whole), name in DISSECTORS.items()},
         "EVENTS": EVENTS,
         "REQUESTS": requests,
         "BITS": bits,

@@ -1,8 +1,9 @@
 """Captures in pcapng, as Wireshark opens them: written one whole block a time, and read back exactly.
 
 There are three interfaces: each channel has one, and all that is no message has the third. Packets are exported PDUs (link
-type 252), which name their dissector. The direction is the packet's flag: outbound is from the front-end. What a packet
-can't say by itself is a comment, a JSON object: `{"fds": ...}`. What is no message is JSON as well (`records`).
+type 252), which name their dissector, and as a source port their connection. The direction is the packet's flag: outbound is
+from the front-end. What a packet can't say by itself is a comment, a JSON object: `{"fds": ...}`. What is no message is JSON
+as well (`records`).
 """
 
 from __future__ import annotations
@@ -31,13 +32,18 @@ from .blocks import (
 )
 from .capture_error import CaptureError, EndsEarly
 from .event import Event, Message, Remark, Remarkable
-from .records import LARGEST, Record, event_of, fds_of, flag, mapping, record_of, record_of_fd, text
+from .records import LARGEST, Record, event_of, fds_of, mapping, record_of, record_of_fd, text
 from .stream import loaded, put
 
 LINK_TYPE: Final = 252
 """LINKTYPE_WIRESHARK_UPPER_PDU."""
-DISSECTORS: Final = {Channel.FRONTEND: "vhostuser", Channel.BACKEND: "vhostuser_backend"}
-"""Who shows the messages of a channel."""
+DISSECTORS: Final = {
+    (Channel.FRONTEND, True): "vhostuser",
+    (Channel.FRONTEND, False): "vhostuser_bytes",
+    (Channel.BACKEND, True): "vhostuser_backend",
+    (Channel.BACKEND, False): "vhostuser_backend_bytes",
+}
+"""Who shows the messages of a channel; and its bytes that are none (not `whole`)."""
 EVENTS: Final = "vhostuser_event"
 """Who shows what is no message."""
 INTERFACES: Final = {
@@ -53,12 +59,13 @@ _FLAGS: Final = {Role.FRONTEND: _OUTBOUND, Role.BACKEND: _INBOUND}
 _SENDERS: Final = {flag: role for role, flag in _FLAGS.items()}
 _IF_NAME, _IF_DESCRIPTION, _IF_TSRESOL, _IF_TSOFFSET = 2, 3, 9, 14
 _SHB_USERAPPL: Final = 4
-_EPB_FLAGS, _EPB_QUEUE = 2, 6
+_EPB_FLAGS: Final = 2
 _NANOSECONDS, _MICROSECONDS = 9, 6
 _DIRECTION: Final = 3
 """The bits of a packet's flags that say which way it went."""
 _TAG: Final = Struct(">HH")
-_DISSECTOR_TAG: Final = 12
+_DISSECTOR_TAG, _PORT_TAG = 12, 25
+_PORT: Final = Struct(">HHI")
 _INTERFACE: Final = Struct("<HHI")
 _PACKET: Final = Struct("<IIIII")
 _NUMBER: Final = Struct("<I")
@@ -69,15 +76,14 @@ LARGEST_DATA: Final = 200_000
 """Bytes of a packet that Wireshark takes for certain; what is larger becomes several, each but the last as long as this."""
 
 
-def _dissected_by(name: str) -> bytes:
+def _dissected_by(name: str, connection: int) -> bytes:
     """What stands before the bytes of an exported PDU."""
     value = padded(name.encode())
-    return _TAG.pack(_DISSECTOR_TAG, len(value)) + value + _TAG.pack(0, 0)
+    port = _PORT.pack(_PORT_TAG, 4, connection) if connection else b""
+    return _TAG.pack(_DISSECTOR_TAG, len(value)) + value + port + _TAG.pack(0, 0)
 
 
-_HEADERS: Final = {channel: _dissected_by(name) for channel, name in DISSECTORS.items()}
-_EVENTS_HEADER: Final = _dissected_by(EVENTS)
-_CHANNELS: Final = {name: channel for channel, name in DISSECTORS.items()}
+_KINDS: Final = {name: kind for kind, name in DISSECTORS.items()}
 _OURS: Final = b'{"vhostuser": 1'
 """How a comment of ours begins."""
 
@@ -94,13 +100,14 @@ class PcapngWriter:
         if not 0 <= event.at <= LARGEST or not 0 <= event.connection < MOST_CONNECTIONS:
             raise CaptureError(f"an event of connection {event.connection} at {event.at} ns has no place in a pcapng")
         if isinstance(event, Message) and len(event.data) < LARGEST_DATA:
-            put(self._file, _packet(event, _NUMBERS[event.channel], _HEADERS[event.channel] + event.data, _options(event)))
+            head = _dissected_by(DISSECTORS[event.channel, event.whole], event.connection)
+            put(self._file, _packet(event, _NUMBERS[event.channel], head + event.data, _options(event)))
             return
         content = json.dumps(record_of(event), separators=(",", ":")).encode()
         if len(content) > LARGEST_BLOCK:
             raise CaptureError(f"an event of {len(content)} bytes is more than a capture takes, {LARGEST_BLOCK}")
         for piece in _pieces(content, LARGEST_DATA):
-            put(self._file, _packet(event, _EVENTS_NUMBER, _EVENTS_HEADER + piece, []))
+            put(self._file, _packet(event, _EVENTS_NUMBER, _dissected_by(EVENTS, event.connection) + piece, []))
 
     def close(self) -> None:
         """Close the file."""
@@ -115,15 +122,13 @@ def _interfaces() -> Iterator[bytes]:
 
 def _packet(event: Event, interface: int, data: bytes, options: Options) -> bytes:
     head = _PACKET.pack(interface, event.at >> 32, event.at & 0xFFFFFFFF, len(data), len(data))
-    return pack_block(PACKET, head + padded(data), [*options, (_EPB_QUEUE, _NUMBER.pack(event.connection))])
+    return pack_block(PACKET, head + padded(data), options)
 
 
 def _options(message: Message) -> Options:
     remarks: Record = {}
     if message.fds:
         remarks["fds"] = [record_of_fd(fd) for fd in message.fds]
-    if not message.whole:
-        remarks["whole"] = False
     if message.note:
         remarks["note"] = message.note
     comment = json.dumps({"vhostuser": 1, **remarks}).encode() if remarks else b""
@@ -188,7 +193,7 @@ class _Reader:
             raise block.fault(f"{captured} bytes of packet pass its end")
         if captured < length:
             raise block.fault(f"only {captured} of {length} bytes were kept of the packet")
-        dissector, data = _exported(block, block.body[_PACKET.size : end])
+        dissector, connection, data = _exported(block, block.body[_PACKET.size : end])
         at = interface.at(ticks)
         if not 0 <= at <= LARGEST:
             raise block.fault(f"its time, {at} ns, is out of range")
@@ -196,7 +201,7 @@ class _Reader:
         try:
             if dissector == EVENTS:
                 return self._piece(data)
-            return _message(at, options, dissector, data, block)
+            return _message(at, connection, options, dissector, data, block)
         except CaptureError as error:
             raise block.fault(str(error)) from None
 
@@ -244,36 +249,34 @@ def _interface(block: Block) -> _Interface:
     return _Interface(block.number(0, 2), per_second, int.from_bytes(offset, block.order, signed=True))
 
 
-def _exported(block: Block, data: bytes) -> tuple[str, bytes]:
-    """Who shows an exported PDU, and its bytes; its tags are big-endian always."""
-    name, start = "", 0
+def _exported(block: Block, data: bytes) -> tuple[str, int, bytes]:
+    """Who shows an exported PDU, its connection, and its bytes; the tags before it are big-endian always."""
+    name, connection, start = "", 0, 0
     while start + _TAG.size <= len(data):
         tag, size = _TAG.unpack_from(data, start)
         start += _TAG.size
+        value = data[start : start + size]
         if tag == 0:
-            return name, data[start:]
+            return name, connection, data[start:]
         if tag == _DISSECTOR_TAG:
-            name = data[start : start + size].rstrip(b"\0").decode(errors="replace")
+            name = value.rstrip(b"\0").decode(errors="replace")
+        elif tag == _PORT_TAG:
+            connection = int.from_bytes(value[:4], "big")
         start += size
     raise block.fault("the tags before its packet do not end")
 
 
-def _message(at: int, options: Options, dissector: str, data: bytes, block: Block) -> Message | None:
-    channel = _CHANNELS.get(dissector)
-    if channel is None:
+def _message(at: int, connection: int, options: Options, dissector: str, data: bytes, block: Block) -> Message | None:
+    if dissector not in _KINDS:
         return None
-    connection, sender = 0, None
-    for code, value in options:
-        if code == _EPB_QUEUE:
-            connection = int.from_bytes(value[:4], block.order)
-        elif code == _EPB_FLAGS:
-            sender = _SENDERS.get(int.from_bytes(value[:4], block.order) & _DIRECTION)
-    if sender is None:
+    channel, whole = _KINDS[dissector]
+    flags = next((int.from_bytes(value[:4], block.order) for code, value in options if code == _EPB_FLAGS), 0)
+    if flags & _DIRECTION not in _SENDERS:
         raise CaptureError("its flags do not say which way it went")
     remarks = _remarks(options)
     note = text(remarks, "note") if "note" in remarks else ""
     fds = fds_of(remarks) if "fds" in remarks else ()
-    return Message(at, connection, channel, sender, data, fds, flag(remarks, "whole") if "whole" in remarks else True, note)
+    return Message(at, connection, channel, _SENDERS[flags & _DIRECTION], data, fds, whole, note)
 
 
 def _remarks(options: Options) -> Record:

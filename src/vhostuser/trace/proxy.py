@@ -78,7 +78,7 @@ class Proxy:
             while not self._main.over and not self._reason:
                 self._turn(self._timeout())
             for _ in range(LAST):
-                if not self._turn(0):
+                if self._reason or not self._turn(0):
                     break
         finally:
             self._close()
@@ -191,10 +191,10 @@ class Proxy:
         if self._watch is not None:
             self._watch.passed(message, [fd.fileno() for fd in flow.fds])
         self._record(message)
-        if verdict and verdict.answer:
-            self._answer(splice, flow, verdict.answer)
         if flow.gone or not (flow.pieces or flow.paused_until):
             flow.release()
+        if verdict and verdict.answer:
+            self._answer(splice, flow, verdict.answer)
         if len(self._waiting) > BACKLOG:
             self._sink(self._waiting.popleft())
 
@@ -220,6 +220,7 @@ class Proxy:
         back = splice.other(flow)
         back.insert(data)
         back.send(inserted_only=True)
+        self._end(splice, back)
         now = time.time_ns()
         self._record(Message(now, self.connection, flow.channel, back.sender, data, note="answered in its stead"))
 
@@ -280,8 +281,8 @@ class Proxy:
     def _drop(self, splice: Splice) -> None:
         """A channel is over: let go of its sockets."""
         if splice is not self._main:
-            by = splice.ended_by.value if splice.ended_by else "nobody"
-            text = f"{by} closed the {splice.channel.value} channel"
+            by = f"{splice.ended_by.value} closed" if splice.ended_by else "the tracer closed"
+            text = f"{by} the {splice.channel.value} channel"
             self._record(Remark(time.time_ns(), self.connection, Remarkable.NOTE, text))
         for sock in (splice.front, splice.back):
             fd = sock.fileno()
@@ -295,11 +296,13 @@ class Proxy:
     def _close(self) -> None:
         """Let go of everything, and tell the sink all that waits."""
         by = self._main.ended_by
-        reason = self._reason or f"the {by.value if by else 'nobody'} closed the connection"
+        reason = self._reason or f"the {by.value if by else 'tracer'} closed the connection"
         for splice in {id(place[0]): place[0] for place in self._at.values()}.values():
             self._drop(splice)
         self._main.close()
         self._waker.close()
+        if self._watch is not None:
+            self._watch.close()
         self._record(Remark(time.time_ns(), self.connection, Remarkable.CLOSED, reason))
         while self._waiting:
             self._sink(self._waiting.popleft())
