@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 CACHE := $(or $(VHOSTUSER_CACHE),.cache)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format vm browser picture bench bench-vm soak fuzz clean
+.PHONY: help setup demo test check format vm picture bench bench-vm soak fuzz clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,25 +22,18 @@ demo: setup ## share files through a region, message by message; then one with a
 	@$(BIN)/vhu vm fetch >/dev/null || echo 'so there is no second act, in a VM'
 	$(BIN)/vhu demo
 
-vm: setup ## fetch QEMU >= 11.1, a kernel and tshark into the cache (no root, nothing installed, about 500 MB)
+vm: setup ## fetch QEMU >= 11.1, a kernel, tshark and a browser into the cache (no root, nothing installed, about 1 GB)
 	$(BIN)/vhu vm fetch
-	$(BIN)/python -m vhostuser.vm.tshark
-
-browser: setup ## fetch a browser without a window for the tests of pages (no root, nothing installed, about 100 MB)
-	$(BIN)/python -m vhostuser.vm.browser
+	$(BIN)/python -m vhostuser.vm.tools
 
 picture: setup ## draw the README's picture from what the demonstration records
 	$(BIN)/vhu demo --into $(CACHE)/picture >/dev/null
 	$(BIN)/python -m vhostuser.trace.report.picture $(CACHE)/picture/demo.pcapng docs/region.svg
 
 test: setup ## run the whole suite twice: compiled, and in pure Python without asserts
-	@$(BIN)/vhu vm fetch && $(BIN)/python -m vhostuser.vm.tshark; case $$? in \
+	@$(BIN)/vhu vm fetch && $(BIN)/python -m vhostuser.vm.tools; case $$? in \
 	  0) export VHOSTUSER_REQUIRE_VM=1 ;; \
-	  3) echo 'the tests against QEMU and tshark are skipped; with a network, `make vm` enables them' ;; \
-	  *) exit 1 ;; esac; \
-	$(BIN)/python -m vhostuser.vm.browser; case $$? in \
-	  0) export VHOSTUSER_REQUIRE_BROWSER=1 ;; \
-	  3) echo 'the tests of pages are skipped; with a network, `make browser` enables them' ;; \
+	  3) echo 'the tests against QEMU, tshark and a browser are skipped; with a network, `make vm` enables them' ;; \
 	  *) exit 1 ;; esac; \
 	set -ex; \
 	$(BIN)/python -m pytest -n auto -q; \

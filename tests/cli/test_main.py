@@ -155,13 +155,13 @@ def test_the_demo_shows_and_proves_all_that_takes_no_vm(tmp_path: Path) -> None:
     assert lines[-2] == f"all of it again: vhu read {kept / 'demo.pcapng'}"
     assert lines[-1] == f"and as a page:   xdg-open {kept / 'demo.html'}"
     assert sum(line.startswith("ok ") for line in lines) == 23
-    assert sum(" F>B " in line or " B>F " in line for line in lines) == 21
+    assert sum(" F→B " in line or " B→F " in line for line in lines) == 21
     assert sum(line.startswith("|") for line in lines) == 6
     for shown in (
-        "B>F SHMEM_MAP shmid=0 fd_offset=0x0 shm_offset=0x0 len=0x1000000 flags=0x0 fd=",
-        "B>F SHMEM_UNMAP shmid=0",
+        "B→F SHMEM_MAP shmid=0 0x0+0x1000000 ro fd=",
+        "B→F SHMEM_UNMAP shmid=0",
         "need_reply = 1 <",  # the refused overlap
-        "F>B RESET_DEVICE need_reply = 0 <",
+        "F→B RESET_DEVICE need_reply = 0 <",
         "a write into photo.raw is refused: region 0: 0x0 is mapped read-only",
     ):
         assert shown in done.stdout, shown

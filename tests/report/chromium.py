@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vhostuser.testing.wire import DEADLINE
-from vhostuser.vm.browser import browser_command
+from vhostuser.vm.browser import BROWSER
 
 PATIENCE = 3 * DEADLINE
 """A browser takes its time on a busy machine."""
@@ -159,7 +159,7 @@ _PLACE = """(selector) => {
 def browser() -> Iterator[Browser]:
     """Start one, and end it."""
     with tempfile.TemporaryDirectory(prefix="vhu-browser-") as folder, _pipes() as (reads, to, back, writes):
-        command = [*browser_command(), "--remote-debugging-pipe", f"--user-data-dir={folder}"]
+        command = [*BROWSER.command(), "--remote-debugging-pipe", f"--user-data-dir={folder}"]
         ends = [(os.POSIX_SPAWN_DUP2, reads, 3), (os.POSIX_SPAWN_DUP2, writes, 4)]
         files = [*ends, (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0)]
         environment = {**os.environ, "HOME": folder, "XDG_CACHE_HOME": folder}

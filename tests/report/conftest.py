@@ -1,8 +1,7 @@
-"""Pages are tested in a browser. Without one those tests are skipped, or fail if VHOSTUSER_REQUIRE_BROWSER says so."""
+"""Pages are tested in a browser. Without one those tests are skipped, or fail if VHOSTUSER_REQUIRE_VM says so."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,22 +9,20 @@ import pytest
 
 from tests.report.chromium import Browser, browser
 from tests.report.scene import session
+from tests.vm.conftest import give_up
 from vhostuser.trace.event import Event
 from vhostuser.trace.report import write_report
-from vhostuser.vm.browser import browser_folder, has_browser
-
-REQUIRED = "VHOSTUSER_REQUIRE_BROWSER"
-ADVICE = "run `make browser` once, with a network"
+from vhostuser.vm.browser import BROWSER
+from vhostuser.vm.tree import FetchError
 
 
 @pytest.fixture(scope="session")
 def one_browser() -> Iterator[Browser]:
     """A browser for all tests: each opens a page of its own in it."""
-    if not has_browser():
-        reason = f"no browser in {browser_folder()}: {ADVICE}"
-        if os.environ.get(REQUIRED, "0") not in ("", "0"):
-            pytest.fail(f"{reason} ({REQUIRED} is set)", pytrace=False)
-        pytest.skip(reason)
+    try:
+        BROWSER.command()
+    except FetchError as error:
+        give_up(str(error))
     with browser() as found:
         yield found
 

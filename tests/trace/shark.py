@@ -15,7 +15,7 @@ from vhostuser.trace.capture import create_capture
 from vhostuser.trace.dissector import dissector
 from vhostuser.trace.event import Event
 from vhostuser.vm.tree import FetchError
-from vhostuser.vm.tshark import tshark_command
+from vhostuser.vm.tshark import TSHARK
 
 NOBODY: Final = 65534
 SECONDS: Final = 50
@@ -26,7 +26,7 @@ class Shark:
 
     def __init__(self, place: Path) -> None:
         try:
-            self._command = tshark_command()
+            self._command = TSHARK.command()
         except FetchError as error:
             give_up(str(error))
         self.home = place / "home"

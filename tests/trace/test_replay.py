@@ -262,9 +262,8 @@ def test_a_front_end_that_asks_for_more_is_the_difference() -> None:
 
     thread = threading.Thread(target=play_back)
     thread.start()
-    with Frontend(ours, features=FEATURES) as frontend:
-        with pytest.raises(Disconnected):
-            frontend.share_memory(1 << 20)
+    with Frontend(ours, features=FEATURES) as frontend, pytest.raises(Disconnected):
+        frontend.share_memory(1 << 20)
     thread.join(DEADLINE)
     assert [(each.name, each.recorded) for each in found] == [("SET_MEM_TABLE", "nothing")]
 
