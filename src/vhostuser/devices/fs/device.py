@@ -56,8 +56,13 @@ class FuseDevice(Device):
 
     def driver_ready(self) -> None:
         """Have the window be where it was, if rings that went on at their beginning have cost it its place."""
-        if self._window is not None:
+        if self._window is None:
+            return
+        try:
             self._window.ready()
+        except OSError as error:
+            text = "the DAX window was taken back when the rings began anew, and is not mapped again"
+            self._log.warning(f"{text}: {error.strerror}; what the guest has mapped of files is not there meanwhile")
 
     def process(self, queue: int, chain: DescriptorChain) -> Keep | None:
         """Do one request, or have a worker do it."""
