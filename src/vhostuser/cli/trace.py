@@ -19,6 +19,7 @@ from ..trace.inject import InjectionRule, Injector, RuleError, parse_rule
 from ..trace.jsonl import JsonlWriter
 from ..trace.pcapng import PcapngWriter
 from ..trace.proxy import Proxy
+from ..trace.requests import KINDS
 from ..trace.rings import RingFollower
 from ..trace.verdict import Alter, Verdict, both
 from ..transport.listen import AddressError
@@ -32,6 +33,7 @@ from .trace_outputs import STANDARD, Captured, Outputs, json_shown, lines_shown,
 
 PROGRAM: Final = "vhu trace"
 _BY_SIGNAL: Final = 128
+GUESSED: Final = "guess"
 EPILOG: Final = f"""
 The front-end (QEMU) connects to A, and B is the back-end; either may be fd:N, an open socket. Front-ends are served one
 after the other until SIGINT; --once ends with the first. With --run one of the two may be left out: CMD is started as that
@@ -80,7 +82,14 @@ def _parser() -> Parser:
     parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="default: auto")
     parser.add_argument("-w", "--write", metavar="FILE", help="write a capture for Wireshark (pcapng); - is standard output")
     parser.add_argument("--jsonl", metavar="FILE", help="write a capture in JSON Lines; - is standard output")
-    parser.add_argument("--queues", action="store_true", help="follow guest memory and rings, and show requests in them")
+    parser.add_argument(
+        "--queues",
+        nargs="?",
+        const=GUESSED,
+        choices=(GUESSED, *KINDS),
+        metavar="KIND",
+        help="follow guest memory and rings, and show requests in them: of blk or fs, raw ones, or guess (the default)",
+    )
     parser.add_argument("--inject", metavar="RULE", action="append", default=[], help="do this to messages; may be repeated")
     parser.add_argument("-s", "--script", metavar="ADDON.py", action="append", default=[], help="let a program see to them")
     return parser
@@ -167,9 +176,13 @@ class Tracer:
         self._proxy = Proxy(front, back, take, connection=number, alter=self._alter, watch=follower)
         if follower is not None:
             follower.start()
-        if self._ended:
-            self._proxy.stop()
-        self._proxy.run()
+        try:
+            if self._ended:
+                self._proxy.stop()
+            self._proxy.run()
+        finally:
+            if follower is not None:
+                follower.close()
 
     def say_goodbye(self) -> None:
         """How much it was, on standard error."""
@@ -197,7 +210,8 @@ def _outputs(options: argparse.Namespace) -> Outputs:
         outputs.add(json_shown(chosen, absolute=options.absolute))
     elif STANDARD not in (options.write, options.jsonl):
         colour = colours() if options.color == "auto" else options.color == "always"
-        outputs.add(lines_shown(chosen, colour=colour, absolute=options.absolute))
+        kind = None if options.queues == GUESSED else options.queues
+        outputs.add(lines_shown(chosen, colour=colour, absolute=options.absolute, kind=kind))
     for path, make in ((options.write, PcapngWriter), (options.jsonl, JsonlWriter)):
         if path is not None:
             outputs.add(Captured(path, make))

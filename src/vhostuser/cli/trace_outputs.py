@@ -96,9 +96,9 @@ class Shown:
                 self._show(item)
 
 
-def lines_shown(chosen: Filter | None, *, colour: bool, absolute: bool) -> Shown:
-    """One line an item."""
-    lines = Lines(colour=colour, absolute=absolute)
+def lines_shown(chosen: Filter | None, *, colour: bool, absolute: bool, kind: str | None = None) -> Shown:
+    """One line an item; `kind` is of the device, for what is in its queues."""
+    lines = Lines(colour=colour, absolute=absolute, kind=kind)
 
     def show(item: Item) -> None:
         line = lines.line(item)
