@@ -217,6 +217,24 @@ def test_a_back_end_that_goes_is_gone() -> None:
         list(play.differences())
 
 
+def test_what_came_before_the_end_is_taken() -> None:
+    """Both channels end at once: an acknowledgement that is on its way on one of them came in time."""
+    wire = Wire()
+    events = [*begun(wire), *messages(wire.map(0, PAGE))]
+    ours, theirs = socket.socketpair()
+    with theirs, Replay(events, Role.BACKEND, ours, timeout=DEADLINE) as play:
+        channel, given = socket.socketpair()
+        with channel, given:
+            for each in events[:-3]:
+                if each.sender is Role.FRONTEND:
+                    theirs.sendall(each.data)
+            socket.send_fds(theirs, [events[-3].data], [given.fileno()])
+            channel.sendall(events[-1].data)
+            theirs.shutdown(socket.SHUT_WR)
+            assert [str(each) for each in play.differences()] == []
+        assert play.played == len(events)
+
+
 def test_a_header_that_is_wrong_breaks_the_protocol() -> None:
     ours, theirs = socket.socketpair()
     wire = Wire()
