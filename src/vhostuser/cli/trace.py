@@ -61,8 +61,6 @@ def trace(arguments: list[str]) -> int:
     _raise_limit()
     with contextlib.ExitStack() as opened:
         tracer = Tracer(options, opened)
-        opened.callback(tracer.say_goodbye)
-        opened.callback(tracer.outputs.end)
         on_end(tracer.stop)
         code = tracer.run()
     return code if code or not tracer.outputs.failed else Exit.FAILED
@@ -121,7 +119,7 @@ class Tracer:
         self._options, self._opened = options, opened
         self._rules = [_rule(text) for text in options.inject]
         self._alter = _all_of([*(Addon(path, _report) for path in options.script), *_injectors(self._rules)])
-        self.outputs = _outputs(options)
+        self.outputs = opened.enter_context(_outputs(options))
         self._waker = opened.enter_context(Waker())
         self._proxy: Proxy | None = None
         self._ended, self._sessions, self._began = False, 0, time.monotonic()
@@ -139,6 +137,8 @@ class Tracer:
         private = opened.enter_context(private_path()) if options.run else ""
         back_end = opened.enter_context(contextlib.closing(BackEnd(options.connect or private)))
         front_ends = opened.enter_context(contextlib.closing(_front_ends(options.listen or private, self._waker)))
+        opened.callback(self.say_goodbye)
+        opened.callback(self.outputs.end)
         process: Child | None = None
         if options.run:
             path = private if options.listen is None or options.connect is None else options.listen
@@ -195,7 +195,8 @@ def _front_ends(where: str, waker: Waker) -> FrontEnds:
     try:
         return FrontEnds(where, waker)
     except AddressError as error:
-        raise CommandError(str(error), error.advice.replace("--socket-path", "--listen")) from None
+        advice = error.advice.replace("--socket-path", "--listen").replace("--fd with", "fd:N of")
+        raise CommandError(str(error), advice) from None
 
 
 def _outputs(options: argparse.Namespace) -> Outputs:

@@ -27,7 +27,6 @@ _PLAIN, _BOLD, _DIM, _RED, _YELLOW, _CYAN, _GREEN = "", "1", "2", "31", "33", "3
 _DIRECTIONS: Final = {Role.FRONTEND: _CYAN, Role.BACKEND: _GREEN}
 _SECOND: Final = 1_000_000_000
 _WRITTEN_SHOWN: Final = 16
-"""Bytes of what a device wrote that a line has room for."""
 
 
 class Piece(NamedTuple):
@@ -38,15 +37,14 @@ class Piece(NamedTuple):
 
 
 class Lines:
-    """Makes a line of each item; times are seconds since the first item, or with `absolute` the time of day in UTC.
+    """Makes a line of each item; times are seconds since `began` (else the first item), or the day and time in UTC.
 
     What a queue's requests say depends on the `kind` of device (trace.requests), which is guessed where it is not told.
     """
 
-    def __init__(self, *, colour: bool, absolute: bool = False, kind: str | None = None) -> None:
+    def __init__(self, *, colour: bool, absolute: bool = False, began: int | None = None, kind: str | None = None) -> None:
+        self._colour, self._absolute, self._began = colour, absolute, began
         self._requests = RequestWords(kind)
-        self._colour, self._absolute = colour, absolute
-        self._began: int | None = None
 
     def line(self, item: Item) -> str | None:
         """The line of an item, without a newline; None for what is not worth one."""
@@ -75,7 +73,7 @@ class Lines:
 
     def _time(self, at: int) -> str:
         if not self._absolute:
-            return f"{(at - self._start(at)) / _SECOND:.4f}"
+            return f"{(at - self._start(at)) / _SECOND:.4f}".replace("-0.0000", "0.0000")
         try:
             return f"{datetime.fromtimestamp(at // 1000 / 1e6, UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
         except (ValueError, OverflowError, OSError):
