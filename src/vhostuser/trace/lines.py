@@ -17,7 +17,7 @@ from .conversation import Exchange, Item
 from .event import Offered, Remark, Remarkable, Used
 from .flat import as_json
 from .history import status_in_words
-from .phrases import LONGEST, bytes_in_words, cut, fds_in_words, payload_in_words
+from .phrases import LONGEST, cut, fds_in_words, payload_in_words
 from .requests import RequestWords
 
 __all__ = ("ARROWS", "Lines", "as_json", "duration")
@@ -167,20 +167,12 @@ def _remark(remark: Remark) -> Iterator[Piece]:
 
 
 def _offered(offered: Offered, words: str) -> Iterator[Piece]:
-    read = sum(buffer.len for buffer in offered.buffers if not buffer.writable)
-    write = sum(buffer.len for buffer in offered.buffers if buffer.writable)
     yield Piece(f"queue {offered.queue} →", _CYAN)
-    if words:
-        yield Piece(f"head={offered.head} {words}")
-        return
-    yield Piece(f"head={offered.head} reads {read} writes {write} in {len(offered.buffers)} buffers")
-    yield Piece(bytes_in_words(offered.start), _DIM)
+    yield Piece(f"head={offered.head} {words}")
 
 
 def _used(used: Used, words: str) -> Iterator[Piece]:
     yield Piece(f"queue {used.queue} ←", _GREEN)
-    yield Piece(f"head={used.head} {words}" if words else f"head={used.head} wrote {used.written}")
-    if not words:
-        yield Piece(bytes_in_words(used.start[:_WRITTEN_SHOWN]), _DIM)
+    yield Piece(f"head={used.head} {words}")
     if used.after >= 0:
         yield Piece(f"<{duration(used.after)}>", _DIM)

@@ -79,6 +79,8 @@ class Replay:
         self._stand_ins = StandIns(files=files)
         self._timeout, self._ignored, self._paced = timeout, frozenset(ignored), recorded_speed
         self._last = time.monotonic_ns()
+        self._gone: Disconnected | None = None
+        """The main channel has ended."""
 
     @property
     def played(self) -> int:
@@ -125,6 +127,8 @@ class Replay:
         if self._paced:
             time.sleep(max(0, step.gap - (time.monotonic_ns() - self._last)) / 1e9)
         lane = self._lanes.get(step.channel)
+        if lane is None and self._gone:
+            raise Disconnected(f"{self._gone} before message {step.what.index}, {step.what.name}, was sent")
         if lane is None:
             text = f"message {step.what.index}: {step.what.name} can't be sent: there is no back-end channel"
             raise RemoteProtocolError(text, request=step.what.name)
@@ -151,8 +155,15 @@ class Replay:
         self._lanes[Channel.BACKEND] = _Lane(sock)
 
     def _wait(self, deadline: float) -> list[Channel]:
-        """The channels on which something came; none if nothing did in time."""
-        ready = wait([lane.socket for lane in self._lanes.values()], deadline)
+        """The channels on which something came; none if nothing did in time.
+
+        Disconnected if the main channel has ended, and nothing is left on the other one.
+        """
+        ready = wait([lane.socket for lane in self._lanes.values()], 0 if self._gone else deadline)
+        if self._gone and not ready:
+            step = self._script.due()
+            due = f" where message {step.what.index}, {step.what.name}, was due" if step else ""
+            raise Disconnected(f"{self._gone}{due}")
         return [channel for channel, lane in self._lanes.items() if lane.socket.fileno() in ready]
 
     def _take(self, channel: Channel) -> Iterator[Difference]:
@@ -160,12 +171,9 @@ class Replay:
         try:
             frames = self._lanes[channel].receive()
         except Disconnected as error:
-            if channel is Channel.BACKEND:
-                self._lanes.pop(channel).close()
-                return
-            step = self._script.due()
-            due = f" where message {step.what.index}, {step.what.name}, was due" if step else ""
-            raise Disconnected(f"{error}{due}") from None
+            self._lanes.pop(channel).close()
+            self._gone = error if channel is Channel.FRONTEND else self._gone
+            return
         for frame in frames:
             live = self._message(channel, frame)
             step = self._script.expected(channel)

@@ -74,15 +74,15 @@ class RequestWords:
         self._asked: dict[tuple[int, int, int], Offered] = {}
 
     def of(self, event: Offered | Used) -> str:
-        """What the event says; empty if nobody knows what kind of device it is."""
+        """What the event says."""
         kind, key = self._kinds.of(event), (event.connection, event.queue, event.head)
         if isinstance(event, Used):
             asked = self._asked.pop(key, None)
-            return "" if kind == RAW else answer_words(asked, event, kind)
+            return answer_words(asked, event, kind)
         self._asked[key] = event
         if len(self._asked) > MOST_ASKED:
             del self._asked[next(iter(self._asked))]
-        return "" if kind == RAW else request_words(event, kind)
+        return request_words(event, kind)
 
 
 def _looks_like_blk(offered: Offered) -> bool:

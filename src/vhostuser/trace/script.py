@@ -49,6 +49,8 @@ class Script:
     def __init__(self, events: Iterable[Event], role: Role, connection: int | None = None) -> None:
         self._steps = self._read(events, role, connection)
         self._window: deque[Step] = deque()
+        self._early = 0
+        """Those in the window that are done."""
         self.begun = 0
         """Messages that were done."""
         self.end = 0
@@ -61,7 +63,13 @@ class Script:
         return not self._window
 
     def to_send(self) -> Step | None:
-        """The next message that may be sent now; None if others must come first."""
+        """The next message that may be sent now; None if others must come first.
+
+        It is the first one that is not done, or an answer to what came early.
+        """
+        first = self.due()
+        if first is None or first.ours or not self._early:
+            return first if first and first.ours else None
         waiting: set[tuple[Channel, bool]] = set()
         for step in self._undone():
             if step.ours and self._may_go(step, waiting):
@@ -80,9 +88,10 @@ class Script:
     def did(self, step: Step) -> None:
         """A step is done."""
         step.done = True
-        self.begun += 1
+        self.begun, self._early = self.begun + 1, self._early + 1
         while self._window and self._window[0].done:
             self._window.popleft()
+            self._early -= 1
 
     def _may_go(self, step: Step, waiting: set[tuple[Channel, bool]]) -> bool:
         if step.message.asks:
