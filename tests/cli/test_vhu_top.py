@@ -378,7 +378,7 @@ def test_every_key_works_and_the_terminal_is_left_as_it_was(window: Terminal, ca
     assert items_of(list(open_capture(written))) == items_of(session()[:-1])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_and_the_terminal_is_as_it_was(
     window: Terminal, capture: Path, place: Path, number: signal.Signals
 ) -> None:
