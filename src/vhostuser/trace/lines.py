@@ -17,8 +17,8 @@ from .conversation import Exchange, Item
 from .event import Offered, Remark, Remarkable, Used
 from .flat import as_json
 from .history import status_in_words
-from .phrases import LONGEST, cut, fds_in_words, payload_in_words
-from .ring_words import RingWords
+from .phrases import LONGEST, bytes_in_words, cut, fds_in_words, payload_in_words
+from .requests import RequestWords
 
 __all__ = ("ARROWS", "Lines", "as_json", "duration")
 
@@ -26,6 +26,7 @@ ARROWS: Final = {Role.FRONTEND: "F→B", Role.BACKEND: "B→F"}
 _PLAIN, _BOLD, _DIM, _RED, _YELLOW, _CYAN, _GREEN = "", "1", "2", "31", "33", "36", "32"
 _DIRECTIONS: Final = {Role.FRONTEND: _CYAN, Role.BACKEND: _GREEN}
 _SECOND: Final = 1_000_000_000
+_WRITTEN_SHOWN: Final = 16
 
 
 class Piece(NamedTuple):
@@ -36,11 +37,14 @@ class Piece(NamedTuple):
 
 
 class Lines:
-    """Makes a line of each item; times are seconds since `began` (else the first item), or the day and time in UTC."""
+    """Makes a line of each item; times are seconds since `began` (else the first item), or the day and time in UTC.
 
-    def __init__(self, *, colour: bool, absolute: bool = False, began: int | None = None) -> None:
+    What a queue's requests say depends on the `kind` of device (trace.requests), which is guessed where it is not told.
+    """
+
+    def __init__(self, *, colour: bool, absolute: bool = False, began: int | None = None, kind: str | None = None) -> None:
         self._colour, self._absolute, self._began = colour, absolute, began
-        self._rings = RingWords()
+        self._requests = RequestWords(kind)
 
     def line(self, item: Item) -> str | None:
         """The line of an item, without a newline; None for what is not worth one."""
@@ -64,19 +68,8 @@ class Lines:
                 yield from _remark(item)
             case Offered() | Used():
                 yield from _connection(item.connection)
-                yield from self._offered(item) if isinstance(item, Offered) else self._used(item)
-
-    def _offered(self, offered: Offered) -> Iterator[Piece]:
-        yield Piece(f"queue {offered.queue} →", _CYAN)
-        yield Piece(f"head={offered.head}")
-        yield Piece(cut(self._rings.request(offered), LONGEST))
-
-    def _used(self, used: Used) -> Iterator[Piece]:
-        yield Piece(f"queue {used.queue} ←", _GREEN)
-        yield Piece(f"head={used.head}")
-        yield Piece(cut(self._rings.answer(used), LONGEST))
-        if used.after >= 0:
-            yield Piece(f"<{duration(used.after)}>", _DIM)
+                words = cut(self._requests.of(item), LONGEST)
+                yield from _offered(item, words) if isinstance(item, Offered) else _used(item, words)
 
     def _time(self, at: int) -> str:
         if not self._absolute:
@@ -171,3 +164,23 @@ def _remark(remark: Remark) -> Iterator[Piece]:
     what = f"connection {remark.connection} {remark.about.value}"
     yield Piece("---", _DIM)
     yield Piece(f"{what}: {cut(remark.text, LONGEST)}" if remark.text else what, _RED if wrong else _PLAIN)
+
+
+def _offered(offered: Offered, words: str) -> Iterator[Piece]:
+    read = sum(buffer.len for buffer in offered.buffers if not buffer.writable)
+    write = sum(buffer.len for buffer in offered.buffers if buffer.writable)
+    yield Piece(f"queue {offered.queue} →", _CYAN)
+    if words:
+        yield Piece(f"head={offered.head} {words}")
+        return
+    yield Piece(f"head={offered.head} reads {read} writes {write} in {len(offered.buffers)} buffers")
+    yield Piece(bytes_in_words(offered.start), _DIM)
+
+
+def _used(used: Used, words: str) -> Iterator[Piece]:
+    yield Piece(f"queue {used.queue} ←", _GREEN)
+    yield Piece(f"head={used.head} {words}" if words else f"head={used.head} wrote {used.written}")
+    if not words:
+        yield Piece(bytes_in_words(used.start[:_WRITTEN_SHOWN]), _DIM)
+    if used.after >= 0:
+        yield Piece(f"<{duration(used.after)}>", _DIM)
