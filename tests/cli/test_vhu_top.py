@@ -330,6 +330,7 @@ def first_line(screen: str) -> str:
     return screen.partition("\n")[0]
 
 
+@pytest.mark.timeout(240)
 def test_every_key_works_and_the_terminal_is_left_as_it_was(window: Terminal, capture: Path, place: Path) -> None:
     window.run(["stty", "-a"])
     settings = window.wait("ended with 0", "stty")
@@ -378,7 +379,8 @@ def test_every_key_works_and_the_terminal_is_left_as_it_was(window: Terminal, ca
     assert items_of(list(open_capture(written))) == items_of(session()[:-1])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_and_the_terminal_is_as_it_was(
     window: Terminal, capture: Path, place: Path, number: signal.Signals
 ) -> None:
@@ -391,6 +393,7 @@ def test_a_signal_ends_it_and_the_terminal_is_as_it_was(
     window.wait("\ntyped", "the shell echoes and obeys")
 
 
+@pytest.mark.timeout(240)
 def test_a_live_connection_is_watched_in_the_terminal(window: Terminal, place: Path, file: Path) -> None:
     with serving(place / "b", "--region", "0:64K", "--map", f"0:0:{file}"):
         window.run(vhu_words("top", place / "a", place / "b", "-e", "SHMEM_MAP"))

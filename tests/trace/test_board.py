@@ -5,15 +5,18 @@ from __future__ import annotations
 import threading
 from itertools import count
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vhostuser.trace.board import EVENTS, FIRST, ITEMS, Board
+from vhostuser.trace import board as boards
+from vhostuser.trace import past as pasts
+from vhostuser.trace.board import Board
 from vhostuser.trace.conversation import Conversation, Exchange
 from vhostuser.trace.event import Buffer, Event, Offered, Remark, Remarkable, Used
 from vhostuser.trace.filter import parse_filter
 from vhostuser.trace.history import History
-from vhostuser.trace.past import CONNECTIONS, REMEMBERED, Past
+from vhostuser.trace.past import CONNECTIONS, Past
 from vhostuser.trace.rates import MOST_NAMES, OTHERS, SECONDS, Rates
 
 from .building import BEGAN, Q, Wire, items_of
@@ -56,7 +59,8 @@ def test_the_past_is_as_the_whole_history_has_it(steps: list[tuple[bool, int]]) 
         assert [(each.shm_offset, each.begin) for area in past.areas(event.at) for each in area.mappings] == expected
 
 
-def test_the_past_forgets_what_there_is_no_room_for_and_says_so() -> None:
+def test_the_past_forgets_what_there_is_no_room_for_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pasts, "REMEMBERED", 300)
     wire, past = Wire(), Past()
     lasting = wire.map(1 << 30, 0x1000)
     for item in items_of([*wire.agreed(), *lasting]):
@@ -64,15 +68,15 @@ def test_the_past_forgets_what_there_is_no_room_for_and_says_so() -> None:
     conversation = Conversation()
     for event in wire.agreed():
         conversation.take(event)
-    for _ in range(REMEMBERED + 100):
+    for _ in range(700):
         for event in [*wire.map(0, 0x1000), *wire.unmap(0, 0x1000)]:
             for item in conversation.take(event):
                 past.take(item)
-    assert len(past._placed) == REMEMBERED
+    assert len(past._placed) == 300
     assert past.horizon is not None
     assert [each.shm_offset for area in past.areas(past.horizon) for each in area.mappings] == [1 << 30]
     assert [each.shm_offset for area in past.areas() for each in area.mappings] == [1 << 30]
-    assert len(past._history.placed) == 0
+    assert (len(past._history.placed), len(past._lasting)) == (0, 1)
 
 
 def test_regions_are_those_of_the_connections_of_that_moment() -> None:
@@ -110,15 +114,17 @@ def test_queues_are_counted_with_what_waits_in_them() -> None:
     assert (row.queue, row.offered, row.used, row.waiting, row.written, row.latency.greatest) == (1, 3, 1, 2, 512, 9_000)
 
 
-def test_what_is_saved_begins_with_the_negotiation_and_ends_with_the_last_events() -> None:
+def test_what_is_saved_begins_with_the_negotiation_and_ends_with_the_last_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, limit in (("FIRST", 50), ("EVENTS", 70), ("ITEMS", 30)):
+        monkeypatch.setattr(boards, name, limit)
     wire = Wire()
     agreed = wire.agreed()
-    board = board_of(*agreed, *(wire.ask(Q.SET_OWNER) for _ in range(FIRST + EVENTS + 50)))
+    board = board_of(*agreed, *(wire.ask(Q.SET_OWNER) for _ in range(500)))
     saved = board.saved()
     assert saved[: len(agreed)] == agreed
-    assert len(saved) == FIRST + EVENTS
+    assert len(saved) == 120
     assert saved[-1].at == board.now
-    assert len(board._items) == ITEMS
+    assert len(board._items) == 30
 
 
 def test_rates_are_of_the_second_of_a_moment() -> None:
