@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 CACHE := $(or $(VHOSTUSER_CACHE),.cache)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format vm bench bench-vm soak fuzz clean
+.PHONY: help setup demo test check format vm picture bench bench-vm soak fuzz clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,7 +15,7 @@ setup: $(STAMP) ## make a virtual environment with the package and its tools in 
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/vhostuser/_native/*.p[yx]*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,check,build]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,check,build,tui]'
 	@touch $@
 
 demo: setup ## share files through a region, message by message; then one with a Linux guest (fetched, about 110 MB)
@@ -25,6 +25,10 @@ demo: setup ## share files through a region, message by message; then one with a
 vm: setup ## fetch QEMU >= 11.1, a kernel, tshark and a browser into the cache (no root, nothing installed, about 1 GB)
 	$(BIN)/vhu vm fetch
 	$(BIN)/python -m vhostuser.vm.tools
+
+picture: setup ## draw the README's picture from what the demonstration records
+	$(BIN)/vhu demo --into $(CACHE)/picture >/dev/null
+	$(BIN)/python -m vhostuser.trace.report.picture $(CACHE)/picture/demo.pcapng docs/region.svg
 
 test: setup ## run the whole suite twice: compiled, and in pure Python without asserts
 	@$(BIN)/vhu vm fetch && $(BIN)/python -m vhostuser.vm.tools; case $$? in \

@@ -40,6 +40,8 @@ def shown(one_browser: Browser) -> Iterator[Browser]:
 def page(shown: Browser, tmp_path: Path) -> Browser:
     """The browser with the report of a session that has one of everything."""
     shown.open(written(tmp_path, session()))
+    shown.value("fit.click()")
+    shown.settle()
     return shown
 
 

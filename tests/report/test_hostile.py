@@ -17,7 +17,7 @@ from tests.report.scene import MIB, NOTES, B, Scene
 from tests.trace.strategies import events
 from vhostuser.protocol.payloads import Mmap
 from vhostuser.trace.event import FdNote, Remarkable
-from vhostuser.trace.report import write_report
+from vhostuser.trace.report import model, write_report
 from vhostuser.trace.report.page import as_block
 
 HOSTILE = (
@@ -96,8 +96,6 @@ def test_any_capture_makes_a_page(captured: list[object]) -> None:
 
 
 def test_rows_beyond_the_most_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vhostuser.trace.report import model
-
     monkeypatch.setattr(model, "MOST_DRAWN", 5)
     found = model.Model()
     for event in hostile().events:
@@ -108,6 +106,25 @@ def test_rows_beyond_the_most_are_counted(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(rows["t"]) == 5
     assert isinstance(data["leftOut"], int)
     assert data["leftOut"] > 5
+    placed = data["placed"]
+    assert isinstance(placed, dict)
+    assert len(placed["c"]) == 5
+
+
+def test_a_rule_that_finds_something_in_every_message_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "MOST_FINDINGS", 3)
+    scene = Scene()
+    scene.begin()
+    for _ in range(10):
+        scene.map(NOTES, 100, MIB, status=1)
+    scene.unmap(0, MIB, status=1)
+    found = model.Model()
+    for event in scene.events:
+        found.take(event)
+    data = found.data()
+    assert isinstance(data["findings"], list)
+    rules = [each["rule"] for each in data["findings"]]
+    assert (rules.count("map-unaligned"), rules.count("unmap-inexact"), data["unlisted"]) == (3, 1, 7)
 
 
 def test_times_out_of_any_order_and_range_are_drawn(shown: Browser, tmp_path: Path) -> None:

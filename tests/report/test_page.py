@@ -101,6 +101,7 @@ def test_offsets_near_the_largest_region_stay_exact(shown: Browser, tmp_path: Pa
     scene.map(CACHE, (1 << 46) - 2 * 4096, 4096, rw=True)
     scene.map(PHOTO, (1 << 46) - 4096, 4096)
     shown.open(written(tmp_path, scene.events))
+    shown.value("fit.click()")
     left, top, width, _ = shown.place("#plot")
     for _ in range(45):
         shown.mouse("mouseWheel", left + 40, top + 20, deltaX=0, deltaY=-300)

@@ -19,6 +19,7 @@ from ..queue import Queue
 from .arguments import Parser
 from .demo_device import ANSWER, REGION
 from .demo_proxy import Between
+from .demo_record import kept, record_folder
 from .demo_stage import Stage
 from .demo_vm import act_two, chosen_file
 from .info import in_units
@@ -42,18 +43,20 @@ NOISE: Final = SIZES[PHOTO] // 64
 
 def demo(arguments: list[str]) -> int:
     """Run `vhu demo`; its exit code."""
-    file = chosen_file(_parser().parse_args(arguments).file)
+    options = _parser().parse_args(arguments)
+    file = chosen_file(options.file)
     on_end(interrupt)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vhu-demo-") as directory:
         stage = Stage(Path(directory))
         try:
             _make_files(stage.directory)
-            messages = _show(stage)
+            proxy = _show(stage)
         except VhostUserError as error:
             raise CommandError(f"the demonstration failed: {error}") from None
         act_two(stage, file)
-        stage.say(f"\n{stage.proofs} proofs hold, {messages} messages, {time.monotonic() - began:.2f} s")
+        stage.say(f"\n{stage.proofs} proofs hold, {proxy.requests} messages, {time.monotonic() - began:.2f} s")
+    stage.say(kept(proxy.events, Path(options.into) if options.into else record_folder()))
     return Exit.DONE
 
 
@@ -61,6 +64,7 @@ def _parser() -> Parser:
     text = "Watch two processes share files through a shared memory region, and a VM share one. Each step is checked."
     parser = Parser(PROGRAM, text, epilog=EPILOG)
     parser.add_argument("--file", metavar="FILE", help="the file that the VM reads (default: one of 64 MiB is made for it)")
+    parser.add_argument("--into", metavar="FOLDER", help="where a capture and a page of it go (default: the cache)")
     return parser
 
 
@@ -69,8 +73,8 @@ def _make_files(directory: Path) -> None:
         (directory / name).write_bytes(os.urandom(size))
 
 
-def _show(stage: Stage) -> int:
-    """The two processes; how many messages they exchanged."""
+def _show(stage: Stage) -> Between:
+    """The two processes; the proxy, which has seen what they exchanged."""
     directory = stage.directory
     with Between(stage.message) as proxy, _back_end(proxy, directory) as process:
         stage.say(f"front-end: this process, pid {os.getpid()}; back-end: pid {process.pid}; files: {directory}")
@@ -80,7 +84,7 @@ def _show(stage: Stage) -> int:
                 stage.title(title)
                 step(shown)
         stage.check(_status(process) == 0, "the back-end ended by itself, with status 0")
-    return proxy.requests
+    return proxy
 
 
 @contextmanager

@@ -5,11 +5,9 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Self
 
 from ..trace.conversation import Conversation, Exchange
-from ..trace.describe import described
 from ..trace.event import Event, Message
 from ..trace.lines import Lines
 from ..trace.proxy import Proxy
@@ -23,13 +21,15 @@ class Between:
     """
 
     def __init__(self, show: Callable[[str], None]) -> None:
+        self.events: list[Event] = []
+        """All that passed, once the proxy has ended."""
         self.requests = 0
         """Requests that came, on both channels."""
         self._show = show
         self._conversation, self._lines = Conversation(), Lines(colour=False)
         self.front_end, front = socket.socketpair()
         self.back_end, back = socket.socketpair()
-        self._proxy = Proxy(front, back, _forget, alter=self._see)
+        self._proxy = Proxy(front, back, self.events.append, alter=self._see)
         self._thread = threading.Thread(target=self._proxy.run, name="proxy", daemon=True)
 
     def __enter__(self) -> Self:
@@ -45,10 +45,6 @@ class Between:
     def _see(self, message: Message, fds: Sequence[int]) -> None:
         """Nothing is done to a message; it is shown."""
         self.requests += message.asks
-        for item in self._conversation.take(replace(message, fds=tuple(map(described, fds)))):
+        for item in self._conversation.take(message):
             if isinstance(item, Exchange):
                 self._show(self._lines.line(item) or "")
-
-
-def _forget(event: Event) -> None:
-    """What passed has been shown."""

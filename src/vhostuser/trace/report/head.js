@@ -39,7 +39,7 @@ function choose(connection) {
   regions.disabled = regions.options.length < 2;
   view.shmid = Number(regions.value || 0);
   for (const fill of [fillTiles, fillLedger, fillFeatures, fillLatency, fillLegend]) fill();
-  fit();
+  begin();
 }
 
 /** Files by colour, those of the region that is looked at. */
@@ -96,5 +96,5 @@ document.getElementById("connection").addEventListener("change", (event) => {
 document.getElementById("region").addEventListener("change", (event) => {
   view.shmid = Number(event.target.value);
   fillLegend();
-  fit();
+  begin();
 });

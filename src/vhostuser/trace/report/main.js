@@ -4,7 +4,6 @@ applyTheme();
 fillSummary();
 fillFindings();
 if (connections.length) choose(connections[0].id);
-setCursor(data.span / 2);
 window.addEventListener("resize", redraw);
 new ResizeObserver(redraw).observe(plot);
 window.addEventListener("beforeprint", () => {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -19,8 +20,9 @@ from .features import Features
 from .lanes import Lanes
 
 MOST_DRAWN: Final = 250_000
-"""Rows of the lanes; what comes later is counted and left out."""
-MOST_FINDINGS: Final = 20_000
+"""Rows of the lanes, mappings, and fds; what comes later is counted and left out."""
+MOST_FINDINGS: Final = 1000
+"""Of each rule: one that finds something in every message must not hide the others."""
 Data = dict[str, object]
 
 
@@ -41,7 +43,7 @@ class Model:
         self._conversation = Conversation(dialect)
         self._history, self._ledger, self._findings = History(), Ledger(), Findings(dialect)
         self._found: list[Finding] = []
-        self._unlisted = 0
+        self._listed: Counter[str] = Counter()
         self._connections: dict[int, _Connection] = {}
         self._texts = Texts()
         self._lanes = Lanes(self._texts, MOST_DRAWN)
@@ -70,31 +72,32 @@ class Model:
         self._lanes.take(item)
 
     def _find(self, found: list[Finding]) -> None:
-        room = MOST_FINDINGS - len(self._found)
-        self._found += found[:room]
-        self._unlisted += len(found[room:])
+        for each in found:
+            self._listed[each.rule] += 1
+            if self._listed[each.rule] <= MOST_FINDINGS:
+                self._found.append(each)
 
     def data(self) -> Data:
         """All of it, once the last event was taken; times in nanoseconds from the first one on."""
         for item in self._conversation.end():
             self._settle(item)
         self._find(self._findings.end())
-        began = self._began or 0
-        files = _Files()
+        began, files = self._began or 0, _Files()
+        placed, entries = self._history.placed, self._ledger.end(self._history.placed)
         return {
             "version": VERSION,
             "began": str(began),
             "span": max(0, self._ended - began),
             "messages": self.messages,
-            "leftOut": self._lanes.left_out,
+            "leftOut": max(self._lanes.left_out, len(placed) - MOST_DRAWN, len(entries) - MOST_DRAWN),
             "quota": DEVICE_QUOTA,
             "connections": [self._summary(number, each, began) for number, each in sorted(self._connections.items())],
             "resets": [[at - began, connection] for at, connection in self._history.resets],
-            "placed": _placed(self._history.placed, files, began),
+            "placed": _placed(placed[:MOST_DRAWN], files, began),
             "rows": self._lanes.columns(began),
-            "ledger": _ledger(self._ledger.end(self._history.placed), files, self._texts, began),
+            "ledger": _ledger(entries[:MOST_DRAWN], files, self._texts, began),
             "findings": [_finding(each) for each in self._found],
-            "unlisted": self._unlisted,
+            "unlisted": self._listed.total() - len(self._found),
             "files": files.rows,
             "texts": self._texts.all,
         }

@@ -116,15 +116,20 @@ function drawRefusal(pen, n, place) {
   pen.fillRect(left, top, width, h);
   hatch(pen, left, top, width, h, colour("bad"));
   pen.fillStyle = colour("bad");
-  const after = left + width + 4;
+  if (!crowded(n)) labelBeside(pen, whyRefused(n), left, left + width, top + Math.min(h / 2, 12));
+}
+
+/** Words beside a mark: after it, or before it where there is more room. */
+function labelBeside(pen, text, left, right, middle) {
+  const [before, after] = [left - LEFT - 8, plot.clientWidth - RIGHT - right - 8];
+  const wide = pen.measureText(text).width;
+  const words = fitted(pen, text, Math.max(before, after));
+  const start = wide <= after || after > before ? right + 5 : left - 5 - Math.min(wide, before);
   pen.textAlign = "left";
-  const words = fitted(pen, whyRefused(n), plot.clientWidth - RIGHT - after);
-  if (!words || crowded(n)) return;
-  const middle = top + Math.min(h / 2, 12);
   pen.fillStyle = colour("surface");
-  pen.fillRect(after - 2, middle - 7, pen.measureText(words).width + 4, 14);
+  pen.fillRect(start - 2, middle - 7, pen.measureText(words).width + 4, 14);
   pen.fillStyle = colour("bad");
-  pen.fillText(words, after, middle);
+  pen.fillText(words, start, middle);
 }
 
 const CAUSES = { "map-overlap": "overlaps", "map-outside": "outside", "map-unaligned": "not aligned", "map-flags": "flags",

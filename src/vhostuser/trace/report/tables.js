@@ -53,7 +53,7 @@ function fillFindings() {
     return element("tr", {}, cell(severity, `nowrap ${severity}`), cell(text), cell(rule, "nowrap"), cell(section),
       element("td", { class: "nowrap" }, i < 0 ? "" : linkTo(i, `${nameOfMessage(i)} ${i}`)));
   });
-  if (data.unlisted) host.append(element("p", {}, `${data.unlisted.toLocaleString("en")} more are not listed.`));
+  if (data.unlisted) host.append(element("p", {}, `${data.unlisted.toLocaleString("en")} more of rules that found a thousand are not listed.`));
 }
 
 function nameOfMessage(index) {

@@ -68,6 +68,25 @@ function fit() {
   redraw();
 }
 
+/** Show the part of the time in which files were mapped, with the cursor where most were. */
+function begin() {
+  fit();
+  const mappings = shownPlaced();
+  if (!mappings.length) return setCursor(data.span / 2);
+  const first = placed.b[mappings[0]];
+  const last = mappings.reduce((most, n) => Math.max(most, placed.x[n] ? placed.b[n] : endOf(placed.c[n], placed.e[n])), first);
+  const margin = Math.max((last - first) * 0.08, SHORTEST);
+  if (last - first < data.span * 0.7) setTime(first - margin, last + margin);
+  setCursor(fullest());
+}
+
+/** The middle of the time in which most mappings were there at once. */
+function fullest() {
+  const { at, count, most } = steps(view.connection);
+  const begins = count.indexOf(most);
+  return (at[begins] + (at[begins + 1] ?? endOf(view.connection, -1))) / 2;
+}
+
 /** Show times from `from` to `to`, as far as there is anything. */
 function setTime(from, to) {
   const [first, last] = wholeTime();
