@@ -53,6 +53,7 @@ format: setup ## let ruff lay the code out
 bench: setup ## print each performance goal with today's ratio
 	$(BIN)/python benchmarks/goals.py
 	$(BIN)/python benchmarks/neighbour.py
+	$(BIN)/python benchmarks/trace.py
 
 bench-vm: setup ## print the goals of shared directories: vhu-fs against virtiofsd in one guest (`make vm` first; minutes)
 	$(BIN)/python benchmarks/vm.py
