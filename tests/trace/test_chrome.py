@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from vhostuser.protocol.payloads import U64, VringState
 from vhostuser.trace.chrome import write_chrome
-from vhostuser.trace.event import Event, Offered, Remarkable, Used
+from vhostuser.trace.event import Buffer, Event, Offered, Remarkable, Used
 from vhostuser.trace.tracks import MOST_LANES
+from vhostuser.virtio.block import HEADER, BlockRequest
 
 from .building import BEGAN, MICROSECOND, B, Q, Wire
 from .strategies import events
@@ -137,13 +138,19 @@ def test_what_has_no_reply_is_an_instant() -> None:
 
 def test_requests_at_the_same_time_get_tracks_of_their_own() -> None:
     found = traced(used_at_once(3))
-    assert of_kind(found, "X") == [("queue 1", "request 0"), ("queue 1", "request 1"), ("queue 1", "request 2")]
+    assert of_kind(found, "X") == [("queue 1", f"IN sector={n} bytes=512") for n in range(3)]
     assert len(tracks(found)) == 3
+
+
+def asked(at: int, head: int, *, queue: int = 0) -> Offered:
+    """A disk is asked for a sector."""
+    buffers = (Buffer(0, 16, writable=False), Buffer(0, 512, writable=True), Buffer(0, 1, writable=True))
+    return Offered(at, 0, queue, head, buffers, HEADER.pack(BlockRequest.IN, 0, head))
 
 
 def used_at_once(count: int) -> Iterator[Event]:
     """Requests that are all given back after the last one was offered."""
-    yield from (Offered(BEGAN + n * MICROSECOND, 0, 1, n, ()) for n in range(count))
+    yield from (asked(BEGAN + n * MICROSECOND, n, queue=1) for n in range(count))
     yield from (Used(BEGAN + (count + n) * MICROSECOND, 0, 1, n, 0) for n in range(count))
 
 
@@ -155,13 +162,14 @@ def test_tracks_are_bounded() -> None:
 
 def test_requests_of_rings_are_slices_and_those_never_used_are_told() -> None:
     base: list[Event] = [
-        Offered(BEGAN, 0, 0, 7, ()),
+        asked(BEGAN, 7),
         Used(BEGAN + 5000, 0, 0, 7, 512),
         Used(BEGAN + 9000, 0, 0, 8, 0, after=2000),
     ]
-    found = traced([*base, Used(BEGAN + 9500, 0, 0, 9, 0), Offered(BEGAN + 9900, 0, 0, 1, ())])
+    found = traced([*base, Used(BEGAN + 9500, 0, 0, 9, 0), asked(BEGAN + 9900, 1)])
     assert [(each["ts"], each["dur"]) for each in found if each["ph"] == "X"] == [(0, 5), (7, 2)]
-    assert of_kind(found, "i") == [("queue 0", "request 9"), ("queue 0", "request 1, never used")]
+    assert of_kind(found, "X") == [("queue 0", "IN sector=7 bytes=512"), ("queue 0", "request 8")]
+    assert of_kind(found, "i") == [("queue 0", "request 9"), ("queue 0", "IN sector=1 bytes=512, never used")]
 
 
 def test_times_keep_their_nanoseconds_and_are_never_before_the_beginning() -> None:

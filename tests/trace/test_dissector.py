@@ -22,8 +22,8 @@ from vhostuser.trace.capture import open_capture
 from vhostuser.trace.decoded import Decoded
 from vhostuser.trace.dissector import ACK, dissector
 from vhostuser.trace.event import Buffer, Event, FdNote, Message, Offered, Remarkable, Used
+from vhostuser.trace.exported import LARGEST_DATA
 from vhostuser.trace.meaning import TWO_ANSWERS, understood
-from vhostuser.trace.pcapng import LARGEST_DATA
 from vhostuser.virtio.numbers import feature_names
 
 from .building import BEGAN, FILE, Q, Wire

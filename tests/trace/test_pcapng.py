@@ -29,7 +29,8 @@ from vhostuser.trace.blocks import (
 )
 from vhostuser.trace.capture_error import CaptureError
 from vhostuser.trace.event import Buffer, Event, Message, Offered, Remark, Remarkable
-from vhostuser.trace.pcapng import LARGEST_DATA, PIECE, PcapngWriter, read_pcapng
+from vhostuser.trace.exported import LARGEST_DATA, PIECE
+from vhostuser.trace.pcapng import PcapngWriter, read_pcapng
 
 from .building import BEGAN, FILE, Wire
 from .every import EVERY
@@ -321,7 +322,7 @@ WRONG = {
     "no such interface": (HEAD + packet(b"", number=1), "offset 48 .*interface 1 is not described"),
     "a packet that is too long": (HEAD + packet(b"abc", captured=5), "5 bytes of packet pass its end"),
     "a packet that was cut": (HEAD + packet(NAME, OUTBOUND, more=9), "only 20 of 29 bytes were kept"),
-    "a short packet block": (HEAD + pack_block(PACKET, bytes(8), []), "its 8 bytes end before the field at 8"),
+    "a short packet block": (HEAD + pack_block(PACKET, bytes(8), []), "its 8 bytes end before the field at 12"),
     "a short interface": (pack_section([]) + pack_block(INTERFACE, b"", []), "its 0 bytes end before the field at 0"),
     "an option that is too long": (
         HEAD + pack_block(PACKET, struct.pack("<IIIII", 0, 0, 0, 20, 20) + NAME + struct.pack("<HH", 1, 9) + bytes(4), []),

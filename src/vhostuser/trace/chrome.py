@@ -16,6 +16,7 @@ from .conversation import Conversation, Exchange, Item
 from .event import Event, Offered, Remark, Used
 from .flat import as_json
 from .history import History
+from .requests import Kinds, request_words
 from .tracks import Json, Tracks
 
 CHANNELS: Final = {Channel.FRONTEND: "main channel", Channel.BACKEND: "back-end channel"}
@@ -60,7 +61,9 @@ class _Trace:
     def __init__(self) -> None:
         self._began: int | None = None
         self._tracks = Tracks()
-        self._open: dict[tuple[int, int, int], int] = {}
+        self._open: dict[tuple[int, int, int], tuple[int, str]] = {}
+        """When requests were offered, and what they are in words, by connection, queue and head."""
+        self._kinds = Kinds()
         self._history = History(keep=False)
         self._mapped = -1
         self._arrows = 0
@@ -79,15 +82,16 @@ class _Trace:
                 yield from self._instant(item.connection, "remarks", item.at, item.about.value, about)
             case Offered():
                 if len(self._open) < MOST_OPEN:
-                    self._open[item.connection, item.queue, item.head] = item.at
+                    words = request_words(item, self._kinds.of(item))
+                    self._open[item.connection, item.queue, item.head] = (item.at, words)
             case Used():
                 yield from self._used(item)
         yield from self._count(item)
 
     def end(self) -> Iterator[Json]:
         """The requests that were never given back."""
-        for (connection, queue, head), at in self._open.items():
-            yield from self._instant(connection, _queue(queue), at, f"request {head}, never used", {})
+        for (connection, queue, head), (at, words) in self._open.items():
+            yield from self._instant(connection, _queue(queue), at, f"{words}, never used", {"head": head})
 
     def _exchange(self, exchange: Exchange) -> Iterator[Json]:
         connection, track, name = exchange.message.connection, CHANNELS[exchange.message.channel], exchange.request.name
@@ -108,13 +112,13 @@ class _Trace:
         yield arrow | {"ph": "f", "bp": "e"} | {key: answered[key] for key in ("pid", "tid", "ts")}
 
     def _used(self, used: Used) -> Iterator[Json]:
-        connection, track, name = used.connection, _queue(used.queue), f"request {used.head}"
-        offered = self._open.pop((connection, used.queue, used.head), None)
-        if used.after >= 0:
-            offered = used.at - used.after
-        if offered is None:
+        connection, track = used.connection, _queue(used.queue)
+        seen = self._open.pop((connection, used.queue, used.head), None)
+        name = seen[1] if seen else f"request {used.head}"
+        if seen is None and used.after < 0:
             yield from self._instant(connection, track, used.at, name, as_json(used))
             return
+        offered = seen[0] if seen else used.at - used.after
         slice = self._tracks.slice(connection, track, self._at(offered), self._at(used.at), name, as_json(used))
         yield from self._tracks.told(slice)
 

@@ -37,8 +37,8 @@ from ..protocol.payloads import (
 from ..protocol.rules import RULES, Channel, Fds, PayloadType, Reply, Rule
 from ..version import VERSION as PACKAGE_VERSION
 from ..virtio.numbers import feature_names
+from .exported import DISSECTORS, EVENTS
 from .meaning import TWO_ANSWERS
-from .pcapng import DISSECTORS, EVENTS
 from .words import layout_of
 
 PREFIX: Final = "vhostuser"
