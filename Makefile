@@ -15,7 +15,7 @@ setup: $(STAMP) ## make a virtual environment with the package and its tools in 
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/vhostuser/_native/*.p[yx]*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,check,build]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,check,build,tui]'
 	@touch $@
 
 demo: setup ## share files through a region, message by message; then one with a Linux guest (fetched, about 110 MB)

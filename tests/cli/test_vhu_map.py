@@ -97,7 +97,7 @@ def test_a_capture_may_come_on_standard_input(place: Path) -> None:
 def test_what_a_back_end_maps_by_itself_is_shown_with_its_files(sock: Path, file: Path, notes: Path) -> None:
     options = ["--region", "0:64K", "--map", f"0:0:{file}", "--map", f"0:32K:{notes}:rw"]
     with serving(sock, *options) as back:
-        found = in_json(sock, "--wait", "2")
+        found = in_json(sock, "--wait", "60")
         assert back.end() == 0
     first, second = _mappings(found)
     assert (first["shm_offset"], first["len"], first["writable"], first["fd"]["path"]) == (0, 2 * PAGE, False, str(file))

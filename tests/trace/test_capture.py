@@ -6,14 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+from io import FileIO
 from pathlib import Path
 
 import pytest
 
+from vhostuser.protocol.rules import Channel
+from vhostuser.protocol.state import Role
 from vhostuser.trace import capture
 from vhostuser.trace.capture import CaptureError, create_capture, open_capture
-from vhostuser.trace.event import Event, Remark, Remarkable
+from vhostuser.trace.event import Event, Message, Remark, Remarkable
+from vhostuser.trace.pcapng import PcapngWriter
 
+from .building import BEGAN
 from .test_pcapng import sample
 
 FORMATS = [".pcapng", ".jsonl"]
@@ -156,3 +161,19 @@ def test_a_reader_that_stops_early_leaves_no_file_open(tmp_path: Path) -> None:
 
 def test_the_errors_of_a_capture_are_in_the_tree_of_all() -> None:
     assert issubclass(capture.EndsEarly, CaptureError)
+
+
+def test_a_pipe_that_does_not_block_is_waited_for(tmp_path: Path) -> None:
+    come, go = os.pipe()
+    os.set_blocking(go, False)
+    large = Message(BEGAN, 0, Channel.FRONTEND, Role.BACKEND, bytes(150_000), whole=False)
+    script = "import shutil, sys; shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)"
+    command = [sys.executable, "-c", script]
+    with (tmp_path / "copy").open("wb") as copy, subprocess.Popen(command, stdin=come, stdout=copy) as reader:
+        os.close(come)
+        writer = PcapngWriter(FileIO(go, "wb"))
+        for _ in range(5):
+            writer.write(large)
+        writer.close()
+        assert reader.wait(50) == 0
+    assert list(open_capture(tmp_path / "copy")) == [large] * 5

@@ -18,6 +18,7 @@ from vhostuser.protocol.numbers import NEED_REPLY, REPLY, VRING_INDEX_MASK, VRIN
 from vhostuser.protocol.payloads import U64, Config, MemoryRegion, MemoryTable, Mmap, ShmemConfig
 from vhostuser.protocol.rules import RULES, Channel, Fds, Reply
 from vhostuser.protocol.state import Role
+from vhostuser.trace.capture import open_capture
 from vhostuser.trace.decoded import Decoded
 from vhostuser.trace.dissector import ACK, dissector
 from vhostuser.trace.event import Buffer, Event, FdNote, Message, Offered, Remarkable, Used
@@ -28,7 +29,7 @@ from vhostuser.virtio.numbers import feature_names
 from .building import BEGAN, FILE, Q, Wire
 from .every import EVERY
 from .shark import Shark, shark_tank
-from .test_pcapng import HEAD, NAME, OUTBOUND, packet
+from .test_pcapng import HEAD, NAME, OUTBOUND, packet, sample
 
 Values = dict[str, list[int | str]]
 KNOWN = [understood(message, index) for index, message in enumerate(EVERY)]
@@ -352,6 +353,12 @@ def test_what_is_no_message_is_shown_too(shark: Shark) -> None:
 
 def test_without_the_dissector_the_file_still_opens(shark: Shark) -> None:
     assert len(shark.run(shark.capture(EVERY), plain=True).splitlines()) == len(EVERY)
+
+
+def test_what_wireshark_saves_is_the_same_capture(shark: Shark) -> None:
+    path = shark.capture([*EVERY, *sample()])
+    shark.run(path, "-w", str(shark.home / "saved.pcapng"))
+    assert list(open_capture(shark.home / "saved.pcapng")) == [*EVERY, *sample()]
 
 
 def test_no_message_is_too_strange_for_it(shark: Shark) -> None:

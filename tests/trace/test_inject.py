@@ -234,6 +234,15 @@ def test_a_rule_that_means_nothing_is_shown_with_its_place(text: str, reason: st
     assert text[below.index("^") : below.rindex("^") + 1] == marked or (not marked and below.count("^") == 1)
 
 
+def test_a_rule_may_ask_what_is_behind_an_fd() -> None:
+    with injecting("refuse=13:path==*vhostuser-testing* and fds==1") as between, memory_file() as file:
+        kick = message(Q.SET_VRING_KICK, U64(0), flags=NEED_REPLY)
+        between.front.send(kick)
+        assert took(between.back) == (kick, [])
+        between.front.send(kick, [file])
+        assert took(between.front) == (message(Q.SET_VRING_KICK, U64(13), flags=5), [])
+
+
 def test_a_filter_may_have_colons_of_its_own() -> None:
     assert parse_rule('drop:path=="/a:b"').matched == 0
     assert parse_rule('drop:path=="/a:b":3').done == 0

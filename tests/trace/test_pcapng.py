@@ -330,6 +330,7 @@ WRONG = {
     "tags without an end": (HEAD + packet(NAME[:-4], OUTBOUND), "the tags before its packet do not end"),
     "no direction": (HEAD + packet(NAME), "its flags do not say which way it went"),
     "two directions": (HEAD + packet(NAME, (2, struct.pack("<I", 3))), "its flags do not say which way it went"),
+    "interfaces without end": (pack_section([]) + interface() * 1025, "more than 1024 interfaces"),
     "a wrong clock": (pack_section([]) + interface((IF_TSRESOL, b"")), "its clock is described"),
     "a time that is out of range": (
         pack_section([]) + interface((IF_TSRESOL, b"\x00")) + packet(NAME, OUTBOUND, ticks=1 << 63),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -9,16 +10,20 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
 
+from vhostuser import Disconnected
 from vhostuser.protocol.numbers import BackendRequest, FrontendRequest
 from vhostuser.protocol.payloads import U64, Mmap
 from vhostuser.protocol.state import Role
 from vhostuser.testing import Wire, leaving_nothing, memory_file, message
-from vhostuser.trace.event import Remarkable
+from vhostuser.trace import flow
+from vhostuser.trace.event import Event, Remarkable
+from vhostuser.trace.proxy import BACKLOG
+from vhostuser.transport.socket import send_some
 
 from .between import Between
 from .test_proxy_messages import KICK, MAP, NUM, ends, opened, took
@@ -169,11 +174,7 @@ def test_a_flood_does_not_keep_the_other_channel_waiting() -> None:
                 while not ending.is_set():
                     between.front.send(NUM * 64)
 
-            def drain() -> None:
-                while between.back.socket.recv(1 << 16):
-                    pass
-
-            threads = [threading.Thread(target=work) for work in (flood, drain)]
+            threads = [threading.Thread(target=flood), threading.Thread(target=drain, args=(between.back,))]
             for thread in threads:
                 thread.start()
             try:
@@ -228,6 +229,51 @@ def test_where_there_is_no_fd_left_for_a_pair_the_back_end_channel_goes_on_unsee
                 between.settle()
             assert took(between.back)[1] == [os.fstat(theirs.fileno()).st_ino]
             assert "Too many open files" in between.remarks(Remarkable.LOST)[0]
+
+
+def test_fds_of_which_too_many_are_on_their_way_are_sent_a_little_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel counts those that nobody has received yet, for each user but root."""
+    refusals = iter(range(3))
+
+    def too_many(sock: socket.socket, data: bytes, fds: Sequence[int] = (), flags: int = 0) -> int:
+        if fds and next(refusals, None) is not None:
+            raise Disconnected("too many") from OSError(errno.ETOOMANYREFS, "too many references")
+        return send_some(sock, data, fds, flags)
+
+    monkeypatch.setattr(flow, "send_some", too_many)
+    with Between() as between, memory_file() as file:
+        between.front.send(KICK, [file])
+        between.front.send(NUM)
+        assert len(took(between.back)[1]) == 1
+        assert took(between.back) == (NUM, [])
+        assert next(refusals, None) is None
+
+
+def test_a_sink_that_is_slow_is_waited_for_and_not_fed_without_bound() -> None:
+    with Between() as between:
+        most = 0
+        take = between.proxy._sink
+
+        def slow(event: Event) -> None:
+            nonlocal most
+            most = max(most, len(between.proxy._waiting))
+            take(event)
+
+        between.proxy._sink = slow
+        drained = threading.Thread(target=drain, args=(between.back,))
+        drained.start()
+        for _ in range(4 * BACKLOG):
+            between.front.send(NUM)
+        between.front.close()
+        drained.join()
+        between.join()
+        assert len(between.messages) == 4 * BACKLOG
+        assert BACKLOG // 2 < most <= BACKLOG + 8
+
+
+def drain(wire: Wire) -> None:
+    while wire.socket.recv(1 << 16):
+        pass
 
 
 # Processes that are killed

@@ -5,7 +5,8 @@ What they expect of each side is what they expect without one, so it is as if it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FunctionType
 
 import pytest
 
@@ -19,9 +20,31 @@ __all__ = ["attacked", "nothing_stays", "raw"]
 IN_THIS_THREAD = {"test_w12_an_fd_behind_the_first_byte_of_a_message_ends_the_channel"}
 """Serves what it has just sent, with no time for it to pass: test_proxy_messages has the case."""
 
+MOST = 6
+"""Values of a parameter that are tried with a proxy, from the first to the last: to it many of them are alike."""
+
+
+def with_fewer_values(test: Callable[..., None]) -> Callable[..., None]:
+    """The same test with fewer values of each parameter."""
+    twin = FunctionType(test.__code__, test.__globals__, test.__name__, test.__defaults__, test.__closure__)
+    twin.__dict__["pytestmark"] = [thinned(mark) for mark in getattr(test, "pytestmark", [])]
+    return twin
+
+
+def thinned(mark: pytest.Mark) -> pytest.Mark:
+    if mark.name != "parametrize":
+        return mark
+    names, values, *_ = mark.args
+    values = [*values]
+    kept = sorted({round(at * (len(values) - 1) / (MOST - 1)) for at in range(MOST)})
+    ids = mark.kwargs.get("ids")
+    chosen = ids if ids is None or callable(ids) else [[*ids][at] for at in kept]
+    return pytest.mark.parametrize(names, [values[at] for at in kept], ids=chosen).mark
+
+
 globals().update(
     {
-        name: test
+        name: with_fewer_values(test)
         for module in (test_agreement, test_every_request, test_header, test_pieces)
         for name, test in vars(module).items()
         if name.startswith("test_w") or (name.startswith("test_") and module is test_header)

@@ -88,7 +88,7 @@ def test_what_comes_and_goes_too_quickly_is_counted() -> None:
     assert len(seen.offered) + lost == count
     assert 0 < len(seen.used) <= len(seen.offered)
     known = {HEADER.pack(BlockRequest.IN, 0, sector): sector for sector in range(200)}
-    assert all(each.start in known for each in seen.offered)
+    assert all(each.start in known or not each.start for each in seen.offered)
 
 
 @EACH_FORMAT

@@ -5,11 +5,9 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Self
 
 from ..trace.conversation import Conversation, Exchange
-from ..trace.describe import described
 from ..trace.event import Event, Message
 from ..trace.lines import Lines
 from ..trace.proxy import Proxy
@@ -47,6 +45,6 @@ class Between:
     def _see(self, message: Message, fds: Sequence[int]) -> None:
         """Nothing is done to a message; it is shown."""
         self.requests += message.asks
-        for item in self._conversation.take(replace(message, fds=tuple(map(described, fds)))):
+        for item in self._conversation.take(message):
             if isinstance(item, Exchange):
                 self._show(self._lines.line(item) or "")

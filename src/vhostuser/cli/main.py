@@ -19,6 +19,7 @@ from .outcome import CommandError, Exit, program_arguments, put, run
 from .read import read
 from .replay import replay
 from .report import report
+from .top import top
 from .trace import trace
 from .vm import vm
 from .wireshark import wireshark
@@ -32,6 +33,7 @@ COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
     "trace": trace,
     "read": read,
     "report": report,
+    "top": top,
     "map": map_,
     "replay": replay,
     "wireshark": wireshark,

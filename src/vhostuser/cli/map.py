@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,10 +17,10 @@ from ..protocol.dialects import Dialect
 from ..protocol.numbers import BackendRequest
 from ..trace.capture import STANDARD, CaptureError, open_capture
 from ..trace.conversation import Conversation, Exchange
-from ..trace.event import Event, Remark, Remarkable
+from ..trace.event import Event
 from ..trace.flat import flat_fd
 from ..trace.history import History, Placed
-from ..trace.moment import Area, Palette, areas_of, described, heading
+from ..trace.moment import Area, Palette, areas_of, before_the_end, described, heading
 from ..trace.region_svg import region_svg
 from .arguments import Parser, add_dialect, checked, dialect_of, seconds
 from .bars import bar, mark
@@ -79,7 +79,7 @@ def _parser() -> Parser:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--json", action="store_true", help="one JSON object")
     kind.add_argument("--svg", action="store_true", help="a picture that stands alone, on standard output")
-    wait = "of a socket: seconds that the back-end has for mapping by itself (default 1)"
+    wait = "of a socket: seconds that the back-end may take to map something by itself (default 1)"
     parser.add_argument("--wait", type=checked(seconds), default=1.0, metavar="S", help=wait)
     timeout = "of a socket: seconds for an answer (default 5)"
     parser.add_argument("--timeout", type=checked(seconds), default=5.0, metavar="S", help=timeout)
@@ -115,7 +115,7 @@ def _live(options: argparse.Namespace) -> Moment:
 def _of_capture(source: str, at: float | None, dialect: Dialect) -> Moment:
     """What a capture says of its end, or of the moment `at`. Only what is mapped then is kept."""
     history, conversation, refused, began, now = History(keep=False), Conversation(dialect), 0, None, 0
-    for event in _events(source) if at is not None else _before_the_end(_events(source)):
+    for event in _events(source) if at is not None else before_the_end(_events(source)):
         began = event.at if began is None else began
         if at is not None and event.at - began > round(at * 1e9):
             break
@@ -125,18 +125,6 @@ def _of_capture(source: str, at: float | None, dialect: Dialect) -> Moment:
             refused += isinstance(item, Exchange) and item.request.name == BackendRequest.SHMEM_MAP.name and item.refused
     passed = (now - (began or 0)) / 1e9 if at is None else at
     return Moment(areas_of(history), f"{Path(source).name} after {passed:.4f} s", refused, passed)
-
-
-def _before_the_end(events: Iterable[Event]) -> Iterator[Event]:
-    """All events but the closings at the end, by which every mapping goes: nobody asks to see nothing."""
-    closings: list[Event] = []
-    for event in events:
-        if isinstance(event, Remark) and event.about is not Remarkable.OPENED:
-            closings.append(event)
-            continue
-        yield from closings
-        closings.clear()
-        yield event
 
 
 def _events(source: str) -> Iterator[Event]:

@@ -17,6 +17,8 @@ from ..transport.channel import OwnedMessage
 from .commands import QUEUE_SIZE
 from .outcome import reach
 
+QUIET: Final = 0.25
+"""Seconds after which a back-end that has mapped something is taken to have mapped all."""
 SHARED: Final = 1 << 20
 """Bytes of memory for the ring of one queue."""
 
@@ -33,11 +35,12 @@ class Mapped(Frontend):
 
     def __init__(self, sock: socket.socket, **options: Unpack[FrontendOptions]) -> None:
         self.placed: dict[tuple[int, int], Placed] = {}
-        self.no = 0
+        self.no = self.requests = 0
         super().__init__(sock, **options)
 
     def on_shmem_map(self, message: OwnedMessage) -> None:
         """SHMEM_MAP: map, and write it down."""
+        self.requests += 1
         super().on_shmem_map(message)
         if isinstance(body := message.body, Mmap):
             fd, now = described(message.fds[0].fileno()), time.time_ns()
@@ -46,6 +49,7 @@ class Mapped(Frontend):
 
     def on_shmem_unmap(self, message: OwnedMessage) -> None:
         """SHMEM_UNMAP: unmap, and strike it out."""
+        self.requests += 1
         super().on_shmem_unmap(message)
         if isinstance(body := message.body, Mmap):
             self.placed.pop((body.shmid, body.shm_offset), None)
@@ -57,14 +61,24 @@ class Mapped(Frontend):
 
 
 def mapped_by(path: str, dialect: Dialect, *, wait: float, timeout: float) -> Found:
-    """What the back-end at `path` maps within `wait` seconds, once a queue is started."""
+    """What the back-end at `path` maps once a queue is started: until it has mapped and is QUIET, or for `wait` seconds."""
     with reach(path, lambda: Mapped.connect(path, dialect=dialect, reply_timeout=timeout)) as frontend:
         try:
             if frontend.queue_count:
                 frontend.share_memory(SHARED)
                 frontend.start_queue(0, size=QUEUE_SIZE)
-            frontend.serve(wait)
+            _serve(frontend, time.monotonic() + wait)
         except Disconnected:
             pass  # what it had mapped until then is what there is to show
         sizes = {(0, shmid): region.size for shmid, region in frontend.shm.items()}
         return Found(areas(sizes, frontend.placed.values()), frontend.no)
+
+
+def _serve(frontend: Mapped, deadline: float) -> None:
+    """Answer until the deadline, or until something was mapped or refused and nothing more comes."""
+    before = 0
+    while (left := deadline - time.monotonic()) > 0:
+        frontend.serve(min(QUIET, left))
+        if frontend.requests and frontend.requests == before:
+            return
+        before = frontend.requests

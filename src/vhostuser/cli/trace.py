@@ -18,6 +18,7 @@ from ..trace.inject import InjectionRule, Injector, RuleError, parse_rule
 from ..trace.jsonl import JsonlWriter
 from ..trace.pcapng import PcapngWriter
 from ..trace.proxy import Proxy
+from ..trace.requests import KINDS
 from ..trace.rings import RingFollower
 from ..trace.verdict import Alter, Verdict, both
 from ..transport.listen import AddressError
@@ -31,6 +32,7 @@ from .trace_outputs import STANDARD, Captured, Outputs, json_shown, lines_shown,
 
 PROGRAM: Final = "vhu trace"
 _BY_SIGNAL: Final = 128
+GUESSED: Final = "guess"
 EPILOG: Final = f"""
 The front-end (QEMU) connects to A, and B is the back-end; either may be fd:N, an open socket. Front-ends are served one
 after the other until SIGINT; --once ends with the first. With --run one of the two may be left out: CMD is started as that
@@ -59,8 +61,6 @@ def trace(arguments: list[str]) -> int:
     _raise_limit()
     with contextlib.ExitStack() as opened:
         tracer = Tracer(options, opened)
-        opened.callback(tracer.say_goodbye)
-        opened.callback(tracer.outputs.end)
         on_end(tracer.stop)
         code = tracer.run()
     return code if code or not tracer.outputs.failed else Exit.FAILED
@@ -80,7 +80,14 @@ def _parser() -> Parser:
     parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="default: auto")
     parser.add_argument("-w", "--write", metavar="FILE", help="write a capture for Wireshark (pcapng); - is standard output")
     parser.add_argument("--jsonl", metavar="FILE", help="write a capture in JSON Lines; - is standard output")
-    parser.add_argument("--queues", action="store_true", help="follow guest memory and rings, and show requests in them")
+    parser.add_argument(
+        "--queues",
+        nargs="?",
+        const=GUESSED,
+        choices=(GUESSED, *KINDS),
+        metavar="KIND",
+        help="follow guest memory and rings, and show requests in them: of blk or fs, raw ones, or guess (the default)",
+    )
     parser.add_argument("--inject", metavar="RULE", action="append", default=[], help="do this to messages; may be repeated")
     parser.add_argument("-s", "--script", metavar="ADDON.py", action="append", default=[], help="let a program see to them")
     return parser
@@ -112,7 +119,7 @@ class Tracer:
         self._options, self._opened = options, opened
         self._rules = [_rule(text) for text in options.inject]
         self._alter = _all_of([*(Addon(path, _report) for path in options.script), *_injectors(self._rules)])
-        self.outputs = _outputs(options)
+        self.outputs = opened.enter_context(_outputs(options))
         self._waker = opened.enter_context(Waker())
         self._proxy: Proxy | None = None
         self._ended, self._sessions, self._began = False, 0, time.monotonic()
@@ -130,6 +137,8 @@ class Tracer:
         private = opened.enter_context(private_path()) if options.run else ""
         back_end = opened.enter_context(contextlib.closing(BackEnd(options.connect or private)))
         front_ends = opened.enter_context(contextlib.closing(_front_ends(options.listen or private, self._waker)))
+        opened.callback(self.say_goodbye)
+        opened.callback(self.outputs.end)
         process: Child | None = None
         if options.run:
             path = private if options.listen is None or options.connect is None else options.listen
@@ -165,9 +174,13 @@ class Tracer:
         self._proxy = Proxy(front, back, take, connection=number, alter=self._alter, watch=follower)
         if follower is not None:
             follower.start()
-        if self._ended:
-            self._proxy.stop()
-        self._proxy.run()
+        try:
+            if self._ended:
+                self._proxy.stop()
+            self._proxy.run()
+        finally:
+            if follower is not None:
+                follower.close()
 
     def say_goodbye(self) -> None:
         """How much it was, on standard error."""
@@ -182,7 +195,8 @@ def _front_ends(where: str, waker: Waker) -> FrontEnds:
     try:
         return FrontEnds(where, waker)
     except AddressError as error:
-        raise CommandError(str(error), error.advice.replace("--socket-path", "--listen")) from None
+        advice = error.advice.replace("--socket-path", "--listen").replace("--fd with", "fd:N of")
+        raise CommandError(str(error), advice) from None
 
 
 def _outputs(options: argparse.Namespace) -> Outputs:
@@ -194,7 +208,8 @@ def _outputs(options: argparse.Namespace) -> Outputs:
         outputs.add(json_shown(chosen, absolute=options.absolute))
     elif STANDARD not in (options.write, options.jsonl):
         colour = colours() if options.color == "auto" else options.color == "always"
-        outputs.add(lines_shown(chosen, colour=colour, absolute=options.absolute))
+        kind = None if options.queues == GUESSED else options.queues
+        outputs.add(lines_shown(chosen, colour=colour, absolute=options.absolute, kind=kind))
     for path, make in ((options.write, PcapngWriter), (options.jsonl, JsonlWriter)):
         if path is not None:
             outputs.add(Captured(path, make))

@@ -45,20 +45,16 @@ class FrontEnds:
         if self._listener is None:
             given, self._given = self._given, None
             return given
-        with contextlib.ExitStack() as opened:
-            poll = select.poll()
-            poll.register(self._listener, select.POLLIN)
-            poll.register(self._waker, select.POLLIN)
-            pidfd = -1
-            if process is not None:
-                pidfd = os.pidfd_open(process.pid)
-                opened.callback(os.close, pidfd)
-                poll.register(pidfd, select.POLLIN)
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        poll.register(self._waker, select.POLLIN)
+        with _watched(process, poll):
             while not ended():
-                ready = [fd for fd, _ in poll.poll()]
+                gone = process is not None and process.poll() is not None
+                ready = [fd for fd, _ in poll.poll(0 if gone else None)]
                 if self._listener.fileno() in ready:
                     return self._listener.accept()[0]
-                if pidfd in ready:
+                if gone:
                     break
         return None
 
@@ -70,6 +66,22 @@ class FrontEnds:
         if self._path:
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
+
+
+@contextlib.contextmanager
+def _watched(process: Child | None, poll: select.poll) -> Iterator[None]:
+    """Within the block `poll` tells when the process ends, if it has not ended yet."""
+    try:
+        fd = os.pidfd_open(process.pid) if process is not None and process.poll() is None else -1
+    except ProcessLookupError:
+        fd = -1
+    try:
+        if fd >= 0:
+            poll.register(fd, select.POLLIN)
+        yield
+    finally:
+        if fd >= 0:
+            os.close(fd)
 
 
 class BackEnd:

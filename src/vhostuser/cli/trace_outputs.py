@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from io import FileIO
-from typing import BinaryIO, Final, Protocol
+from typing import BinaryIO, Final, Protocol, Self
 
-from ..trace.capture import Writer
+from ..trace.capture import CaptureError, Writer
 from ..trace.conversation import Conversation, Item
 from ..trace.event import Event, Message
 from ..trace.filter import Filter
@@ -31,6 +31,9 @@ class Output(Protocol):
 
     def end(self) -> None:
         """There are no more."""
+
+    def give_up(self) -> None:
+        """It can't be written to: let go of it."""
 
 
 class Captured:
@@ -54,6 +57,10 @@ class Captured:
     def end(self) -> None:
         """Close the file."""
         self._writer.close()
+        self._file.close()
+
+    def give_up(self) -> None:
+        """Close the file, whatever is in it."""
         self._file.close()
 
     @property
@@ -80,15 +87,18 @@ class Shown:
         self._show_each(self._conversation.end())
         self._finish()
 
+    def give_up(self) -> None:
+        """There is nothing to be let go of."""
+
     def _show_each(self, items: list[Item]) -> None:
         for item in items:
             if self._filter is None or self._filter.matches(item):
                 self._show(item)
 
 
-def lines_shown(chosen: Filter | None, *, colour: bool, absolute: bool) -> Shown:
-    """One line an item."""
-    lines = Lines(colour=colour, absolute=absolute)
+def lines_shown(chosen: Filter | None, *, colour: bool, absolute: bool, kind: str | None = None) -> Shown:
+    """One line an item; `kind` is of the device, for what is in its queues."""
+    lines = Lines(colour=colour, absolute=absolute, kind=kind)
 
     def show(item: Item) -> None:
         line = lines.line(item)
@@ -124,6 +134,12 @@ class Outputs:
         self._lock = threading.Lock()
         self.messages, self.failed = 0, False
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.end()
+
     def add(self, output: Output) -> None:
         """Let an output have what comes from now on."""
         self._live.append(output)
@@ -155,7 +171,7 @@ class Outputs:
             return
         except OutputClosed:
             why = "nobody reads it"
-        except CommandError as error:
+        except (CommandError, CaptureError) as error:
             why, self.failed = str(error), True
         except OSError as error:
             name = errno.errorcode.get(error.errno or 0, "")
@@ -163,4 +179,5 @@ class Outputs:
         except Exception as error:
             why, self.failed = f"internal error: {type(error).__name__}: {error}", True
         self._live.remove(output)
+        output.give_up()
         complain(self._program, f"no more is written to {output.name}: {why}; the session goes on")

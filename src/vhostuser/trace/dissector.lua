@@ -13,14 +13,26 @@ local vhostuser = Proto("vhostuser", "vhost-user")
 
 local fields = {}
 
-local function declare(name, field)
-  local mask = field.mask and UInt64.new(field.mask[1], field.mask[2]) or nil
+local function masked(name, field, mask)
   if field.kind == "bool" then
     return ProtoField.bool(name, field.name, 64, nil, mask)
-  elseif field.kind == "bytes" then
-    return ProtoField.bytes(name, field.name)
   end
   return ProtoField[field.kind](name, field.name, field.hex and base.HEX or base.DEC, nil, mask)
+end
+
+local function declare(name, field)
+  if field.kind == "bytes" then
+    return ProtoField.bytes(name, field.name)
+  elseif not field.mask then
+    return masked(name, field)
+  end
+  local low, high = field.mask[1], field.mask[2]
+  local known, made = pcall(masked, name, field, UInt64.new(low, high))
+  if known then
+    return made
+  end
+  -- Before 4.4 a mask is a number of 32 bits. A field of a higher bit is added only where the bit is set: it needs no mask.
+  return high == 0 and masked(name, field, low) or ProtoField.bool(name, field.name)
 end
 
 for name, field in pairs(FIELDS) do

@@ -55,16 +55,16 @@ class Filter:
 class _Clock:
     """When the first item was, for the field `time`."""
 
-    def __init__(self) -> None:
-        self.began: int | None = None
+    def __init__(self, began: int | None) -> None:
+        self.began = began
 
     def read(self, item: Item) -> Sequence[int]:
         return (item.at - (self.began or 0),)
 
 
-def parse_filter(text: str) -> Filter:
-    """The filter that `text` describes. FilterError if it describes none."""
-    clock = _Clock()
+def parse_filter(text: str, *, began: int | None = None) -> Filter:
+    """The filter that `text` describes; its `time` counts from `began`, else from the first item. FilterError if none."""
+    clock = _Clock(began)
     return Filter(text, _Parser(text, clock).whole(), clock)
 
 

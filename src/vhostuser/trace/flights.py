@@ -1,7 +1,7 @@
 """The requests that a device has, as a bystander knows them: offered, and not seen to be given back.
 
-A request that was given back is held until the next look: the driver may have used its memory for another one by then, and
-what was read there was perhaps that one's. So much of a request is left out as a newer one lies over.
+A request that was given back is held until the next look: the driver may have used its memory for another one by then, of
+any queue, and what was read there was perhaps that one's. What a newer request lies over is left out.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TypeVar
 
 from .event import START, Event, Offered, Used
-from .ring_chain import SeenChain, overlap
+from .places import Place, Places
+from .ring_chain import SeenChain
 from .ring_memory import RingMemory, first_bytes, last_byte
 
-MOST_COMPARED: Final = 64
-"""Requests that came meanwhile and are compared with one that was given back; with more its bytes are left out."""
+Kept = TypeVar("Kept", bound=Offered | Used)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Flights:
         self._offered: list[Offered] = []
         self._fresh: list[Flight] = []
         self._given: list[tuple[Flight | None, Used]] = []
-        self._held: list[tuple[Flight | None, Used]] = []
+        self._held: list[tuple[Flight | None, Offered | Used]] = []
 
     def offer(self, head: int, chain: SeenChain | None, at: int, memory: RingMemory, *, late: bool) -> None:
         """A request was offered; nothing is said of one that could not be read."""
@@ -89,12 +89,27 @@ class Flights:
             self.give(flight.head, flight.room, at, memory)
         self.give(head, written, at, memory)
 
-    def settle(self) -> list[Event]:
-        """What there is to say after a look, but for what was given back just now."""
-        held = [used if flight is None else _kept(flight, used, self._fresh) for flight, used in self._held]
-        self._held = [(flight, used if flight is None else _kept(flight, used, self._fresh)) for flight, used in self._given]
-        offered, self._offered, self._fresh, self._given = self._offered, [], [], []
-        return [*held, *offered]
+    @property
+    def fresh(self) -> list[Place]:
+        """Where the requests lie that were offered since the last `settle`."""
+        return [place for flight in self._fresh if flight.chain for place in flight.chain.places]
+
+    def settle(self, others: Iterable[Place] = ()) -> list[Event]:
+        """What there is to say after a look at all queues, in whose others requests came that lie at `others`.
+
+        What was given back just now is held, and all with it if it was never seen in progress.
+        """
+        newer, elsewhere = Places(self.fresh), Places(others)
+        newer.add(others)
+        held: list[Event] = [_kept(flight, event, newer) for flight, event in self._held]
+        late = any(flight.late for flight in self._fresh)
+        given = [_kept(flight, used, elsewhere if flight and flight.late else newer) for flight, used in self._given]
+        flights = [flight for flight, _ in self._given]
+        offered = [_kept(each, event, elsewhere) for each, event in zip(self._fresh, self._offered, strict=True)]
+        self._held = [*zip(self._fresh, offered, strict=True)] if late else []
+        self._held += zip(flights, given, strict=True)
+        self._offered, self._fresh, self._given = [], [], []
+        return held if late else [*held, *offered]
 
     def flush(self) -> list[Event]:
         """All that there is to say."""
@@ -146,12 +161,15 @@ class Flights:
             del self._by_head[flight.head]
 
 
-def _kept(flight: Flight, used: Used, fresh: list[Flight]) -> Used:
-    """What is still true of a request that was given back, now that others came."""
-    newer = [each for each in fresh if each.number > flight.number]
-    if not flight.chain or not newer:
-        return used
-    ours = flight.chain.writable
-    if len(newer) <= MOST_COMPARED and not any(each.chain and overlap(ours, each.chain.places) for each in newer):
-        return used
-    return replace(used, start=b"", end=b"")
+def _kept(flight: Flight | None, event: Kept, newer: Places) -> Kept:
+    """What is known of a request that the device does not have any more, now that newer ones lie there.
+
+    One that it still has is as it was: its memory is nobody else's.
+    """
+    if flight is None or flight.chain is None:
+        return event
+    if isinstance(event, Used) and newer.meet(flight.chain.writable):
+        return replace(event, start=b"", end=b"")
+    if isinstance(event, Offered) and flight.late and newer.meet(flight.chain.readable):
+        return replace(event, start=b"")
+    return event

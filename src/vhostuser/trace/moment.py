@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from .event import FdNote
+from .event import Event, FdNote, Remark, Remarkable
 from .history import History, Placed
 from .phrases import LONGEST_PATH, cut
 
@@ -51,6 +51,18 @@ def _area(key: tuple[int, int], size: int, mappings: list[Placed]) -> Area:
     end = max((each.shm_offset + each.len for each in mappings), default=0)
     ordered = tuple(sorted(mappings, key=lambda each: each.shm_offset))
     return Area(*key, max(size, end), sized=0 < size >= end, mappings=ordered)
+
+
+def before_the_end(events: Iterable[Event]) -> Iterator[Event]:
+    """All events but the closings at the end, by which every mapping goes: nobody asks to see nothing."""
+    closings: list[Event] = []
+    for event in events:
+        if isinstance(event, Remark) and event.about is not Remarkable.OPENED:
+            closings.append(event)
+            continue
+        yield from closings
+        closings.clear()
+        yield event
 
 
 def strip(area: Area, cells: int) -> list[Placed | None]:

@@ -13,7 +13,7 @@ from ..virtio.numbers import DESC_AVAIL, DESC_INDIRECT, DESC_NEXT, DESC_USED, DE
 from ..virtio.packed import FIRST_BASE, available_flags, read_base, used_flags, whole_base
 from .event import Buffer
 from .flights import Flight, Flights
-from .ring_chain import DESCRIPTOR, SeenChain, packed_table
+from .ring_chain import DESCRIPTOR, STEPS, SeenChain, packed_table
 from .ring_memory import RingMemory
 from .ring_place import RingPlace
 
@@ -28,6 +28,8 @@ class PackedWatch:
         self.place, self.lost = place, 0
         base = FIRST_BASE if place.base is None else place.base
         self._available, self._used = read_base(whole_base(base), place.size)
+        self._left = 0
+        """What one look may still follow."""
         self._known: dict[SeenChain, Flight] = {}
         """What was in progress before the ring was lost from sight."""
         self._lay(memory)
@@ -47,12 +49,12 @@ class PackedWatch:
         ring = self._descriptors.read()
         if self._was_overrun(ring):
             self._find_again(ring)
-        for _ in range(self.place.size):
+        self._left = STEPS
+        before = None
+        while before != (self._available, self._used) and self._left > 0:
             before = self._available, self._used
             self._take(ring, now)
             self._give(ring, now)
-            if before == (self._available, self._used):
-                break
         self._known.clear()
 
     def _lay(self, memory: RingMemory) -> None:
@@ -88,10 +90,11 @@ class PackedWatch:
 
     def _take(self, ring: bytes, now: int) -> None:
         """What the driver offered, in its order."""
-        while self._room() > 0 and self._is_available(ring, self._available):
+        while self._left > 0 and self._room() > 0 and self._is_available(ring, self._available):
             chain = self._chain(ring, self._available)
             if chain is None:
                 return
+            self._left -= chain.steps
             self._available = self._after(self._available, len(chain.slots))
             if known := self._known.pop(chain, None):
                 self.flights.resume(known)
@@ -130,6 +133,7 @@ class PackedWatch:
             _, written, buffer_id, flags = self._at(ring, self._used)
             if flags & _STATE != used_flags(self._used, self.place.size):
                 return
+            self._left -= 1
             written = written if flags & DESC_WRITE else 0
             if self.flights.count(buffer_id):
                 self._give_known(buffer_id, written, now)

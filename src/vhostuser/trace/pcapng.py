@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from struct import Struct
 from typing import BinaryIO, Final
 
@@ -25,13 +26,15 @@ from .blocks import (
     SECTION,
     Block,
     Options,
+    enclosed,
     pack_block,
+    pack_options,
     pack_section,
     padded,
     read_blocks,
 )
 from .capture_error import CaptureError, EndsEarly
-from .event import Event, Message, Remark, Remarkable
+from .event import Event, FdNote, Message, Remark, Remarkable
 from .records import LARGEST, Record, event_of, fds_of, mapping, record_of, record_of_fd, text
 from .stream import loaded, put
 
@@ -70,12 +73,15 @@ _INTERFACE: Final = Struct("<HHI")
 _PACKET: Final = Struct("<IIIII")
 _NUMBER: Final = Struct("<I")
 MOST_CONNECTIONS: Final = 1 << 32
+MOST_INTERFACES: Final = 1024
+"""Of a section that is read."""
 PIECE: Final = 65_000
 """Bytes of a comment: a longer one goes on in the next, while each before is as long as this."""
 LARGEST_DATA: Final = 200_000
 """Bytes of a packet that Wireshark takes for certain; what is larger becomes several, each but the last as long as this."""
 
 
+@lru_cache(256)
 def _dissected_by(name: str, connection: int) -> bytes:
     """What stands before the bytes of an exported PDU."""
     value = padded(name.encode())
@@ -107,7 +113,7 @@ class PcapngWriter:
         if len(content) > LARGEST_BLOCK:
             raise CaptureError(f"an event of {len(content)} bytes is more than a capture takes, {LARGEST_BLOCK}")
         for piece in _pieces(content, LARGEST_DATA):
-            put(self._file, _packet(event, _EVENTS_NUMBER, _dissected_by(EVENTS, event.connection) + piece, []))
+            put(self._file, _packet(event, _EVENTS_NUMBER, _dissected_by(EVENTS, event.connection) + piece, b""))
 
     def close(self) -> None:
         """Close the file."""
@@ -120,20 +126,31 @@ def _interfaces() -> Iterator[bytes]:
         yield pack_block(INTERFACE, _INTERFACE.pack(LINK_TYPE, 0, 0), options)
 
 
-def _packet(event: Event, interface: int, data: bytes, options: Options) -> bytes:
+def _packet(event: Event, interface: int, data: bytes, options: bytes) -> bytes:
     head = _PACKET.pack(interface, event.at >> 32, event.at & 0xFFFFFFFF, len(data), len(data))
-    return pack_block(PACKET, head + padded(data), options)
+    return enclosed(PACKET, head + padded(data) + options)
 
 
-def _options(message: Message) -> Options:
+def _made_options(sender: Role, fds: tuple[FdNote, ...], note: str) -> bytes:
+    """The options of a message's packet: its direction, and a comment if there is something to say."""
     remarks: Record = {}
-    if message.fds:
-        remarks["fds"] = [record_of_fd(fd) for fd in message.fds]
-    if message.note:
-        remarks["note"] = message.note
+    if fds:
+        remarks["fds"] = [record_of_fd(fd) for fd in fds]
+    if note:
+        remarks["note"] = note
     comment = json.dumps({"vhostuser": 1, **remarks}).encode() if remarks else b""
     pieces = _pieces(comment, PIECE) if remarks else []
-    return [*((COMMENT, piece) for piece in pieces), (_EPB_FLAGS, _NUMBER.pack(_FLAGS[message.sender]))]
+    return pack_options([*((COMMENT, piece) for piece in pieces), (_EPB_FLAGS, _NUMBER.pack(_FLAGS[sender]))])
+
+
+_KEPT: Final = 8
+"""Fds of a message whose options are kept for the next one: more, with long paths, could fill memory."""
+_kept_options = lru_cache(64)(_made_options)
+
+
+def _options(message: Message) -> bytes:
+    make = _kept_options if len(message.fds) <= _KEPT else _made_options
+    return make(message.sender, message.fds, message.note)
 
 
 def _pieces(data: bytes, size: int) -> list[bytes]:
@@ -170,6 +187,8 @@ class _Reader:
             self.began = True
             self._interfaces.clear()
         elif block.type == INTERFACE:
+            if len(self._interfaces) == MOST_INTERFACES:
+                raise block.fault(f"more than {MOST_INTERFACES} interfaces")
             self._interfaces.append(_interface(block))
         elif block.type == PACKET:
             return self._packet(block)

@@ -27,14 +27,16 @@ from .verdict import Alter, Verdict, Watch
 
 BACKLOG: Final = 1024
 """Events that may wait for the sink; from there on each message waits for one of them."""
-QUIET: Final = 1
-"""Milliseconds of silence after which the sink gets what waits."""
+QUIET: Final = 0.001
+"""Seconds of silence after which the sink gets what waits."""
 HELD: Final = 20_000_000
 """Nanoseconds that an fd waits with less than a header, which would tell whether it is one to replace."""
 LAST: Final = 256
 """Messages that are passed on yet on back-end channels once the main channel has ended."""
-_WRITES: Final = select.POLLOUT | select.POLLERR
-_ENDED: Final = select.POLLHUP | select.POLLERR
+_MOST: Final = 8
+"""Sockets that are seen to in one turn."""
+_WRITES: Final = select.EPOLLOUT | select.EPOLLERR
+_ENDED: Final = select.EPOLLHUP | select.EPOLLERR
 _Place = tuple[Splice, socket.socket, Flow]
 """A socket: its channel, and the flow that comes from there."""
 
@@ -59,11 +61,12 @@ class Proxy:
         self.connection, self.messages = connection, 0
         """`messages` counts those that came, on both channels."""
         self._sink, self._alter, self._watch = sink, alter, watch
+        self._plain = alter is None and watch is None
         self._waiting: deque[Event] = deque()
         self._record = self._waiting.append
         self._waker = Waker()
-        self._poll = select.poll()
-        self._poll.register(self._waker, select.POLLIN)
+        self._poll = select.epoll()
+        self._poll.register(self._waker, select.EPOLLIN)
         self._masks: dict[int, int] = {}
         self._at: dict[int, _Place] = {}
         self._main = Splice(Channel.FRONTEND, front, back)
@@ -76,7 +79,7 @@ class Proxy:
             self._record(Remark(time.time_ns(), self.connection, Remarkable.OPENED, _who(self._main)))
             self._add(self._main)
             while not self._main.over and not self._reason:
-                self._turn(self._timeout())
+                self._turn(self._timeout() if self._paused else QUIET if self._waiting else -1.0)
             for _ in range(LAST):
                 if self._reason or not self._turn(0):
                     break
@@ -95,9 +98,9 @@ class Proxy:
 
     # The loop
 
-    def _turn(self, timeout: float | None) -> bool:
+    def _turn(self, timeout: float) -> bool:
         """Wait for something to do, and do it; whether there was. When there is nothing, the sink gets what waits."""
-        ready = self._poll.poll(timeout)
+        ready = self._poll.poll(timeout, _MOST)
         for fd, events in ready:
             if (found := self._at.get(fd)) is not None:
                 self._serve(found, events)
@@ -109,14 +112,14 @@ class Proxy:
             self._tell_waiting()
         return bool(ready)
 
-    def _timeout(self) -> float | None:
-        """Milliseconds until there is something to do with no fd ready for it."""
-        quiet = float(QUIET) if self._waiting else None
+    def _timeout(self) -> float:
+        """Seconds until there is something to do with no fd ready for it; below 0 for never."""
+        quiet = QUIET if self._waiting else -1.0
         if not self._paused:
             return quiet
         first = min(flow.paused_until for flow in self._paused)
-        left = max(0.0, (first - time.monotonic_ns()) / 1e6)
-        return left if quiet is None else min(left, quiet)
+        left = max(0.0, (first - time.monotonic_ns()) / 1e9)
+        return min(left, quiet) if self._waiting else left
 
     def _resume(self) -> None:
         """Go on with the flows that have waited long enough."""
@@ -130,14 +133,14 @@ class Proxy:
         """Give the sink what waits, until there is something else to do."""
         while self._waiting:
             self._sink(self._waiting.popleft())
-            if self._poll.poll(0):
+            if self._poll.poll(0, 1):
                 return
 
     def _serve(self, place: _Place, events: int) -> None:
         splice, sock, comes = place
-        if events & select.POLLIN and comes.reads:
+        if events & select.EPOLLIN and comes.reads:
             self._read(splice, comes)
-        if events != select.POLLIN:
+        if events != select.EPOLLIN:
             self._serve_end(splice, sock, events)
 
     def _serve_end(self, splice: Splice, sock: socket.socket, events: int) -> None:
@@ -154,12 +157,19 @@ class Proxy:
     def _read(self, splice: Splice, flow: Flow) -> None:
         """Take what has come: a message is passed on and told; of half a one goes on what may."""
         if flow.read():
+            data = flow.data
+            if self._plain and flow.send_at_once():
+                self.messages += 1
+                self._record(Message(time.time_ns(), self.connection, flow.channel, flow.sender, data))
+                if len(self._waiting) > BACKLOG:
+                    self._sink(self._waiting.popleft())
+                return
             self._pass(splice, flow)
         elif self._alter is None and not flow.hands_over:
             flow.send()
         elif self._alter is None and not flow.ended:
             flow.paused_until = flow.paused_until or time.monotonic_ns() + HELD
-        if not flow.calm or flow.blocked:
+        if flow.blocked or not flow.calm:
             self._end(splice, flow)
 
     def _write(self, splice: Splice, flow: Flow) -> None:
@@ -179,9 +189,10 @@ class Proxy:
         if flow.fault:
             self._record(Remark(at, self.connection, Remarkable.BROKEN, _broken(flow)))
         if self._alter is not None and flow.whole:
-            verdict = self._obey(flow, at, self._alter)
+            notes = tuple([described(fd.fileno()) for fd in flow.fds])
+            verdict = self._obey(flow, Message(at, self.connection, flow.channel, flow.sender, flow.data, notes))
         if flow.fds and flow.whole and flow.hands_over and flow.pieces:
-            notes = self._hand_over(flow)
+            notes = self._hand_over(flow) or notes
         flow.send()
         if flow.fds:
             notes = notes or tuple([described(fd.fileno()) for fd in flow.fds])
@@ -195,15 +206,14 @@ class Proxy:
             flow.release()
         if verdict and verdict.answer:
             self._answer(splice, flow, verdict.answer)
-        if len(self._waiting) > BACKLOG:
+        while len(self._waiting) > BACKLOG:
             self._sink(self._waiting.popleft())
 
     # What is done to messages
 
-    def _obey(self, flow: Flow, at: int, alter: Alter) -> Verdict | None:
+    def _obey(self, flow: Flow, message: Message) -> Verdict | None:
         """Do to the message that is held what is to be done to it, which is returned."""
-        message = Message(at, self.connection, flow.channel, flow.sender, flow.data)
-        verdict = alter(message, [fd.fileno() for fd in flow.fds])
+        verdict = self._alter(message, [fd.fileno() for fd in flow.fds]) if self._alter else None
         if verdict is None:
             return None
         if verdict.close:
@@ -258,8 +268,10 @@ class Proxy:
                 continue
             if mask < 0:
                 self._poll.unregister(fd)
-            else:
+            elif self._masks.get(fd, -1) < 0:
                 self._poll.register(fd, mask)
+            else:
+                self._poll.modify(fd, mask)
             self._masks[fd] = mask
 
     def _end(self, splice: Splice, flow: Flow) -> None:
@@ -300,6 +312,7 @@ class Proxy:
         for splice in {id(place[0]): place[0] for place in self._at.values()}.values():
             self._drop(splice)
         self._main.close()
+        self._poll.close()
         self._waker.close()
         if self._watch is not None:
             self._watch.close()

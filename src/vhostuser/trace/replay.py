@@ -192,7 +192,7 @@ class Replay:
             close_all(frame.fds)
 
     def _extra(self) -> Iterator[Difference]:
-        """A message that comes besides: what is there already, or comes before the front-end ends the connection, its part."""
+        """A message that comes besides: what is there already, or comes before the front-end ends it, which is its part."""
         patience = self._timeout if self._role is Role.BACKEND else 0.0
         deadline = time.monotonic() + patience
         with contextlib.suppress(Disconnected):

@@ -21,6 +21,8 @@ BLK: Final = "blk"
 FS: Final = "fs"
 RAW: Final = "raw"
 KINDS: Final = (BLK, FS, RAW)
+MOST_ASKED: Final = 4096
+"""Requests without an answer that are remembered."""
 LONGEST_NAME: Final = 64
 """Characters that are shown of a name."""
 _OPCODES: Final = {int(each): each for each in Opcode}
@@ -62,6 +64,25 @@ class Kinds:
         if known is None and isinstance(event, Offered) and (kind := guess_kind(event)) != RAW:
             known = self._guessed[event.connection] = kind
         return known or RAW
+
+
+class RequestWords:
+    """Requests and their answers in words, as they come; an answer is understood by its request, which is remembered."""
+
+    def __init__(self, told: str | None = None) -> None:
+        self._kinds = Kinds(told)
+        self._asked: dict[tuple[int, int, int], Offered] = {}
+
+    def of(self, event: Offered | Used) -> str:
+        """What the event says; empty if nobody knows what kind of device it is."""
+        kind, key = self._kinds.of(event), (event.connection, event.queue, event.head)
+        if isinstance(event, Used):
+            asked = self._asked.pop(key, None)
+            return "" if kind == RAW else answer_words(asked, event, kind)
+        self._asked[key] = event
+        if len(self._asked) > MOST_ASKED:
+            del self._asked[next(iter(self._asked))]
+        return "" if kind == RAW else request_words(event, kind)
 
 
 def _looks_like_blk(offered: Offered) -> bool:

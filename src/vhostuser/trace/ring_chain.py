@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from struct import Struct
 from typing import Final
@@ -10,13 +10,12 @@ from typing import Final
 from ..errors import MemoryFault, QueueBroken
 from ..virtio.numbers import DESC_INDIRECT, DESC_NEXT, DESC_WRITE, DESCRIPTOR_SIZE
 from .event import Buffer
+from .places import Place, Places
 
-MOST_PLACES: Final = 256
-"""Buffers that are compared with those of a request; among more it counts as hidden."""
+STEPS: Final = 1 << 14
+"""Descriptors, about, that one look at a ring follows: it must not take for ever, whatever they are."""
 DESCRIPTOR: Final = Struct("<QIHH")
 """Address, length, then flags and next (split), or id and flags (packed)."""
-Place = tuple[int, int]
-"""A guest address, and bytes there."""
 Read = Callable[[int, int], bytes]
 """Bytes of guest memory, by address and length; MemoryFault where there are none."""
 
@@ -58,29 +57,24 @@ class SeenChain:
         return [(each.address, each.len) for each in self.buffers if each.writable]
 
 
-def overlap(ours: Sequence[Place], theirs: Sequence[Place]) -> bool:
-    """Some byte is in both."""
-    return any(start < at + size and at < start + len for start, len in ours for at, size in theirs)
-
-
 class Overlay:
     """What newer requests lie over."""
 
     def __init__(self) -> None:
         self._slots, self._granules = set[int](), set[int]()
-        self._places: list[Place] = []
+        self._places = Places()
 
     def add(self, chain: SeenChain) -> None:
         """A request that is newer than all that follow."""
         self._slots |= chain.slots
         self._granules.update(chain.granules)
-        self._places += chain.places
+        self._places.add(chain.places)
 
     def hides(self, chain: SeenChain) -> bool:
-        """Of a request something may be gone: its descriptors, its table, or what the device read."""
+        """Of a request something may be gone: its descriptors, its table, or what is in its buffers."""
         if not (self._slots.isdisjoint(chain.slots) and self._granules.isdisjoint(chain.granules)):
             return True
-        return len(self._places) > MOST_PLACES or overlap(chain.readable, self._places)
+        return self._places.meet(chain.places)
 
 
 def split_chain(table: bytes, size: int, head: int, read: Read) -> SeenChain:

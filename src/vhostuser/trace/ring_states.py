@@ -96,11 +96,20 @@ class RingStates:
         now, seen = time.time_ns(), False
         for index, ring in self._rings.items():
             seen |= self._look(index, ring, now)
+        fresh = {index: ring.watch.flights.fresh for index, ring in self._rings.items() if ring.watch}
+        for index, ring in self._rings.items():
+            if ring.watch:
+                others = [place for other, places in fresh.items() if other != index for place in places]
+                seen |= self._tell(ring.watch.flights.settle(others))
         return seen
 
-    def close(self) -> None:
-        """Say what is left to say, and let go of guest memory."""
+    def finish(self) -> None:
+        """Say what is left to say."""
         self._stop_all(None, ())
+
+    def close(self) -> None:
+        """Let go of guest memory."""
+        self._rings.clear()
         self._memory = RingMemory()
 
     # Looking
@@ -122,13 +131,12 @@ class RingStates:
         """Look at one ring, which may have to be found first."""
         if ring.kicked and not ring.watch and not ring.given_up:
             self._start(index, ring)
-        watch = ring.watch
+        seen, watch = False, ring.watch
         if watch is None:
             return False
         try:
             watch.look(self._memory, now)
-            seen = self._tell(watch.flights.settle())
-        except (QueueBroken, MemoryFault) as error:
+        except (QueueBroken, MemoryFault, OSError) as error:
             seen = self._tell(watch.flights.flush())
             self._give_up(index, ring, error)
         ring.lost, watch.lost = ring.lost + watch.lost, 0

@@ -85,12 +85,17 @@ class RingFollower:
 
     def close(self) -> None:
         """Look once more, end the thread and let go of guest memory."""
-        self._ended = True
+        failed, self._ended = self._ended, True
         self._wake.set()
         if self._thread.ident:
             self._thread.join()
-        self.look()
+        if not failed:
+            self.look()
+            self._states.finish()
         with self._lock:
+            for _, fds in self._pending:
+                close_all(fds)
+            self._pending.clear()
             self._states.close()
 
     def _run(self) -> None:
@@ -101,4 +106,5 @@ class RingFollower:
                 if self._wake.wait(pause if self._states.following else None):
                     self._wake.clear()
         except Exception:
+            self._ended = True
             log.exception("the rings are not followed any more")

@@ -18,7 +18,7 @@ from .conversation import Conversation, Exchange
 from .decoded import Decoded, decoded
 from .event import Event, Message
 
-AHEAD: Final = 1024
+AHEAD: Final = 128
 """Messages of the capture that are looked at ahead of those that are due."""
 
 

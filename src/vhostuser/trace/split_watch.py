@@ -15,14 +15,12 @@ from typing import Final, NamedTuple
 from ..errors import QueueBroken
 from ..virtio.split import AVAIL_HEADER, USED_ELEMENT, USED_HEADER
 from .flights import Flights
-from .ring_chain import Overlay, SeenChain, split_chain
+from .ring_chain import STEPS, Overlay, SeenChain, split_chain
 from .ring_memory import Part, RingMemory
 from .ring_place import RingPlace
 
 TRIES: Final = 3
 """How often a look begins again because the driver went on meanwhile."""
-STEPS: Final = 1 << 15
-"""Descriptors that one look follows; what is beyond that counts as lost."""
 _INDICES: Final = 0xFFFF
 _ELEMENT: Final = Struct("<II")
 
@@ -155,13 +153,14 @@ class SplitWatch:
     def _walked(self, rings: _Rings, entries: Sequence[_Seen]) -> Sequence[_Seen]:
         """The same with their chains, the newest of which are what the memory holds."""
         overlay, left, found = Overlay(), STEPS, list[_Seen]()
+        some_late = any(seen.late for seen in entries)
         for seen in reversed(entries):
             chain = self._chain(rings, seen) if left > 0 else None
             if isinstance(chain, SeenChain):
                 left -= chain.steps
                 if seen.late and overlay.hides(chain):
                     chain = None
-                else:
+                elif some_late:
                     overlay.add(chain)
             found.append(seen._replace(chain=chain))
         return found[::-1]

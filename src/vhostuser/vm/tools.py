@@ -6,11 +6,12 @@ import sys
 from typing import Final
 
 from .browser import BROWSER
+from .tmux import TMUX
 from .tool import Tool
 from .tree import FetchError, OutOfReach
 from .tshark import TSHARK
 
-TOOLS: Final = (TSHARK, BROWSER)
+TOOLS: Final = (TSHARK, BROWSER, TMUX)
 
 
 def main() -> int:
