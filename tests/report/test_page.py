@@ -94,6 +94,19 @@ def test_time_zooms_by_the_wheel_and_by_keys(page: Browser) -> None:
     assert page.text("#scale") == before
 
 
+def test_what_is_under_the_wheel_stays_there(page: Browser) -> None:
+    """The moment just before a file is mapped, and just after it."""
+    begin = next(each for each in exchanges_of(session()) if each.message.fds[:1] == (CACHE,)).settled - session()[0].at
+    for shift, told in ((-0.004, ""), (0.004, "/memfd:cache")):
+        page.value("fit.click()")
+        x, y = spot(page, begin / 67.2e6 + shift, (512 + 32) / 1024)
+        for delta in (-300, -100, 200):
+            page.mouse("mouseWheel", x, y, deltaX=0, deltaY=delta)
+            page.mouse("mouseMoved", x, y)
+            assert told in page.text("#hover")
+            assert page.value("hover.hidden") is (told == "")
+
+
 def test_offsets_near_the_largest_region_stay_exact(shown: Browser, tmp_path: Path) -> None:
     """Doubles are exact to 2^53; a region has at most 2^46 bytes."""
     scene = Scene()
@@ -185,16 +198,19 @@ def test_saves_what_vhu_read_reads(page: Browser, tmp_path: Path) -> None:
 
 def test_saves_the_slice_that_it_shows(page: Browser, tmp_path: Path) -> None:
     page.value("document.getElementById('plot').focus()")
-    page.key("Home")
-    for _ in range(4):
-        page.key("w")
-    found = saved(page, tmp_path, "save-slice", "slice.jsonl")
-    assert 0 < len(found) < len(session())
-    assert found == session()[: len(found)]
+    for end in ("Home", "End"):
+        page.key("0")
+        page.key(end)
+        for _ in range(4):
+            page.key("w")
+        found = saved(page, tmp_path / end, "save-slice", "slice.jsonl")
+        assert 0 < len(found) < len(session())
+        assert found == (session()[: len(found)] if end == "Home" else session()[-len(found) :])
 
 
 def saved(page: Browser, folder: Path, button: str, name: str) -> list[Event]:
     """The events in a file that a button saves."""
+    folder.mkdir(exist_ok=True)
     page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
     page.value(f"document.getElementById('{button}').click()")
     place = folder / name

@@ -127,7 +127,8 @@ function drawArrows(pen, row, middle, { front, back, queue }) {
   arrow(pen, from, to, above, 1.5, flags & ORPHAN);
   if (answered) {
     arrow(pen, to, from, middle + 6, thickness(latency), true);
-    const words = durationInWords(latency);
+    const answer = texts[rows.a[row]];
+    const words = flags & REFUSED && answer.length < 8 ? `${durationInWords(latency)} = ${answer}` : durationInWords(latency);
     pen.textAlign = "center";
     const middleX = (from + to) / 2;
     const room = pen.measureText(words).width + 6;
