@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 CACHE := $(or $(VHOSTUSER_CACHE),.cache)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format vm bench bench-vm soak fuzz clean
+.PHONY: help setup demo test check format vm picture bench bench-vm soak fuzz clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,25 +15,29 @@ setup: $(STAMP) ## make a virtual environment with the package and its tools in 
 
 $(STAMP): pyproject.toml setup.py $(wildcard src/vhostuser/_native/*.p[yx]*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,check,build]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,check,build,tui]'
 	@touch $@
 
 demo: setup ## share files through a region, message by message; then one with a Linux guest (fetched, about 110 MB)
 	@$(BIN)/vhu vm fetch >/dev/null || echo 'so there is no second act, in a VM'
 	$(BIN)/vhu demo
 
-vm: setup ## fetch QEMU >= 11.1 and a kernel into the cache (no root, nothing installed, about 300 MB)
+vm: setup ## fetch QEMU >= 11.1, a kernel, tshark and a browser into the cache (no root, nothing installed, about 1 GB)
 	$(BIN)/vhu vm fetch
+	$(BIN)/python -m vhostuser.vm.tools
 
-test: setup ## run the whole suite: compiled, pure Python, and without asserts
-	@$(BIN)/vhu vm fetch; case $$? in \
+picture: setup ## draw the README's picture from what the demonstration records
+	$(BIN)/vhu demo --into $(CACHE)/picture >/dev/null
+	$(BIN)/python -m vhostuser.trace.report.picture $(CACHE)/picture/demo.pcapng docs/region.svg
+
+test: setup ## run the whole suite twice: compiled, and in pure Python without asserts
+	@$(BIN)/vhu vm fetch && $(BIN)/python -m vhostuser.vm.tools; case $$? in \
 	  0) export VHOSTUSER_REQUIRE_VM=1 ;; \
-	  3) echo 'the tests against QEMU are skipped; with a network, `make vm` enables them' ;; \
+	  3) echo 'the tests against QEMU, tshark and a browser are skipped; with a network, `make vm` enables them' ;; \
 	  *) exit 1 ;; esac; \
 	set -ex; \
 	$(BIN)/python -m pytest -n auto -q; \
-	VHOSTUSER_PURE=1 $(BIN)/python -m pytest -n auto -q; \
-	$(BIN)/python -O -m pytest -n auto -q -m 'not vm'
+	VHOSTUSER_PURE=1 $(BIN)/python -O -m pytest -n auto -q
 
 check: setup ## lint, types, layers, coverage floors
 	$(BIN)/ruff check .
@@ -49,6 +53,7 @@ format: setup ## let ruff lay the code out
 bench: setup ## print each performance goal with today's ratio
 	$(BIN)/python benchmarks/goals.py
 	$(BIN)/python benchmarks/neighbour.py
+	$(BIN)/python benchmarks/trace.py
 
 bench-vm: setup ## print the goals of shared directories: vhu-fs against virtiofsd in one guest (`make vm` first; minutes)
 	$(BIN)/python benchmarks/vm.py

@@ -24,7 +24,10 @@ from vhostuser.protocol.payloads import U64
 from vhostuser.testing import usage
 from vhostuser.testing.files import message
 from vhostuser.testing.wire import ACK
+from vhostuser.trace.conversation import Conversation
 from vhostuser.trace.event import Event
+from vhostuser.trace.lines import Lines
+from vhostuser.trace.pcapng import PcapngWriter
 from vhostuser.trace.proxy import BACKLOG, Proxy
 
 ROUNDS, COUNT, SOAK = 21, 2000, 1_000_000
@@ -37,6 +40,24 @@ Sink = Callable[[Event], None]
 
 def forget(event: Event) -> None:
     """The sink of a proxy that only passes on."""
+
+
+def captured() -> Sink:
+    """The sink that writes a capture."""
+    return PcapngWriter(open(os.devnull, "wb", buffering=0)).write  # it lives as long as the process
+
+
+def captured_and_shown() -> Sink:
+    """The sink of `vhu trace -w FILE`, as far as what takes time."""
+    write, conversation, lines = captured(), Conversation(), Lines(colour=False)
+    out = os.open(os.devnull, os.O_WRONLY)
+
+    def sink(event: Event) -> None:
+        write(event)
+        for item in conversation.take(event):
+            os.write(out, (lines.line(item) or "").encode())
+
+    return sink
 
 
 @contextmanager
@@ -100,23 +121,42 @@ def proxied(make_sink: Callable[[], Sink]) -> Iterator[tuple[socket.socket, int]
             yield ours, pid
 
 
+def busy(pid: int) -> float:
+    """Microseconds that a process was on a processor."""
+    with open(f"/proc/{pid}/schedstat") as file:
+        return int(file.read().split()[0]) / 1000
+
+
+def rest(pid: int) -> None:
+    """Wait until a process has done all that it had to do, so that the next round is not disturbed by it."""
+    before = -1.0
+    while (now := busy(pid)) != before:
+        before = now
+        time.sleep(0.005)
+
+
 def compare(rows: dict[str, Callable[[], Sink]], rounds: int, count: int) -> None:
     """Print what a message takes straight, and what each row adds to it."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    taken: list[float] = []
+    added: dict[str, list[float]] = {name: [] for name in rows}
+    spent: dict[str, list[float]] = {name: [] for name in rows}
     with ExitStack() as opened:
         direct = opened.enter_context(straight())
-        through = {name: opened.enter_context(proxied(make))[0] for name, make in rows.items()}
-        for sock in (direct, *through.values()):
-            ask(sock, 2 * BACKLOG)  # so that what waits for the sink is as much as it ever is
-        taken: list[float] = []
-        added: dict[str, list[float]] = {name: [] for name in rows}
+        through = {name: opened.enter_context(proxied(make)) for name, make in rows.items()}
         for _ in range(rounds):
+            ask(direct, BACKLOG)
             taken.append(ask(direct, count))
-            for name, sock in through.items():
+            for name, (sock, pid) in through.items():
+                ask(sock, BACKLOG)  # from here on as much waits for the sink as ever does: each message pays for one
+                before = busy(pid)
                 added[name].append(ask(sock, count) - taken[-1])
-    print(f"{'straight':40} {statistics.median(taken):6.1f} us a message")
+                spent[name].append((busy(pid) - before) / count / 2)
+                rest(pid)
+    print(f"{'straight':36} {statistics.median(taken):6.1f} us a message")
     for name, each in added.items():
-        print(f"{name:40} {statistics.median(each):+6.1f} us a message  (from {min(each):.1f} to {max(each):.1f})")
+        own, least = statistics.median(spent[name]), min(each)
+        print(f"{name:36} {statistics.median(each):+6.1f} us a message, at best {least:+.1f}; its processor time {own:.1f}")
     first = statistics.median(added[next(iter(rows))])
     print(f"  {'met ' if first <= GOAL else 'MISS'}  the proxy adds {first:.1f} us <= {GOAL:g} us to a message")
 
@@ -127,14 +167,14 @@ def resident(pid: int) -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def soak(make: Callable[[], Sink], count: int) -> int:
+def soak(name: str, make: Callable[[], Sink], count: int) -> int:
     """Pass `count` messages; whether the proxy holds more after that than before. The exit code."""
     with proxied(make) as (sock, pid):
         ask(sock, count // 20)
         before, held = resident(pid), usage(pid)
         ask(sock, count // 2)
         grown, now = resident(pid) - before, usage(pid)
-    print(f"{count} messages: resident memory {grown / 1024:+.0f} KiB, from {held} to {now}")
+    print(f"{name}: {count} messages, resident memory {grown / 1024:+.0f} KiB, from {held} to {now}")
     return int(grown > SOAK_BOUND or now != held)
 
 
@@ -144,9 +184,13 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=COUNT)
     parser.add_argument("--soak", action="store_true")
     options = parser.parse_args()
-    rows: dict[str, Callable[[], Sink]] = {"through the proxy": lambda: forget}
+    rows: dict[str, Callable[[], Sink]] = {
+        "passed on": lambda: forget,
+        "passed on and captured (pcapng)": captured,
+        "passed on, captured and shown": captured_and_shown,
+    }
     if options.soak:
-        return soak(rows["through the proxy"], SOAK)
+        return max([soak(name, make, SOAK) for name, make in rows.items()])
     compare(rows, options.rounds, options.count)
     return 0
 

@@ -53,4 +53,6 @@ class LimitedLog:
 
 def printable(text: str) -> str:
     """`text` with everything escaped that a terminal might obey."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -13,6 +13,7 @@ from vhostuser.devices.fs.options import Cache, Choice, Dax, Handles, ShareOptio
 from vhostuser.sandbox.capabilities import MINIMAL, mask
 from vhostuser.sandbox.confine import Mode, Plan
 from vhostuser.sandbox.idmaps import IdRange, Maps
+from vhostuser.sandbox.seccomp import Action
 
 NEEDED = ("--shared-dir", "/srv", "--socket-path", "/run/s")
 LIBVIRT = [
@@ -46,7 +47,7 @@ def test_the_defaults_are_those_of_virtiofsd_and_a_copied_window() -> None:
         fd=None,
         socket_group=None,
         share=ShareOptions(),
-        plan=Plan(mode=Mode.NAMESPACE, capabilities=0x880000DF, maps=Maps(), open_files=None),
+        plan=Plan(mode=Mode.NAMESPACE, capabilities=0x880000DF, maps=Maps(), open_files=None, seccomp=Action.KILL),
         log_level=logging.INFO,
         syslog=False,
         once=True,
@@ -112,9 +113,11 @@ def test_options_of_old_are_taken_with_a_warning() -> None:
     assert [text.split()[0] for text in found.warnings] == ["-o", "-d", "-f", "--socket"]
 
 
-def test_seccomp_is_none_and_others_are_warned_of() -> None:
-    assert parsed("--seccomp", "none").warnings == ()
-    assert "there is no filter of system calls" in parsed("--seccomp", "kill").warnings[0]
+def test_seccomp_is_kill_as_with_virtiofsd() -> None:
+    assert parsed().plan.seccomp is Action.KILL
+    for each in Action:
+        assert parsed("--seccomp", each.value).plan.seccomp is each
+    assert (parsed("--syslog").plan.syslog, parsed().plan.syslog) == (True, False)
 
 
 def test_the_environment_says_the_log_level_if_nobody_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +149,7 @@ def test_the_environment_says_the_log_level_if_nobody_else_does(monkeypatch: pyt
         (("--security-label",), "argument --security-label: labels are not set when files are made"),
         (("--migration-mode", "find-paths"), "argument --migration-mode: a guest can't be migrated"),
         (("--migration-confirm-paths",), "argument --migration-confirm-paths: a guest can't be migrated"),
-        (("--seccomp", "maybe"), "argument --seccomp: invalid choice"),
+        (("--seccomp", "maybe"), "argument --seccomp: 'maybe' is none of none, kill, log, trap"),
         (("--shared-dirs", "x"), "did you mean --shared-dir?"),
         (("--rlimit-nofile", "-1"), "is no number"),
     ],

@@ -149,20 +149,35 @@ def test_the_demo_shows_and_proves_all_that_takes_no_vm(tmp_path: Path) -> None:
     done = run(VHU, "demo", cwd=tmp_path, VHOSTUSER_CACHE=str(tmp_path / "none"))
     assert (done.returncode, done.stderr) == (0, "")
     lines = [line.strip() for line in done.stdout.splitlines()]
-    assert lines[-3].endswith("this enables it: make vm (or: vhu vm fetch)")
-    assert lines[-1].startswith("23 proofs hold, 21 messages, ")
+    assert lines[-5].endswith("this enables it: make vm (or: vhu vm fetch)")
+    assert lines[-3].startswith("23 proofs hold, 21 messages, ")
+    kept = tmp_path / "none" / "demo"
+    assert lines[-2] == f"all of it again: vhu read {kept / 'demo.pcapng'}"
+    assert lines[-1] == f"and as a page:   xdg-open {kept / 'demo.html'}"
     assert sum(line.startswith("ok ") for line in lines) == 23
-    assert sum(" F>B " in line or " B>F " in line for line in lines) == 21
+    assert sum(" F→B " in line or " B→F " in line for line in lines) == 21
     assert sum(line.startswith("|") for line in lines) == 6
     for shown in (
-        "B>F SHMEM_MAP shmid=0 fd_offset=0x0 shm_offset=0x0 len=0x1000000 flags=0x0 fd=",
-        "B>F SHMEM_UNMAP shmid=0",
+        "B→F SHMEM_MAP shmid=0 0x0+0x1000000 ro fd=",
+        "B→F SHMEM_UNMAP shmid=0",
         "need_reply = 1 <",  # the refused overlap
-        "F>B RESET_DEVICE need_reply = 0 <",
+        "F→B RESET_DEVICE need_reply = 0 <",
         "a write into photo.raw is refused: region 0: 0x0 is mapped read-only",
     ):
         assert shown in done.stdout, shown
-    assert list(tmp_path.iterdir()) == []
+    assert sorted(each.name for each in tmp_path.rglob("*")) == ["demo", "demo.html", "demo.pcapng", "none"]
+    again = run(VHU, "read", kept / "demo.pcapng")
+    assert sum(" F→B " in line or " B→F " in line for line in again.stdout.splitlines()) == 21
+    assert (kept / "demo.html").read_text().startswith("<!doctype html>")
+
+
+def test_the_demo_goes_on_where_nothing_can_be_kept(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run(VHU, "demo", "--into", tmp_path / "file", VHOSTUSER_CACHE=str(tmp_path / "none"))
+    assert (done.returncode, done.stderr) == (0, "")
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("what passed is not kept: ")
+    assert last.endswith("; try: vhu demo --into FOLDER")
 
 
 def test_a_proof_of_the_demo_can_fail(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

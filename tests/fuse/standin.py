@@ -164,6 +164,8 @@ class StandInWindow:
 
     def ready(self) -> None:
         self.readies += 1
+        if failure := self.fails.get("ready"):
+            raise failure
 
     def setup(self, file: MappedFile, *, foffset: int, size: int, moffset: int, writable: bool) -> None:
         self._note("setup", file.key[1], foffset, size, moffset, writable)

@@ -19,7 +19,6 @@ STRUCTS = {
     for cls in vars(structs).values()
     if isinstance(cls, type) and issubclass(cls, Payload) and cls is not Payload
 }
-NAMES = {"SecCtx": "secctx", "SecCtxHeader": "secctx_header"}
 NESTED = {
     "LkIn": {name: f"lk.{name}" for name in ("start", "end", "type", "pid")},
     "Statx": {f"{which}time{suffix}": f"{which}time.tv_{suffix or 'sec'}" for which in "abcm" for suffix in ("", "nsec")},
@@ -32,7 +31,6 @@ FLAGS = {
     "AttrFlag": "FUSE_ATTR_",
     "GetattrFlag": "FUSE_GETATTR_",
     "WriteFlag": "FUSE_WRITE_",
-    "ReleaseFlag": "FUSE_RELEASE_",
     "LockFlag": "FUSE_LK_",
     "FsyncFlag": "FUSE_FSYNC_",
     "OpenFlag": "FUSE_OPEN_",
@@ -66,7 +64,7 @@ def header() -> Header:
 
 
 def kernel_name(name: str) -> str:
-    return NAMES.get(name, re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower())
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
 def there(header: Header, names: dict[str, int]) -> list[str]:

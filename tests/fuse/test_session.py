@@ -191,7 +191,7 @@ def test_access_lists_need_all_of_their_flags(missing: int) -> None:
 # The window
 
 
-def test_the_window_begins_once_after_a_reset_and_ends_with_each_session(share: StandIn) -> None:
+def test_the_window_begins_and_ends_with_each_session(share: StandIn) -> None:
     window = StandInWindow()
     with guest_of(share, window=window) as guest:
         out = guest.init(flags2=NEW_FLAGS)
@@ -201,13 +201,31 @@ def test_the_window_begins_once_after_a_reset_and_ends_with_each_session(share: 
         guest.init(flags2=NEW_FLAGS)
         guest.ask(Opcode.DESTROY)
         guest.init(flags2=NEW_FLAGS)
-        assert window.calls == [("begin",), ("end",), ("end",)]
+        assert window.calls == [("begin",), ("end",), ("begin",), ("end",), ("begin",)]
         guest.frontend.reset()
-        assert window.calls[3:] == [("reset",)]
+        assert window.calls[5:] == [("reset",)]
         guest.start()
         guest.init()
-        assert window.calls[3:] == [("reset",), ("begin",)]
-    assert window.calls[5:] == [("reset",), ("close",)]
+        assert window.calls[5:] == [("reset",), ("begin",)]
+    assert window.calls[7:] == [("reset",), ("close",)]
+
+
+def test_f27_a_window_that_is_not_mapped_again_is_said_to_be_what_it_is(
+    share: StandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The session goes on; the next one is told whether there is a window."""
+    window = StandInWindow()
+    with guest_of(share, window=window) as guest, caplog.at_level(logging.WARNING):
+        guest.init()
+        guest.frontend.reset()
+        window.fails["ready"] = window.fails["begin"] = OSError(errno.ENODEV, "the front-end said no")
+        guest.start()
+        assert guest.ask(Opcode.GETATTR, bytes(16)).error == errno.EIO
+        assert "was taken back when the rings began anew, and is not mapped again: the front-end said no" in caplog.text
+        assert "there is no DAX" not in caplog.text
+        assert guest.init(flags2=NEW_FLAGS).map_alignment == 0
+        assert "there is no DAX in this session, for the window can't be mapped: the front-end said no" in caplog.text
+        assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_the_window_is_told_of_each_driver(share: StandIn) -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
+from vhostuser.devices.fs.admission import WRITERS
 from vhostuser.devices.fs.device import FsDevice
 from vhostuser.devices.fs.options import ShareOptions
 from vhostuser.errors import LocalProtocolError
@@ -19,7 +20,7 @@ from vhostuser.fuse.numbers import Opcode
 from vhostuser.testing import DEADLINE, joined
 from vhostuser.transport.fds import OwnedFd
 
-from .standin import MEMORY, ROOT, Answer, Guest, answer, request
+from .standin import MEMORY, ROOT, Answer, Guest, answer, body_of, request
 
 MIB = 1 << 20
 Begin = Callable[..., "User"]
@@ -264,6 +265,25 @@ def test_a_read_only_share_is_read(shared: Path) -> None:
         with pytest.raises(OSError, match="Read-only"):
             user.open(node, os.O_RDWR)
     assert not (shared / "new").exists()
+
+
+def test_nothing_changes_a_read_only_share(shared: Path) -> None:
+    """Whatever writes is refused before it is looked at, so one of each is enough."""
+    before = told(shared)
+    with user_of(shared, ShareOptions(readonly=True, xattr=True)) as user:
+        user.init()
+        node, _ = user.lookup(b"hello")
+        for opcode in sorted(WRITERS):
+            assert user.ask(opcode, body_of(opcode), node=node) == Answer(errno.EROFS, b"")
+        for flags in (os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_TRUNC):
+            assert user.ask(Opcode.OPEN, s.OpenIn(flags).pack(), node=node).error == errno.EROFS
+    assert told(shared) == before
+
+
+def told(folder: Path) -> dict[Path, tuple[int, ...]]:
+    """All that there is, and whether it is as it was."""
+    found = {path: path.lstat() for path in folder.rglob("*")}
+    return {path: (it.st_mode, it.st_nlink, it.st_size, it.st_mtime_ns, it.st_ctime_ns) for path, it in found.items()}
 
 
 def test_a_single_file_may_be_the_share(shared: Path) -> None:

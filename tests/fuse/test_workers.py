@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 
 import pytest
 
+from vhostuser import rings
+from vhostuser.devices.fs import device
 from vhostuser.devices.fs.device import CLOSE_TIMEOUT
 from vhostuser.devices.fs.options import ShareOptions
 from vhostuser.devices.fs.workers import Workers
+from vhostuser.fuse.numbers import Opcode
 from vhostuser.limited_log import PER_SECOND
 from vhostuser.testing import DEADLINE, wait_until
 from vhostuser.virtio.chain import DescriptorChain
 
-from .standin import StandIn, guest_of
+from .standin import StandIn, body_of, guest_of, request
 
 
 def refuse(thread: threading.Thread) -> None:
@@ -88,6 +92,44 @@ def test_p07_the_end_waits_for_all_workers_as_long_as_for_one(monkeypatch: pytes
     workers.close(DEADLINE)
     assert waits == [5.0, 0.0, 0.0]
     assert CLOSE_TIMEOUT <= 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_p07_a_request_that_hangs_is_named_and_closes_the_share_itself(
+    share: StandIn, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """Until then its files are open, and nothing else gets their numbers."""
+    monkeypatch.setattr(device, "CLOSE_TIMEOUT", 0.05)
+    monkeypatch.setattr(rings, "CLOSE_TIMEOUT", 0.05)
+    gate, began, closed_in_it = threading.Event(), threading.Event(), list[bool]()
+
+    def hang(name: str) -> None:
+        if name == "fsync":
+            began.set()
+            gate.wait(DEADLINE)
+            closed_in_it.append(share.closed)
+
+    share.before = hang
+    with guest_of(share, ShareOptions(thread_pool_size=workers)) as guest:
+        guest.init()
+        guest.queue.submit([request(Opcode.FSYNC, body_of(Opcode.FSYNC), node=77)], [16])
+        guest.queue.notify()
+        assert began.wait(DEADLINE)
+    assert not share.closed
+    assert re.search(r"nobody waits any longer for FSYNC of inode 77 for \d+\.\d s", caplog.text)
+    gate.set()
+    wait_until(lambda: share.closed, "the share is closed")
+    assert closed_in_it == [False]
+
+
+def test_the_end_closes_the_share_at_once_where_nothing_is_in_progress(
+    share: StandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    with guest_of(share, ShareOptions(thread_pool_size=2)) as guest:
+        guest.init()
+        guest.ask(Opcode.FSYNC, body_of(Opcode.FSYNC))
+    assert share.closed
+    assert "nobody waits" not in caplog.text
 
 
 def test_p20_sessions_without_end_are_few_lines(

@@ -174,9 +174,16 @@ def test_requests_of_a_ring_and_their_completions() -> None:
     offered = Offered(BEGAN, 0, 1, 3, (Buffer(0x1000, 16, False), Buffer(0x2000, 513, True)), b"\x01\x02")
     used = Used(BEGAN, 0, 1, 3, 513, b"ab", b"\0", 52_000)
     assert lines_of(offered, used) == [
-        "0.0000 queue 1 → head=3 reads 16 writes 513 in 2 buffers 0102",
-        "0.0000 queue 1 ← head=3 wrote 513 6162 <52 µs>",
+        "0.0000 queue 1 → head=3 16 bytes to read, 513 to write 0102",
+        "0.0000 queue 1 ← head=3 513 bytes 6162... <52 µs>",
     ]
+
+
+def test_a_request_of_a_disk_is_in_words_with_its_answer() -> None:
+    header = bytes(8) + (8).to_bytes(8, "little")
+    offered = Offered(BEGAN, 0, 0, 3, (Buffer(0x1000, 16, False), Buffer(0x2000, 513, True)), header)
+    lines = lines_of(offered, Used(BEGAN, 0, 0, 3, 513, b"ab", b"\0"))
+    assert [("sector" in lines[0]), ("OK" in lines[1])] == [True, True]
 
 
 @pytest.mark.parametrize(

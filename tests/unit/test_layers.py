@@ -60,8 +60,8 @@ SIDES = {
 }
 """The rooms that are no folders."""
 
-FOR_PYTEST = {"testing.fixtures": {"pytest"}}
-"""What is for those who run pytest anyway."""
+FOR_PYTEST = {"testing.fixtures": {"pytest"}, "cli.top_app": {"textual", "rich"}}
+"""What is for those who run pytest anyway, or have installed an extra."""
 
 PURE = {"protocol", "virtio", "fuse"}
 PURE_NEEDS = {

@@ -66,7 +66,7 @@ def test_every_snippet_is_run_here() -> None:
         block("python", "class Gallery"),
         block("python", "Frontend.connect"),
     }
-    known = ("make demo", "gallery.py", "vhu explain", "vhu vm run", "vhu-fs --socket", "config_size=64")
+    known = ("make demo", "gallery.py", "vhu explain", "vhu trace", "vhu vm run", "vhu-fs --socket", "config_size=64")
     assert {text for kind, text in BLOCKS if kind == "sh"} == {block("sh", having) for having in known}
 
 
@@ -88,6 +88,22 @@ def test_the_tools_work_together_as_shown(tmp_path: Path) -> None:
     assert "SHMEM" in said
     assert '"event": "ready"' in said
     assert f'"regions": {{"0": {64 << 20}}}' in said
+
+
+def test_a_connection_is_seen_as_shown(tmp_path: Path) -> None:
+    (tmp_path / "photo.raw").write_bytes(bytes(16 << 20))
+    shm, *rest = (line.split("    #")[0].strip() for line in block("sh", "vhu trace").splitlines())
+    wait = "pid=$!; until test -S shm.sock; do sleep 0.02; done"
+    said = shell("\n".join([shm, wait, *rest, "wait $pid"]), tmp_path)
+    lines = [line for line in said.splitlines() if "SHMEM_MAP" in line]
+    assert [_of_this_run(line) for line in lines] == 2 * [_of_this_run(block("text", "need_reply").strip())], said
+    assert (tmp_path / "session.html").read_text().startswith("<!doctype html>")
+
+
+def _of_this_run(line: str) -> str:
+    """A line without what is another in each run."""
+    line = re.sub(r"^[\d.]+|<[\d.]+ [µm]s>", "T", line)
+    return re.sub(r"fd=\d+</\S*/photo.raw ino \d+>", "FD", line)
 
 
 @pytest.mark.parametrize("target", re.findall(r"^make (\w+)", README + (TOP / "CONTRIBUTING.md").read_text(), re.MULTILINE))

@@ -18,11 +18,12 @@ from ..frontend import Frontend
 from ..queue import Queue
 from .arguments import Parser
 from .demo_device import ANSWER, REGION
+from .demo_proxy import Between
+from .demo_record import kept, record_folder
 from .demo_stage import Stage
 from .demo_vm import act_two, chosen_file
 from .info import in_units
 from .outcome import CommandError, Exit, interrupt, on_end
-from .relay import Relay
 from .smaps import areas, resident
 
 PROGRAM: Final = "vhu demo"
@@ -42,18 +43,20 @@ NOISE: Final = SIZES[PHOTO] // 64
 
 def demo(arguments: list[str]) -> int:
     """Run `vhu demo`; its exit code."""
-    file = chosen_file(_parser().parse_args(arguments).file)
+    options = _parser().parse_args(arguments)
+    file = chosen_file(options.file)
     on_end(interrupt)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vhu-demo-") as directory:
         stage = Stage(Path(directory))
         try:
             _make_files(stage.directory)
-            messages = _show(stage)
+            proxy = _show(stage)
         except VhostUserError as error:
             raise CommandError(f"the demonstration failed: {error}") from None
         act_two(stage, file)
-        stage.say(f"\n{stage.proofs} proofs hold, {messages} messages, {time.monotonic() - began:.2f} s")
+        stage.say(f"\n{stage.proofs} proofs hold, {proxy.requests} messages, {time.monotonic() - began:.2f} s")
+    stage.say(kept(proxy.events, Path(options.into) if options.into else record_folder()))
     return Exit.DONE
 
 
@@ -61,6 +64,7 @@ def _parser() -> Parser:
     text = "Watch two processes share files through a shared memory region, and a VM share one. Each step is checked."
     parser = Parser(PROGRAM, text, epilog=EPILOG)
     parser.add_argument("--file", metavar="FILE", help="the file that the VM reads (default: one of 64 MiB is made for it)")
+    parser.add_argument("--into", metavar="FOLDER", help="where a capture and a page of it go (default: the cache)")
     return parser
 
 
@@ -69,27 +73,27 @@ def _make_files(directory: Path) -> None:
         (directory / name).write_bytes(os.urandom(size))
 
 
-def _show(stage: Stage) -> int:
-    """The two processes; how many messages they exchanged."""
+def _show(stage: Stage) -> Between:
+    """The two processes; the proxy, which has seen what they exchanged."""
     directory = stage.directory
-    with Relay(stage.message) as relay, _back_end(relay, directory) as process:
+    with Between(stage.message) as proxy, _back_end(proxy, directory) as process:
         stage.say(f"front-end: this process, pid {os.getpid()}; back-end: pid {process.pid}; files: {directory}")
-        stage.say("F>B: a message of the front-end; B>F: of the back-end; = what was answered <after how long>\n")
-        with Demonstration(stage, relay) as shown:
+        stage.say("F→B: a message of the front-end; B→F: of the back-end; = what was answered <after how long>\n")
+        with Demonstration(stage, proxy) as shown:
             for title, step in STEPS:
                 stage.title(title)
                 step(shown)
         stage.check(_status(process) == 0, "the back-end ended by itself, with status 0")
-    return relay.messages
+    return proxy
 
 
 @contextmanager
-def _back_end(relay: Relay, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The other process, at its end of the relay."""
-    fd = relay.back_end.fileno()
+def _back_end(proxy: Between, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The other process, at its end of the proxy."""
+    fd = proxy.back_end.fileno()
     command = [sys.executable, "-m", f"{__package__}.demo_device", str(fd), str(directory)]
     with subprocess.Popen(command, pass_fds=[fd]) as process:
-        relay.back_end.close()
+        proxy.back_end.close()
         try:
             yield process
         finally:
@@ -107,11 +111,11 @@ def _status(process: subprocess.Popen[bytes]) -> int | None:
 class Demonstration(Frontend):
     """The front-end, and the steps that are shown with it."""
 
-    def __init__(self, stage: Stage, relay: Relay) -> None:
-        self.stage, self.relay = stage, relay
+    def __init__(self, stage: Stage, proxy: Between) -> None:
+        self.stage, self.proxy = stage, proxy
         self.reasons: list[str] = []
         self.queue: Queue | None = None
-        super().__init__(relay.front_end.dup(), reply_timeout=TIMEOUT)
+        super().__init__(proxy.front_end.dup(), reply_timeout=TIMEOUT)
 
     def refused(self, request: str, reason: str) -> None:
         """Show why a request was refused."""
@@ -158,7 +162,7 @@ class Demonstration(Frontend):
         self._change_host_file()
 
     def _change_host_file(self) -> None:
-        messages, offset = self.relay.messages, 12345
+        messages, offset = self.proxy.requests, 12345
         old = self.shm[0].read(PHOTO_AT + offset, 1)
         new = bytes([old[0] ^ 0xFF])
         with open(self.path(PHOTO), "r+b", buffering=0) as file:
@@ -168,7 +172,7 @@ class Demonstration(Frontend):
         text = (
             f"byte {offset} of the file went from {old.hex()} to {new.hex()}, and so it did in the window, with no message"
         )
-        self.stage.check(seen == new and self.relay.messages == messages, text)
+        self.stage.check(seen == new and self.proxy.requests == messages, text)
 
     def map_notes(self) -> None:
         """A read-write mapping, and a write."""

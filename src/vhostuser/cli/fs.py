@@ -101,7 +101,8 @@ def _serve_confined(device: Factory, options: FsOptions, root: OwnedFd, place: P
     with _listener(options, place) as (sock, listening):
         preload(*NEEDED)
         handles = _handles(options)
-        inside = enter(root.fileno(), options.plan, place)
+        plan = replace(options.plan, handles=handles is not Handles.NEVER)
+        inside = enter(root.fileno(), plan, place)
         root.close()
         for note in inside.notes:
             log.warning("%s", note)

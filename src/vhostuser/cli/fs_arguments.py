@@ -12,6 +12,7 @@ from ..protocol.numbers import MAX_QUEUES
 from ..sandbox.capabilities import modified
 from ..sandbox.confine import Mode
 from ..sandbox.idmaps import parse_id_range
+from ..sandbox.seccomp import Action
 from ..version import VERSION
 from .arguments import Parser, between, checked, number, size
 from .daemon import ENDING, add_once
@@ -22,12 +23,10 @@ PROGRAM: Final = "vhu-fs"
 LONGEST_TAG: Final = 36
 SMALLEST_WINDOW: Final = 2 << 20
 MOST_THREADS: Final = 1024
-SECCOMP: Final = ("none", "kill", "log", "trap")
 EPILOG: Final = f"""
-All options of virtiofsd 1.14 are taken, with two differences: --seccomp is none, and its other values only make a warning,
-for there is no filter of system calls yet; --security-label and the --migration options are refused.
-The directory is the root of the process (--sandbox), Landlock keeps it beneath, and it has few capabilities. Another process
-waits outside, hands signals on, and takes the socket away in the end.
+All options of virtiofsd 1.14 are taken, but --security-label and the --migration options are refused.
+The directory is the root of the process (--sandbox), Landlock keeps it beneath, it has few capabilities, and a system call
+that it never needs ends it (--seccomp). Another process waits outside, hands signals on, and removes the socket in the end.
 --dax-window has to hold what the guest reads again and again: in a smaller one ranges of 2 MiB come and go, which is slower
 than no window at all, and a warning says so. Its memory is the host's, as far as the guest has mapped files so far.
 {ENDING}"""
@@ -117,7 +116,9 @@ def _add_names(made: Parser) -> None:
 
 def _add_sandbox(made: Parser) -> None:
     made.add_argument("--sandbox", type=one_of(Mode), default=Mode.NAMESPACE, metavar="namespace|chroot|none")
-    made.add_argument("--seccomp", choices=SECCOMP, default="none", help="default none; the others only make a warning")
+    action = one_of(Action)
+    text = "what a system call does that is not needed: end the process (default), or a line in the kernel's log, or SIGSYS"
+    made.add_argument("--seccomp", type=action, default=Action.KILL, metavar="kill|log|trap|none", help=text)
     made.add_argument("--modcaps", type=checked(modified), metavar="+CAP:-CAP", help="keep others")
     ids = checked(parse_id_range)
     made.add_argument("--uid-map", type=ids, action="append", default=[], metavar=":INSIDE:OUTSIDE:COUNT:")

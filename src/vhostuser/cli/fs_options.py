@@ -64,7 +64,7 @@ def parse_options(arguments: list[str]) -> FsOptions:
     """The options of a command line. Raises CommandError or SystemExit, exit code 2, if it is wrong."""
     made = parser()
     found = made.parse_args(arguments)
-    warnings = [*_take_legacy(made, found), *_weaker(found)]
+    warnings = _take_legacy(made, found)
     _refuse_missing(made, found)
     if found.shared_dir is None:
         raise CommandError("--shared-dir is not given", "try: --shared-dir DIR", Exit.USAGE)
@@ -105,12 +105,6 @@ def _set_value(made: Parser, found: argparse.Namespace, name: str, value: str) -
         setattr(found, to, convert(value))
     except (ValueError, argparse.ArgumentTypeError) as error:
         made.error(f"argument -o {name}: {error}")
-
-
-def _weaker(found: argparse.Namespace) -> list[str]:
-    if found.seccomp == "none":
-        return []
-    return [f"--seccomp {found.seccomp}: there is no filter of system calls; the sandbox, Landlock and capabilities confine"]
 
 
 def _refuse_missing(made: Parser, found: argparse.Namespace) -> None:
@@ -169,6 +163,8 @@ def _plan(made: Parser, found: argparse.Namespace) -> Plan:
         capabilities=MINIMAL if found.modcaps is None else found.modcaps,
         maps=maps,
         open_files=found.rlimit_nofile,
+        seccomp=found.seccomp,
+        syslog=found.syslog,
     )
 
 

@@ -14,8 +14,15 @@ from .doctor import doctor
 from .drive import drive
 from .explain import explain
 from .info import info
+from .map import map_
 from .outcome import CommandError, Exit, program_arguments, put, run
+from .read import read
+from .replay import replay
+from .report import report
+from .top import top
+from .trace import trace
 from .vm import vm
+from .wireshark import wireshark
 
 PROGRAM: Final = "vhu"
 COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
@@ -23,6 +30,13 @@ COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
     "info": info,
     "attach": attach,
     "drive": drive,
+    "trace": trace,
+    "read": read,
+    "report": report,
+    "top": top,
+    "map": map_,
+    "replay": replay,
+    "wireshark": wireshark,
     "explain": explain,
     "vm": vm,
     "doctor": doctor,
@@ -38,6 +52,14 @@ vhu {VERSION}: vhost-user from both sides, with shared memory regions
   vhu drive blk /tmp/s read 0 8       a driver without a VM: read, write, info, discard, flush, bench;
                                       rng get; fs ls, stat, cat, map, put, find; pmem; console;
                                       shm map, unmap, maps
+  vhu trace --listen /tmp/a --connect /tmp/b -w f.pcapng
+                                      a proxy between the two that shows every message, and writes a capture
+  vhu read f.pcapng                   a capture in lines, counts or JSON; filtered, or in another format
+  vhu report f.pcapng                 a capture as one page: regions over time, messages, fds, findings
+  vhu map f.pcapng --at 1.5           what was mapped where at a moment: of a capture, or of a back-end that is there
+  vhu replay f.pcapng --as front-end /tmp/s
+                                      one side of a capture against a live peer: where it differs
+  vhu wireshark install               let Wireshark understand captures
   vhu vm run --share .                a Linux guest with our devices: a shell, or one command; fetch, args, xml
   vhu doctor                          what this machine can do, and how to mend what it can not
   vhu explain SHMEM_MAP               what a message, feature bit or raw header means

@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from typing import Final, TypeVar
 
@@ -38,11 +38,11 @@ class Exit(IntEnum):
 
 
 class CommandError(Exception):
-    """A command can't go on: what failed and why, one thing to try, and the exit code."""
+    """A command can't go on: what failed and why, one thing to try, the exit code, and lines that show the place."""
 
-    def __init__(self, text: str, advice: str = "", code: Exit = Exit.FAILED) -> None:
+    def __init__(self, text: str, advice: str = "", code: Exit = Exit.FAILED, shown: Sequence[str] = ()) -> None:
         super().__init__(text)
-        self.advice, self.code = advice, code
+        self.advice, self.code, self.shown = advice, code, shown
 
 
 class OutputClosed(Exception):
@@ -59,7 +59,7 @@ def run(program: str, command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
     except (CommandError, VhostUserError, OSError, MemoryError) as error:
-        complain(program, _words(error), getattr(error, "advice", ""))
+        complain(program, _words(error), getattr(error, "advice", ""), getattr(error, "shown", ()))
         return exit_code(error)
     except Exception as error:
         complain(program, f"internal error: {type(error).__name__}: {error}", "try: VHU_LOG=debug to see where")
@@ -106,11 +106,11 @@ def _words(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def complain(program: str, text: str, advice: str = "") -> None:
-    """Say on standard error what failed, in one line that no terminal obeys."""
+def complain(program: str, text: str, advice: str = "", shown: Sequence[str] = ()) -> None:
+    """Say on standard error what failed, in one line that no terminal obeys; below it, indented, what shows the place."""
     line = f"{program}: {text}; {advice}" if advice else f"{program}: {text}"
     with contextlib.suppress(OSError):
-        _write(STDERR, _encoded(printable(line) + "\n"))
+        _write(STDERR, _encoded("".join(printable(each) + "\n" for each in [line, *(f"  {more}" for more in shown)])))
 
 
 def put(text: str) -> None:

@@ -173,13 +173,6 @@ class WriteFlag:
     KILL_SUIDGID: Final = 1 << 2
 
 
-class ReleaseFlag:
-    """RELEASE."""
-
-    FLUSH: Final = 1 << 0
-    FLOCK_UNLOCK: Final = 1 << 1
-
-
 class LockFlag:
     """GETLK and SETLK."""
 

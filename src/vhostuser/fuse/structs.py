@@ -483,21 +483,6 @@ class SyncfsIn(Payload):
 
 
 @wire("2I")
-class SecCtxHeader(Payload):
-    """The security contexts of a new file: bytes in all, this included, and how many SecCtx follow."""
-
-    size: int = 0
-    nr_secctx: int = 0
-
-
-@wire("I4x")
-class SecCtx(Payload):
-    """One of them: its name and `size` bytes follow."""
-
-    size: int = 0
-
-
-@wire("2I")
 class ExtHeader(Payload):
     """An extension: bytes in all, this included, and its type."""
 

@@ -1,23 +1,28 @@
 """Enter a sandbox: from then on the process has the shared directory, the files that are open, and a few capabilities.
 
 `namespace` makes the directory the root of a mount namespace of its own, and has a pid, network and IPC namespace; `chroot`
-only makes it the root; `none` leaves the root as it is. Landlock, the capabilities and no_new_privs are the same for all.
+only makes it the root; `none` leaves the root as it is. Landlock, the capabilities, no_new_privs and the filter of system
+calls are the same for all.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import resource
+import signal
 import threading
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
+from .allowed import for_files
 from .capabilities import MINIMAL, drop_all_but, permitted
 from .idmaps import ADVICE, OWN, Maps, become_inner, enter_user_namespace
 from .keeper import Outside, follow, split
 from .landlock import restrict_to
 from .preload import close_imports
+from .seccomp import Action, program
 from .system import (
     AT_FDCWD,
     NEW_IPC,
@@ -27,7 +32,9 @@ from .system import (
     SandboxError,
     attach_tree,
     clone_tree,
+    filter_calls,
     forbid_devices,
+    machine,
     make_mounts_private,
     pivot_root_here,
     unmount_here,
@@ -57,6 +64,12 @@ class Plan:
     open_files: int | None = None
     """The limit of open files: 0 leaves it, None is as many as make sense."""
     landlock: bool = True
+    seccomp: Action = Action.KILL
+    """What becomes of a system call that is not needed."""
+    handles: bool = True
+    """Whether files may be opened by their handles."""
+    syslog: bool = False
+    """Whether there is a socket of syslog's, which Python would open anew when it fails."""
 
 
 class Inside(NamedTuple):
@@ -87,6 +100,7 @@ def enter(root: int, plan: Plan, outside: Outside) -> Inside:
     follow(alive)
     os.umask(0)
     close_imports()
+    notes += _filter(plan)
     return Inside(*inside, tuple(notes))
 
 
@@ -174,3 +188,17 @@ def _confine(root: int, plan: Plan) -> list[str]:
     if plan.landlock and not restrict_to(root):
         notes.append("the kernel has no Landlock: only the root directory and the capabilities confine this process")
     return notes
+
+
+def _filter(plan: Plan) -> list[str]:
+    """Forbid system calls: what was set up before could not be set up any more. What is not as asked for."""
+    if plan.seccomp is Action.NONE:
+        return []
+    made = program(for_files(os.getpid(), handles=plan.handles, syslog=plan.syslog), plan.seccomp, machine())
+    if plan.seccomp is Action.TRAP:
+        faulthandler.register(signal.SIGSYS, all_threads=False, chain=True)
+    if made is None:
+        return [f"there is no filter of system calls: their numbers on this machine, {os.uname().machine}, are not known"]
+    if not filter_calls(made):
+        return ["the kernel can't filter system calls: the root directory, Landlock and the capabilities are what confines"]
+    return []

@@ -23,6 +23,9 @@ RELAYED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 KEPT: Final = mask("kill", "dac_override")
 """Capabilities of the keeper: the child may run as another user, and the socket may be in another one's directory."""
 _PR_SET_PDEATHSIG: Final = 1
+_WHY: Final[dict[int, str]] = {
+    signal.SIGSYS: ": it made a system call that is forbidden, which the kernel's log names; try: --seccomp log"
+}
 
 
 class Outside(Protocol):
@@ -91,7 +94,7 @@ def _keep(child: int, outside: Outside, alive: int) -> None:
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         outside.clean_up()
         if code < 0:
-            log.error("the process in the sandbox was killed by %s", signal.Signals(-code).name)
+            log.error("the process in the sandbox was killed by %s%s", signal.Signals(-code).name, _WHY.get(-code, ""))
     finally:
         os._exit(code if code >= 0 else 128 - code)
 

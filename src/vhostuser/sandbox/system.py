@@ -5,9 +5,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import sys
 from typing import Final
 
 from ..errors import VhostUserError
+from .seccomp import INSTRUCTION
+from .syscalls import MACHINES, number_of
 
 NEW_MOUNTS: Final = 0x0002_0000
 NEW_IPC: Final = 0x0800_0000
@@ -24,6 +27,8 @@ _NODEV, _NOSUID = 4, 2
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _PIVOT_ROOT: Final = {"x86_64": 155, "ppc64le": 203, "ppc64": 203, "s390x": 217, "i686": 217, "armv7l": 218}
 _PIVOT_ROOT_ELSEWHERE: Final = 41
+_SET_FILTER, _ALL_THREADS = 1, 1
+_SECCOMP_ADVICE: Final = "try: --seccomp none"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall, _unshare, _prctl, _mount, _umount2 = _libc.syscall, _libc.unshare, _libc.prctl, _libc.mount, _libc.umount2
@@ -104,3 +109,31 @@ def pivot_root_here() -> None:
 def unmount_here() -> None:
     """Take away what is mounted over the working directory, with all below it."""
     checked(_umount2(b".", MNT_DETACH), "unmount the former root")
+
+
+class _Program(ctypes.Structure):
+    """A `struct sock_fprog`: how many instructions, and where."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+
+
+def machine() -> str:
+    """The kind of machine whose system calls this process makes; empty for a process of 32 bits, which are others."""
+    return os.uname().machine if sys.maxsize >> 32 else ""
+
+
+def filter_calls(program: bytes) -> bool:
+    """Have a filter look at all system calls of this process from now on, in all its threads; False if the kernel can't.
+
+    The process must have no_new_privs. SandboxError if something else is in the way.
+    """
+    kept = ctypes.create_string_buffer(program, len(program))
+    given = _Program(len(program) // INSTRUCTION.size, ctypes.addressof(kept))
+    number = number_of("seccomp", machine()) if machine() in MACHINES else None
+    result = syscall(number, _SET_FILTER, _ALL_THREADS, ctypes.addressof(given)) if number is not None else -1
+    if number is None or (result < 0 and ctypes.get_errno() == errno.ENOSYS):
+        return False
+    if result > 0:
+        raise SandboxError(f"filter the system calls of thread {result}", errno.EBUSY, _SECCOMP_ADVICE)
+    checked(result, "filter system calls", _SECCOMP_ADVICE)
+    return True

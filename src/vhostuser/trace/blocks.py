@@ -74,12 +74,19 @@ def padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % 4)
 
 
+def pack_options(options: Options) -> bytes:
+    """Options with their end, in little-endian byte order; nothing if there are none."""
+    packed = b"".join(_OPTION.pack(code, len(value)) + padded(value) for code, value in options)
+    return packed + bytes(_OPTION.size) if options else packed
+
+
 def pack_block(type: int, body: bytes, options: Options) -> bytes:
     """A block with the options, in little-endian byte order; `body` is a multiple of four bytes."""
-    packed = [body, *(_OPTION.pack(code, len(value)) + padded(value) for code, value in options)]
-    if options:
-        packed.append(bytes(_OPTION.size))
-    content = b"".join(packed)
+    return enclosed(type, body + pack_options(options))
+
+
+def enclosed(type: int, content: bytes) -> bytes:
+    """A block of this content: a body and packed options."""
     size = len(content) + _FRAME
     return _LENGTHS.pack(type, size) + content + _LENGTH.pack(size)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from io import BufferedReader, FileIO
 from pathlib import Path
@@ -16,6 +15,8 @@ from .pcapng import PcapngWriter, read_pcapng
 
 __all__ = ["CaptureError", "EndsEarly", "Writer", "create_capture", "open_capture"]
 
+STDIN, STDOUT = 0, 1
+PCAPNG, JSONL = ".pcapng", ".jsonl"
 STANDARD: Final = "-"
 """The name of standard input, or output."""
 _SECTION: Final = b"\n\r\r\n"
@@ -32,7 +33,7 @@ class Writer(Protocol):
         """Close the file."""
 
 
-_FORMATS: Final[dict[str, Callable[[BinaryIO], Writer]]] = {".pcapng": PcapngWriter, ".jsonl": JsonlWriter}
+_FORMATS: Final[dict[str, Callable[[BinaryIO], Writer]]] = {PCAPNG: PcapngWriter, JSONL: JsonlWriter}
 
 
 def open_capture(path: str | os.PathLike[str]) -> Iterator[Event]:
@@ -54,24 +55,23 @@ def open_capture(path: str | os.PathLike[str]) -> Iterator[Event]:
 
 def _opened(path: str | os.PathLike[str]) -> BufferedReader:
     if os.fspath(path) == STANDARD:
-        return open(sys.stdin.fileno(), "rb", closefd=False)
+        return open(STDIN, "rb", closefd=False)
     return open(path, "rb")
 
 
-def create_capture(path: str | os.PathLike[str]) -> Writer:
-    """Begin a capture in a file, whose name says the format: .pcapng or .jsonl; on standard output (`-`) it is pcapng.
+def create_capture(path: str | os.PathLike[str], *, suffix: str = "") -> Writer:
+    """Begin a capture in a file, whose name says the format, .pcapng or .jsonl, unless `suffix` does.
 
-    What was in the file is gone. Every event is written at once.
+    On standard output (`-`) it is pcapng. What was in the file is gone. Every event is written at once.
     """
     name = os.fspath(path)
-    if name == STANDARD:
-        return PcapngWriter(FileIO(sys.stdout.fileno(), "wb", closefd=False))
-    suffix = Path(name).suffix
-    if suffix not in _FORMATS:
-        raise CaptureError(f"{name}: a capture is called .pcapng or .jsonl, which says its format")
-    file = FileIO(name, "wb")
+    standard = name == STANDARD
+    make = _FORMATS.get(suffix or (PCAPNG if standard else Path(name).suffix))
+    if make is None:
+        raise CaptureError(f"{name}: a capture is called {PCAPNG} or {JSONL}, which says its format")
+    file = FileIO(STDOUT, "wb", closefd=False) if standard else FileIO(name, "wb")
     try:
-        return _FORMATS[suffix](file)
+        return make(file)
     except BaseException:
         file.close()
         raise

@@ -115,7 +115,7 @@ class Conversation:
         """What `event` settles: itself, or the request that it answers; before it, what it shows to be left unanswered."""
         index, self._count, self._now = self._count, self._count + 1, max(self._now, event.at)
         if isinstance(event, Message):
-            side = self._sides.setdefault(event.connection, _Side())
+            side = self._sides.get(event.connection) or self._sides.setdefault(event.connection, _Side())
             return list(self._asked(side, event, index) if event.asks else self._answered(side, event, index))
         if isinstance(event, Remark) and event.about is Remarkable.CLOSED:
             return [*self._given_up(self._sides.pop(event.connection, None)), event]

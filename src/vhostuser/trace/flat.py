@@ -52,7 +52,7 @@ def _exchange(exchange: Exchange) -> Flat:
     }
     flat |= _apart(_fields(request), flat)
     if message.fds:
-        flat["fds"] = [_fd(fd) for fd in message.fds]
+        flat["fds"] = [flat_fd(fd) for fd in message.fds]
     return flat | _outcome(exchange)
 
 
@@ -62,7 +62,7 @@ def _outcome(exchange: Exchange) -> Flat:
     if reply:
         flat["reply"] = exchange.status if exchange.status is not None else _reply(reply)
         if reply.message.fds:
-            flat["reply_fds"] = [_fd(fd) for fd in reply.message.fds]
+            flat["reply_fds"] = [flat_fd(fd) for fd in reply.message.fds]
     if exchange.latency is not None:
         flat["lat_us"] = _microseconds(exchange.latency)
     for name in ("refused", "unanswered", "orphan"):
@@ -117,7 +117,8 @@ def _flags(message: Message) -> list[str]:
     return names if message.flags & ~(REPLY | NEED_REPLY) == VERSION else [*names, hex(message.flags)]
 
 
-def _fd(fd: FdNote) -> Flat:
+def flat_fd(fd: FdNote) -> Flat:
+    """An fd as an object."""
     flat: Flat = {"n": fd.number, "kind": fd.kind, "path": fd.path, "dev": fd.dev, "ino": fd.ino, "size": fd.size}
     return flat | {"access": fd.access} | ({"seals": list(fd.seals)} if fd.seals else {})
 

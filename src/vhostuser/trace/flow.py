@@ -102,26 +102,26 @@ class Flow:
                 close_all(fds)
                 self.ended, self._taken = True, bool(self.data)
                 return self._taken
-            self._add(data, fds)
-            if self._taken:
+            if self.data or len(data) != HEADER_SIZE or self.raw:
+                self._add(data, fds)
+            else:
+                self.data, self.fds = data, fds
+                self.pieces.append((data, fds))
+            if len(self.data) == HEADER_SIZE and not self.raw:
+                self._read_header()
+            if len(self.data) == self._size or self.raw:
+                self._taken, self.whole = True, not self.raw
                 return True
 
     def _add(self, data: bytes, fds: list[OwnedFd]) -> None:
-        """Take bytes, whose fds stay at the byte that they came with; `_taken` once there is something to write down."""
+        """Take bytes, whose fds stay at the byte that they came with."""
         if fds or not self.pieces:
             self.pieces.append((data, fds))
-            self.fds += fds
+            self.fds = [*self.fds, *fds]
         else:
             last, with_it = self.pieces[-1]
             self.pieces[-1] = (bytes(last) + data, with_it)
         self.data += data
-        held = len(self.data)
-        if held < self._size and not self.raw:
-            return
-        if held == HEADER_SIZE and not self.raw:
-            self._read_header()
-        self._taken = self.raw or held == self._size
-        self.whole = self._taken and not self.raw
 
     def _read_header(self) -> None:
         """Learn how long the message is; if the header is wrong, what comes is no message from here on."""
@@ -176,10 +176,30 @@ class Flow:
                 self.gone = True
         return 0
 
+    def send_at_once(self) -> bool:
+        """Send a whole message without fds that nothing is in the way of, and let go of it; whether that went in one go.
+
+        The short way, which nearly all messages take. Where it is not that simple, `send` goes on.
+        """
+        if self.fds or self.extra or self._started or not self.whole or self.paused_until:
+            return False
+        try:
+            sent = send_some(self.target, self.data, (), _NOW)
+        except (WouldBlock, Disconnected):
+            return False
+        if sent < len(self.data):
+            self.pieces, self._started = [(memoryview(self.data)[sent:], [])], True
+            return False
+        self.data, self._size = b"", HEADER_SIZE
+        self.pieces.clear()
+        self.whole = self._taken = self._started = False
+        return True
+
     def release(self) -> None:
         """What was held has gone and is written down: close its fds, and go on to the next."""
         if self._taken:
-            close_all(self.fds)
+            if self.fds:
+                close_all(self.fds)
             self.data, self.fds, self.pieces, self.fault = b"", [], [], ""
             self.whole = self._taken = self._started = False
             self._size = HEADER_SIZE

@@ -19,7 +19,7 @@ from .stream import loaded, put
 
 VERSION: Final = 1
 """Of the format: a reader takes no line of another one."""
-LONGEST: Final = 64 << 20
+LONGEST: Final = 16 << 20
 """Bytes of a line."""
 _FLAGS: Final = {REPLY: "reply", NEED_REPLY: "need_reply"}
 

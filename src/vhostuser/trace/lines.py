@@ -17,7 +17,8 @@ from .conversation import Exchange, Item
 from .event import Offered, Remark, Remarkable, Used
 from .flat import as_json
 from .history import status_in_words
-from .phrases import LONGEST, bytes_in_words, cut, fds_in_words, payload_in_words
+from .phrases import LONGEST, cut, fds_in_words, payload_in_words
+from .requests import RequestWords
 
 __all__ = ("ARROWS", "Lines", "as_json", "duration")
 
@@ -26,7 +27,6 @@ _PLAIN, _BOLD, _DIM, _RED, _YELLOW, _CYAN, _GREEN = "", "1", "2", "31", "33", "3
 _DIRECTIONS: Final = {Role.FRONTEND: _CYAN, Role.BACKEND: _GREEN}
 _SECOND: Final = 1_000_000_000
 _WRITTEN_SHOWN: Final = 16
-"""Bytes of what a device wrote that a line has room for."""
 
 
 class Piece(NamedTuple):
@@ -37,11 +37,14 @@ class Piece(NamedTuple):
 
 
 class Lines:
-    """Makes a line of each item; times are seconds since the first item, or with `absolute` the time of day in UTC."""
+    """Makes a line of each item; times are seconds since `began` (else the first item), or the day and time in UTC.
 
-    def __init__(self, *, colour: bool, absolute: bool = False) -> None:
-        self._colour, self._absolute = colour, absolute
-        self._began: int | None = None
+    What a queue's requests say depends on the `kind` of device (trace.requests), which is guessed where it is not told.
+    """
+
+    def __init__(self, *, colour: bool, absolute: bool = False, began: int | None = None, kind: str | None = None) -> None:
+        self._colour, self._absolute, self._began = colour, absolute, began
+        self._requests = RequestWords(kind)
 
     def line(self, item: Item) -> str | None:
         """The line of an item, without a newline; None for what is not worth one."""
@@ -65,11 +68,12 @@ class Lines:
                 yield from _remark(item)
             case Offered() | Used():
                 yield from _connection(item.connection)
-                yield from _offered(item) if isinstance(item, Offered) else _used(item)
+                words = cut(self._requests.of(item), LONGEST)
+                yield from _offered(item, words) if isinstance(item, Offered) else _used(item, words)
 
     def _time(self, at: int) -> str:
         if not self._absolute:
-            return f"{(at - self._start(at)) / _SECOND:.4f}"
+            return f"{(at - self._start(at)) / _SECOND:.4f}".replace("-0.0000", "0.0000")
         try:
             return f"{datetime.fromtimestamp(at // 1000 / 1e6, UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
         except (ValueError, OverflowError, OSError):
@@ -162,17 +166,13 @@ def _remark(remark: Remark) -> Iterator[Piece]:
     yield Piece(f"{what}: {cut(remark.text, LONGEST)}" if remark.text else what, _RED if wrong else _PLAIN)
 
 
-def _offered(offered: Offered) -> Iterator[Piece]:
-    read = sum(buffer.len for buffer in offered.buffers if not buffer.writable)
-    write = sum(buffer.len for buffer in offered.buffers if buffer.writable)
+def _offered(offered: Offered, words: str) -> Iterator[Piece]:
     yield Piece(f"queue {offered.queue} →", _CYAN)
-    yield Piece(f"head={offered.head} reads {read} writes {write} in {len(offered.buffers)} buffers")
-    yield Piece(bytes_in_words(offered.start), _DIM)
+    yield Piece(f"head={offered.head} {words}")
 
 
-def _used(used: Used) -> Iterator[Piece]:
+def _used(used: Used, words: str) -> Iterator[Piece]:
     yield Piece(f"queue {used.queue} ←", _GREEN)
-    yield Piece(f"head={used.head} wrote {used.written}")
-    yield Piece(bytes_in_words(used.start[:_WRITTEN_SHOWN]), _DIM)
+    yield Piece(f"head={used.head} {words}")
     if used.after >= 0:
         yield Piece(f"<{duration(used.after)}>", _DIM)

@@ -7,34 +7,34 @@ what goes its way, and nothing else.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import select
 import socket
-import struct
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 from ..protocol.rules import Channel
-from ..protocol.state import Role
-from ..transport.fds import OwnedFd
 from ..transport.loop import Waker
 from .describe import described
 from .event import Event, FdNote, Message, Remark, Remarkable
 from .flow import Flow
 from .splice import Splice
+from .takeover import broken, taken_over, who
 from .verdict import Alter, Verdict, Watch
 
 BACKLOG: Final = 1024
 """Events that may wait for the sink; from there on each message waits for one of them."""
-QUIET: Final = 1
-"""Milliseconds of silence after which the sink gets what waits."""
+QUIET: Final = 0.001
+"""Seconds of silence after which the sink gets what waits."""
+HELD: Final = 20_000_000
+"""Nanoseconds that an fd waits with less than a header, which would tell whether it is one to replace."""
 LAST: Final = 256
 """Messages that are passed on yet on back-end channels once the main channel has ended."""
-_WRITES: Final = select.POLLOUT | select.POLLERR
-_ENDED: Final = select.POLLHUP | select.POLLERR
+_MOST: Final = 8
+"""Sockets that are seen to in one turn."""
+_WRITES: Final = select.EPOLLOUT | select.EPOLLERR
+_ENDED: Final = select.EPOLLHUP | select.EPOLLERR
 _Place = tuple[Splice, socket.socket, Flow]
 """A socket: its channel, and the flow that comes from there."""
 
@@ -59,11 +59,12 @@ class Proxy:
         self.connection, self.messages = connection, 0
         """`messages` counts those that came, on both channels."""
         self._sink, self._alter, self._watch = sink, alter, watch
+        self._plain = alter is None and watch is None
         self._waiting: deque[Event] = deque()
         self._record = self._waiting.append
         self._waker = Waker()
-        self._poll = select.poll()
-        self._poll.register(self._waker, select.POLLIN)
+        self._poll = select.epoll()
+        self._poll.register(self._waker, select.EPOLLIN)
         self._masks: dict[int, int] = {}
         self._at: dict[int, _Place] = {}
         self._main = Splice(Channel.FRONTEND, front, back)
@@ -73,12 +74,12 @@ class Proxy:
     def run(self) -> None:
         """Pass messages on until the main channel has ended, or `stop`."""
         try:
-            self._record(Remark(time.time_ns(), self.connection, Remarkable.OPENED, _who(self._main)))
+            self._record(Remark(time.time_ns(), self.connection, Remarkable.OPENED, who(self._main)))
             self._add(self._main)
             while not self._main.over and not self._reason:
-                self._turn(self._timeout())
+                self._turn(self._timeout() if self._paused else QUIET if self._waiting else -1.0)
             for _ in range(LAST):
-                if not self._turn(0):
+                if self._reason or not self._turn(0):
                     break
         finally:
             self._close()
@@ -95,28 +96,31 @@ class Proxy:
 
     # The loop
 
-    def _turn(self, timeout: float | None) -> bool:
+    def _turn(self, timeout: float) -> bool:
         """Wait for something to do, and do it; whether there was. When there is nothing, the sink gets what waits."""
-        ready = self._poll.poll(timeout)
+        ready = self._poll.poll(timeout, _MOST)
         for fd, events in ready:
-            if (found := self._at.get(fd)) is not None:
-                self._serve(found, events)
-            else:
+            place = self._at.get(fd)
+            if place is None:
                 self._waker.clear()
+            elif events == select.EPOLLIN:
+                self._read(place[0], place[2])
+            else:
+                self._serve(place, events)
         if self._paused:
             self._resume()
         if not ready:
             self._tell_waiting()
         return bool(ready)
 
-    def _timeout(self) -> float | None:
-        """Milliseconds until there is something to do with no fd ready for it."""
-        quiet = float(QUIET) if self._waiting else None
+    def _timeout(self) -> float:
+        """Seconds until there is something to do with no fd ready for it; below 0 for never."""
+        quiet = QUIET if self._waiting else -1.0
         if not self._paused:
             return quiet
         first = min(flow.paused_until for flow in self._paused)
-        left = max(0.0, (first - time.monotonic_ns()) / 1e6)
-        return left if quiet is None else min(left, quiet)
+        left = max(0.0, (first - time.monotonic_ns()) / 1e9)
+        return min(left, quiet) if self._waiting else left
 
     def _resume(self) -> None:
         """Go on with the flows that have waited long enough."""
@@ -130,34 +134,38 @@ class Proxy:
         """Give the sink what waits, until there is something else to do."""
         while self._waiting:
             self._sink(self._waiting.popleft())
-            if self._poll.poll(0):
+            if self._poll.poll(0, 1):
                 return
 
     def _serve(self, place: _Place, events: int) -> None:
-        splice, sock, comes = place
-        if events & select.POLLIN and comes.reads:
-            self._read(splice, comes)
-        if events != select.POLLIN:
-            self._serve_end(splice, sock, events)
-
-    def _serve_end(self, splice: Splice, sock: socket.socket, events: int) -> None:
         """There is room again at a socket, or its peer is gone."""
-        comes, goes = splice.from_and_to(sock)
+        splice, sock, comes = place
+        goes = splice.other(comes)
         if events & _WRITES and goes.blocked:
             self._write(splice, goes)
+        self._read(splice, comes)
         if events & _ENDED:
-            if comes.reads:
-                self._read(splice, comes)
             splice.hang_up(sock)
             self._end(splice, goes)
 
     def _read(self, splice: Splice, flow: Flow) -> None:
         """Take what has come: a message is passed on and told; of half a one goes on what may."""
+        if not flow.reads:
+            return
         if flow.read():
+            at, data = time.time_ns(), flow.data
+            if self._plain and flow.send_at_once():
+                self.messages += 1
+                self._record(Message(at, self.connection, flow.channel, flow.sender, data))
+                if len(self._waiting) > BACKLOG:
+                    self._sink(self._waiting.popleft())
+                return
             self._pass(splice, flow)
         elif self._alter is None and not flow.hands_over:
             flow.send()
-        if not flow.calm or flow.blocked:
+        elif self._alter is None and not flow.ended:
+            flow.paused_until = flow.paused_until or time.monotonic_ns() + HELD
+        if flow.blocked or not flow.calm:
             self._end(splice, flow)
 
     def _write(self, splice: Splice, flow: Flow) -> None:
@@ -173,12 +181,14 @@ class Proxy:
         """Pass on what is held, and tell it."""
         at, verdict = time.time_ns(), None
         notes: tuple[FdNote, ...] = ()
+        flow.paused_until = 0
         if flow.fault:
-            self._record(Remark(at, self.connection, Remarkable.BROKEN, _broken(flow)))
+            self._record(Remark(at, self.connection, Remarkable.BROKEN, broken(flow)))
         if self._alter is not None and flow.whole:
-            verdict = self._obey(flow, at, self._alter)
+            notes = tuple([described(fd.fileno()) for fd in flow.fds])
+            verdict = self._obey(flow, Message(at, self.connection, flow.channel, flow.sender, flow.data, notes))
         if flow.fds and flow.whole and flow.hands_over and flow.pieces:
-            notes = self._hand_over(flow)
+            notes = self._hand_over(flow) or notes
         flow.send()
         if flow.fds:
             notes = notes or tuple([described(fd.fileno()) for fd in flow.fds])
@@ -188,19 +198,18 @@ class Proxy:
         if self._watch is not None:
             self._watch.passed(message, [fd.fileno() for fd in flow.fds])
         self._record(message)
-        if verdict and verdict.answer:
-            self._answer(splice, flow, verdict.answer)
         if flow.gone or not (flow.pieces or flow.paused_until):
             flow.release()
-        if len(self._waiting) > BACKLOG:
+        if verdict and verdict.answer:
+            self._answer(splice, flow, verdict.answer)
+        while len(self._waiting) > BACKLOG:
             self._sink(self._waiting.popleft())
 
     # What is done to messages
 
-    def _obey(self, flow: Flow, at: int, alter: Alter) -> Verdict | None:
+    def _obey(self, flow: Flow, message: Message) -> Verdict | None:
         """Do to the message that is held what is to be done to it, which is returned."""
-        message = Message(at, self.connection, flow.channel, flow.sender, flow.data)
-        verdict = alter(message, [fd.fileno() for fd in flow.fds])
+        verdict = self._alter(message, [fd.fileno() for fd in flow.fds]) if self._alter else None
         if verdict is None:
             return None
         if verdict.close:
@@ -217,6 +226,7 @@ class Proxy:
         back = splice.other(flow)
         back.insert(data)
         back.send(inserted_only=True)
+        self._end(splice, back)
         now = time.time_ns()
         self._record(Message(now, self.connection, flow.channel, back.sender, data, note="answered in its stead"))
 
@@ -227,15 +237,12 @@ class Proxy:
         """
         note = described(flow.fds[0].fileno())
         try:
-            fd = _connected(flow.fds)
-            mine, theirs = socket.socketpair()
+            front, mine, theirs = taken_over(flow)
         except OSError as error:
             text = f"the back-end channel is not seen: {error.strerror or error}"
             self._record(Remark(time.time_ns(), self.connection, Remarkable.LOST, text))
             return ()
-        front = socket.socket(fileno=fd)
-        flow.fds[0].detach()
-        flow.fds = [OwnedFd(theirs.detach())]
+        flow.fds = [theirs]
         flow.pieces[0] = (flow.pieces[0][0], flow.fds)
         self._add(Splice(Channel.BACKEND, front, mine))
         return (note,)
@@ -255,8 +262,10 @@ class Proxy:
                 continue
             if mask < 0:
                 self._poll.unregister(fd)
-            else:
+            elif self._masks.get(fd, -1) < 0:
                 self._poll.register(fd, mask)
+            else:
+                self._poll.modify(fd, mask)
             self._masks[fd] = mask
 
     def _end(self, splice: Splice, flow: Flow) -> None:
@@ -278,8 +287,8 @@ class Proxy:
     def _drop(self, splice: Splice) -> None:
         """A channel is over: let go of its sockets."""
         if splice is not self._main:
-            by = splice.ended_by.value if splice.ended_by else "nobody"
-            text = f"{by} closed the {splice.channel.value} channel"
+            by = f"{splice.ended_by.value} closed" if splice.ended_by else "the tracer closed"
+            text = f"{by} the {splice.channel.value} channel"
             self._record(Remark(time.time_ns(), self.connection, Remarkable.NOTE, text))
         for sock in (splice.front, splice.back):
             fd = sock.fileno()
@@ -293,43 +302,14 @@ class Proxy:
     def _close(self) -> None:
         """Let go of everything, and tell the sink all that waits."""
         by = self._main.ended_by
-        reason = self._reason or f"the {by.value if by else 'nobody'} closed the connection"
+        reason = self._reason or f"the {by.value if by else 'tracer'} closed the connection"
         for splice in {id(place[0]): place[0] for place in self._at.values()}.values():
             self._drop(splice)
         self._main.close()
+        self._poll.close()
         self._waker.close()
+        if self._watch is not None:
+            self._watch.close()
         self._record(Remark(time.time_ns(), self.connection, Remarkable.CLOSED, reason))
         while self._waiting:
             self._sink(self._waiting.popleft())
-
-
-def _broken(flow: Flow) -> str:
-    where = f"{flow.sender.value} on the {flow.channel.value} channel"
-    return f"{where}: {flow.fault}; what follows is passed on as it comes"
-
-
-def _connected(fds: list[OwnedFd]) -> int:
-    """The one fd, which is a connected Unix stream socket. OSError if not."""
-    if len(fds) != 1:
-        raise OSError(f"{len(fds)} fds came where there should be one")
-    with contextlib.closing(socket.socket(fileno=os.dup(fds[0].fileno()))) as sock:
-        sock.getpeername()
-        if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
-            raise OSError("its socket is no Unix stream socket")
-    return fds[0].fileno()
-
-
-def _who(splice: Splice) -> str:
-    """Who is at the ends: `front-end pid 12 (qemu), back-end pid 13 (vhu-fs)`."""
-    ends = ((Role.FRONTEND, splice.front), (Role.BACKEND, splice.back))
-    return ", ".join(f"{role.value} {_process(sock)}" for role, sock in ends)
-
-
-def _process(sock: socket.socket) -> str:
-    """The process that made the other end of a socket, as far as it can be known."""
-    try:
-        pid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-        with open(f"/proc/{pid}/comm", "rb") as file:
-            return f"pid {pid} ({file.read().strip().decode(errors='replace')})"
-    except OSError:
-        return "unknown"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import select
 from typing import BinaryIO, NoReturn
 
 from .capture_error import CaptureError
@@ -14,7 +15,10 @@ def put(file: BinaryIO, data: bytes) -> None:
     left = memoryview(data)
     try:
         while left:
-            left = left[file.write(left) or 0 :]
+            written: int | None = file.write(left)
+            if written is None:  # somebody made the pipe non-blocking, and it is full
+                select.select([], [file], [])
+            left = left[written or 0 :]
     except OSError as error:
         name = errno.errorcode.get(error.errno or 0, "")
         where = getattr(file, "name", "")

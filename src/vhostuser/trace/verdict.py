@@ -35,6 +35,9 @@ class Watch(Protocol):
     def passed(self, message: Message, fds: Sequence[int]) -> None:
         """A message has passed. The fds are closed when this returns: duplicate those that are needed."""
 
+    def close(self) -> None:
+        """No more messages pass."""
+
 
 def both(first: Verdict | None, then: Verdict | None) -> Verdict | None:
     """One verdict after the other: what the second says of the bytes counts, delays add up."""

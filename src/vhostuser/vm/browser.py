@@ -1,19 +1,14 @@
-"""A browser without a window, for whoever tests a page: Debian's chromium-headless-shell in the cache, nothing installed."""
+"""A browser without a window, for whoever tests a page: chromium-headless-shell."""
 
 from __future__ import annotations
 
-import json
 import shutil
-import sys
-import tempfile
 from pathlib import Path
 from typing import Final
 
-from .apt import Apt, run
-from .fetch import RELEASE, packages, unpack
-from .tree import LOADER, STAMP, FetchError, cache_folder, versions
+from .tool import Tool
+from .tree import LOADER
 
-PACKAGES: Final = ("chromium-headless-shell", "fonts-dejavu-core")
 _HOME: Final = "usr/lib/chromium"
 _PROGRAM: Final = f"{_HOME}/chromium-headless-shell"
 _LIBRARIES: Final = "usr/lib/x86_64-linux-gnu"
@@ -35,44 +30,6 @@ _FONTS: Final = """\
 _OPTIONS: Final = ("--no-sandbox", "--no-zygote", "--disable-gpu", "--no-first-run", "--mute-audio")
 
 
-def browser_folder() -> Path:
-    """Where the browser lives: beside the tree of the VM."""
-    return cache_folder().with_name("chromium")
-
-
-def has_browser() -> bool:
-    """It is there, with all that is wanted today."""
-    found = versions(browser_folder())
-    return all(name in found for name in PACKAGES)
-
-
-def browser_command() -> list[str]:
-    """The start of its command line; FetchError if there is none."""
-    if not has_browser():
-        raise FetchError(f"no browser in {browser_folder()}: run `python -m {__name__}` once, with a network")
-    return [str(browser_folder() / _START), *_OPTIONS]
-
-
-def fetch_browser() -> str:
-    """Download and unpack it beside its place, then move it there, if it starts; its version."""
-    into = browser_folder()
-    into.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="chromium.", dir=into.parent) as scratch:
-        apt = Apt(Path(scratch) / "apt", RELEASE)
-        apt.update()
-        apt.download(*PACKAGES, suite=RELEASE)
-        tree = Path(scratch) / "tree"
-        tree.mkdir()
-        for deb in apt.debs():
-            unpack(deb, tree)
-        _make_ready(tree)
-        said = run([str(tree / _START), "--version"], seconds=30)
-        (tree / STAMP).write_text(json.dumps(packages(apt.debs()), indent=1, sort_keys=True) + "\n")
-        shutil.rmtree(into, ignore_errors=True)
-        tree.rename(into)
-    return said.strip()
-
-
 def _make_ready(tree: Path) -> None:
     """What the packages leave to an installation: a way to start it, and the fonts that there are."""
     shutil.copy(tree / _LIBRARIES / Path(LOADER).name, tree / _HOME / "ld.so")
@@ -82,17 +39,9 @@ def _make_ready(tree: Path) -> None:
     start.chmod(0o755)
 
 
-def main() -> int:
-    """Fetch it unless it is there. Exit code 3 if nothing can be fetched here."""
-    if has_browser():
-        return 0
-    try:
-        print(fetch_browser())
-    except FetchError as error:
-        print(f"no browser: {error}", file=sys.stderr)
-        return 3
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+BROWSER: Final = Tool(
+    "chromium",
+    ("chromium-headless-shell", "fonts-dejavu-core"),
+    lambda tree: [str(tree / _START), *_OPTIONS],
+    make_ready=_make_ready,
+)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from vhostuser.devices.fs.options import ShareOptions
-from vhostuser.fuse import structs as s
 from vhostuser.fuse.numbers import ROOT_ID
 
 from .failing import fails
@@ -115,42 +112,6 @@ def test_f23_unknown_flags_are_refused(guest: Guest, root: Path, flags: int) -> 
     with fails(errno.EINVAL):
         guest.rename2(b"a", b"b", flags)
     assert os.listdir(root) == ["a"]
-
-
-def test_a_read_only_share_does_not_change(root: Path) -> None:
-    (root / "a").write_bytes(b"a")
-    (root / "d").mkdir()
-    with Guest(root, ShareOptions(readonly=True, xattr=True)) as guest:
-        nodeid, share = guest.lookup(b"a").nodeid, guest.share
-        fh = guest.open(nodeid)
-        attempts: list[Callable[[], object]] = [
-            lambda: guest.create(b"a"),
-            lambda: guest.create(b"b"),
-            lambda: share.tmpfile(guest.call(ROOT_ID, s.CreateIn(os.O_RDWR, 0o600, 0, 0), b"")),
-            lambda: guest.mknod(b"b", stat.S_IFREG),
-            lambda: guest.mkdir(b"b"),
-            lambda: guest.symlink(b"b", b"a"),
-            lambda: guest.link(nodeid, b"b"),
-            lambda: guest.unlink(b"a"),
-            lambda: guest.rmdir(b"d"),
-            lambda: guest.rename(b"a", b"b"),
-            lambda: guest.rename2(b"a", b"d", EXCHANGE),
-            lambda: guest.open(nodeid, os.O_WRONLY),
-            lambda: guest.open(nodeid, os.O_RDWR),
-            lambda: guest.open(nodeid, os.O_RDONLY | os.O_TRUNC),
-            lambda: share.setattr(guest.call(nodeid, s.SetattrIn(valid=1, mode=0))),
-            lambda: share.fallocate(guest.call(nodeid, s.FallocateIn(fh, 0, 9, 0))),
-            lambda: share.setxattr(guest.call(nodeid, s.SetxattrIn(1, 0, 0), b"user.x", data=b"1")),
-            lambda: share.removexattr(guest.call(nodeid, None, b"user.x")),
-            lambda: share.copy_file_range(guest.call(nodeid, s.CopyFileRangeIn(fh, 0, nodeid, fh, 1, 1, 0))),
-            lambda: share.file(nodeid).open(os.O_RDWR),
-        ]
-        for attempt in attempts:
-            with fails(errno.EROFS):
-                attempt()
-        share.file(nodeid).open(os.O_RDONLY).close()
-    assert sorted(os.listdir(root)) == ["a", "d"]
-    assert (root / "a").read_bytes() == b"a"
 
 
 def test_f40_a_root_that_is_deleted_is_empty(guest: Guest, root: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from struct import Struct
 from types import MappingProxyType, TracebackType
 from typing import Final, Protocol, Self
@@ -24,8 +25,9 @@ from .workers import Workers
 log = logging.getLogger(__name__)
 HIPRIO: Final = 0
 """The queue of FORGET and INTERRUPT, which wait for nothing."""
-CLOSE_TIMEOUT: Final = 0.5
-"""Seconds that the end waits for workers: a host's disk that hangs must not hold up who ends this program."""
+CLOSE_TIMEOUT: Final = 0.9
+"""Seconds that the end waits for requests in progress: with the one that their queues were waited for it is less than two,
+for a host's disk that hangs must not hold up who ends this program."""
 TAG_SIZE: Final = 36
 CACHE_REGION: Final = 0
 """The shared memory region that is the DAX window (VIRTIO_FS_SHMCAP_ID_CACHE)."""
@@ -54,8 +56,13 @@ class FuseDevice(Device):
 
     def driver_ready(self) -> None:
         """Have the window be where it was, if rings that went on at their beginning have cost it its place."""
-        if self._window is not None:
+        if self._window is None:
+            return
+        try:
             self._window.ready()
+        except OSError as error:
+            text = "the DAX window was taken back when the rings began anew, and is not mapped again"
+            self._log.warning(f"{text}: {error.strerror}; what the guest has mapped of files is not there meanwhile")
 
     def process(self, queue: int, chain: DescriptorChain) -> Keep | None:
         """Do one request, or have a worker do it."""
@@ -87,9 +94,14 @@ class FuseDevice(Device):
         self._server.reset()
 
     def close(self) -> None:
-        """Close the share and the window."""
+        """Close the share and the window, or leave that to a request that is in progress for too long."""
+        deadline = time.monotonic() + CLOSE_TIMEOUT
         if self._workers is not None:
             self._workers.close(CLOSE_TIMEOUT)
+        if late := self._server.progress.finish(max(0.0, deadline - time.monotonic()), self._end):
+            log.warning("nobody waits any longer for %s; the share is closed when the host has done it", late)
+
+    def _end(self) -> None:
         self._share.close()
         if self._window is not None:
             self._window.close()

@@ -36,10 +36,10 @@ class Window(Protocol):
     """Of offsets and lengths, as a power of two: 12 to 21."""
 
     def begin(self) -> None:
-        """The first session after a reset begins."""
+        """A session begins: see to it that the window is where the guest sees it."""
 
     def ready(self) -> None:
-        """A driver goes on, perhaps after all that was mapped has been taken back: see to it that it is there."""
+        """A driver goes on, perhaps after all that was mapped has been taken back: see to it that it is there again."""
 
     def setup(self, file: MappedFile, *, foffset: int, size: int, moffset: int, writable: bool) -> None:
         """Show a range of a file at `moffset` instead of what was there."""

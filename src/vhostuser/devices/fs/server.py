@@ -25,6 +25,7 @@ from .admission import Check, checks_of, fitting
 from .agreement import MAX_WRITE, OLD_INIT_SIZE
 from .mapping import Mapper, SharedFiles, Window
 from .options import ShareOptions
+from .progress import Progress
 from .session import Session, SessionShare
 from .transfer import WRITE_DATA, ChainRoom, ChainSource, Incoming, Outgoing
 
@@ -93,6 +94,8 @@ class Server:
         self._log = LimitedLog(log)
         self._lock = threading.Lock()
         self._counts: dict[str, int] = {"bytes_read": 0, "bytes_written": 0}
+        self.progress = Progress()
+        """What is being done, with the share and the window."""
         self._mapper = Mapper(share, window, options.dax_window)
         self._session = Session(share, options, window, self._mapper, self._log)
         self._rows = {opcode.value: self._row(opcode, rule) for opcode, rule in RULES.items()}
@@ -134,6 +137,7 @@ class Server:
             return
         header = s.InHeader(*_HEADER(head))
         row, room = self._rows.get(header.opcode), chain.writable_size
+        self.progress.begin(_name(row, header), header.nodeid)
         error = 0
         result: bytes | int = b""
         try:
@@ -151,6 +155,8 @@ class Server:
         except device_faults():
             error = errno.EIO
             self._log.exception(f"{_name(row, header)} failed")
+        finally:
+            self.progress.end()
         if row is None or row.rule.replies:
             self._answer(chain, room, header, error, result)
 

@@ -36,6 +36,7 @@ class Session:
         self._share, self._options, self._window, self._mapper, self._log = share, options, window, mapper, limited
         self._lock = threading.Lock()
         self._mapped = False
+        """The window has been begun with since the reset."""
         self.live = False
         """There is a session."""
 
@@ -73,16 +74,17 @@ class Session:
                 self._share.reset()
 
     def _begin_window(self) -> bool:
-        """Whether the window is where the guest sees it; it is put there once after a reset."""
+        """Whether the window is where the guest sees it."""
         if self._window is None:
             return False
         try:
-            if not self._mapped:
-                self._window.begin()
-                self._mapped = True
+            self._window.begin()
+            self._mapped = True
         except (OSError, VhostUserError) as error:
-            self._log.warning(f"there is no DAX: the window can't be mapped: {error}")
-        return self._mapped
+            text = getattr(error, "strerror", None) or error
+            self._log.warning(f"there is no DAX in this session, for the window can't be mapped: {text}")
+            return False
+        return True
 
     def _end(self) -> None:
         """End the session, if there is one. The lock must be held."""

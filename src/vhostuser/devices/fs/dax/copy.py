@@ -96,7 +96,8 @@ class CopyWindow:
         self._files: dict[Key, _File] = {}
         self._failed: dict[Key, int] = {}
         """The errno of a write-back that nobody was told of yet."""
-        self._mapped = False
+        self._mapped = self._missed = False
+        """Whether it is mapped, and whether the guest believes so, but it was taken back."""
         self._churn = Churn(max(1, size >> ALIGNMENT))
 
     @property
@@ -112,15 +113,14 @@ class CopyWindow:
             try:
                 self._region().map(self.memory, shm_offset=0, len=self.size, writable=True)
             except VhostUserError as error:
-                self._log.warning(f"there is no DAX: {error}")
-                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from None
-            self._mapped = True
+                raise OSError(errno.ENODEV, str(error)) from None
+            self._mapped, self._missed = True, False
 
     def ready(self) -> None:
-        """A driver goes on: map the window again, if it was taken back. OSError as `begin`."""
+        """A driver goes on: map the window again, if it was taken back. OSError as `begin`; `setup` tries it again."""
         with self._lock:
-            if self._mapped and not self._region().mappings:
-                self._mapped = False
+            if (self._mapped or self._missed) and not self._region().mappings:
+                self._mapped, self._missed = False, True
                 self.begin()
 
     def serves(self, *, writable_file: bool) -> bool:
@@ -130,11 +130,14 @@ class CopyWindow:
     def setup(self, file: MappedFile, *, foffset: int, size: int, moffset: int, writable: bool) -> None:
         """Read bytes of a file into the window, zeroes behind its end.
 
-        OSError if that can't be: what was there stays if the file can't be opened, and goes if it can't be read.
+        OSError if that can't be: what was there stays if the file can't be opened, and goes if it can't be read. Nothing is
+        read into a window that the guest does not see.
         """
         if writable and not self._write:
             raise OSError(errno.EROFS, "stores into the window are not written back without --dax-write")
         with self._lock:
+            if self._missed:
+                self.begin()
             owner = self._owner(file)
             try:
                 if writable:
@@ -260,6 +263,7 @@ class CopyWindow:
         """The front-end has forgotten the mapping, or is left alone with it: then it goes on with what it sees."""
         with self._lock:
             self._finish()
+            self._missed = False
             if self._mapped:
                 self._mapped = False
                 seen, self._contents = self._contents, Contents(self.size)

@@ -6,12 +6,13 @@ import errno
 import os
 import stat
 from contextlib import nullcontext
-from typing import Final, Protocol
+from typing import Final
 
 from ....fuse import structs as s
 from ....fuse.numbers import FopenFlag, InitFlag, OpenFlag, WriteFlag
 from ....fuse.rules import Call
 from ..options import Cache
+from ..transfer import Incoming, Outgoing
 from .attributes import Attributes
 from .calls import failed
 from .capability import Capability
@@ -33,24 +34,6 @@ FOPEN: Final = {
 
 
 _open_out: Final = s.OpenOut.STRUCT.pack
-
-
-class Outgoing(Protocol):
-    """Where what is read goes."""
-
-    size: int
-
-    def preadv(self, fd: int, size: int, offset: int) -> int:
-        """Move so many bytes of a file; how many there were."""
-
-
-class Incoming(Protocol):
-    """Where what is written comes from."""
-
-    size: int
-
-    def pwritev(self, fd: int, size: int, offset: int) -> int:
-        """Move so many bytes into a file; how many were taken."""
 
 
 class Files:
@@ -80,8 +63,6 @@ class Files:
     def _open(self, inode: Inode, flags: int, open_flags: int) -> tuple[int, Fd]:
         """An inode that is opened anew, and its `fh`."""
         flags = self._flags(flags)
-        if self._state.options.readonly and flags & (os.O_ACCMODE | os.O_TRUNC):
-            raise failed(errno.EROFS)
         if flags & os.O_TRUNC:
             self._state.before(inode, 0, 0)
         shortening = self._state.shrinking(inode, 0) if flags & os.O_TRUNC else nullcontext()

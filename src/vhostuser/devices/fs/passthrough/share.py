@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import errno
-import os
 import stat
-from typing import NoReturn
 
-from ....fuse.rules import Call
 from ....transport.fds import OwnedFd
 from ..options import ShareOptions
 from .attributes import Attributes
@@ -15,7 +12,7 @@ from .calls import failed
 from .capability import Capability
 from .credentials import Creators
 from .directories import Directories
-from .files import Files, Incoming
+from .files import Files
 from .inodes import Inode
 from .locks import Locks
 from .names import Lookups
@@ -31,7 +28,7 @@ class Share:
 
     Methods are named after requests. Each takes the Call and gives a struct, or the bytes of the answer, or None for an
     empty one; READ and WRITE also take where the bytes go, or come from, and give how many were moved. What fails is an
-    OSError. They may run in several threads at once.
+    OSError. They may run in several threads at once. That a share is read-only is for the server to know (`admission`).
     """
 
     def __init__(
@@ -53,8 +50,6 @@ class Share:
         self._bind_names(lookups, Tree(state, lookups, creators), Directories(state, lookups))
         self._bind_files(Files(state, attributes, lookups, creators, capability), Ranges(state, locks, capability), locks)
         self._bind_nodes(Nodes(state, attributes, creators, capability), Xattrs(state, xattr_names))
-        if options.readonly:
-            self._refuse_changes()
 
     def _bind_names(self, lookups: Lookups, tree: Tree, directories: Directories) -> None:
         self.lookup, self.forget, self.batch_forget = lookups.lookup, lookups.forget, lookups.batch_forget
@@ -76,13 +71,6 @@ class Share:
         self.statfs, self.syncfs = nodes.statfs, nodes.syncfs
         self.setxattr, self.getxattr = xattrs.setxattr, xattrs.getxattr
         self.listxattr, self.removexattr = xattrs.listxattr, xattrs.removexattr
-
-    def _refuse_changes(self) -> None:
-        """Every request that changes a file, or makes one, fails; OPEN looks at its flags itself."""
-        self.mknod = self.mkdir = self.symlink = self.link = self.create = self.tmpfile = self.setattr = _refuse
-        self.unlink = self.rmdir = self.rename = self.rename2 = self.fallocate = self.setxattr = self.removexattr = _refuse
-        self.copy_file_range = _refuse
-        self.write = _refuse_data
 
     def file(self, nodeid: int) -> MappedInode:
         """The file of an inode, to map it. OSError, EBADF, if there is none, or it is no regular file."""
@@ -127,15 +115,5 @@ class MappedInode:
         self.key = inode.file
 
     def open(self, flags: int) -> OwnedFd:
-        """Open it anew, by its inode. OSError, EROFS, if it is to be written and the share is read-only."""
-        if flags & os.O_ACCMODE != os.O_RDONLY and self._state.options.readonly:
-            raise failed(errno.EROFS)
+        """Open it anew, by its inode."""
         return OwnedFd(self._state.reopen_at(self._fd, flags).detach())
-
-
-def _refuse(call: Call) -> NoReturn:
-    raise failed(errno.EROFS)
-
-
-def _refuse_data(call: Call, source: Incoming) -> NoReturn:
-    raise failed(errno.EROFS)

@@ -1,0 +1,142 @@
+"""Captures as Chrome-trace JSON, for ui.perfetto.dev: a track a channel and a queue, arrows from requests to replies.
+
+The letters are those of the "Trace Event Format" of Chromium. Slices of one track may not overlap, so what does goes to
+further tracks of the same name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Final, Protocol
+
+from ..protocol.dialects import RELEASED, Dialect
+from ..protocol.rules import Channel
+from .conversation import Conversation, Exchange, Item
+from .event import Event, Offered, Remark, Used
+from .flat import as_json
+from .history import History
+from .requests import Kinds, request_words
+from .tracks import Json, Tracks
+
+CHANNELS: Final = {Channel.FRONTEND: "main channel", Channel.BACKEND: "back-end channel"}
+COUNTER: Final = "mapped bytes"
+MOST_OPEN: Final = 65536
+"""Requests in rings that are remembered until they are given back."""
+_SHORTEST: Final = 0.001
+"""Microseconds that a reply is drawn, so that an arrow has something to end in."""
+
+
+class Sink(Protocol):
+    """Takes text."""
+
+    def write(self, text: str, /) -> int:
+        """Take all of it."""
+
+
+def write_chrome(events: Iterable[Event], file: Sink, *, dialect: Dialect = RELEASED) -> None:
+    """Write the trace of a capture, piece by piece as it comes."""
+    file.write('{"displayTimeUnit": "ns", "traceEvents": [')
+    before = "\n"
+    for each in _traced(events, dialect):
+        file.write(before + json.dumps(each))
+        before = ",\n"
+    file.write("\n]}\n")
+
+
+def _traced(events: Iterable[Event], dialect: Dialect) -> Iterator[Json]:
+    conversation, trace = Conversation(dialect), _Trace()
+    for event in events:
+        trace.begin(event.at)
+        for item in conversation.take(event):
+            yield from trace.take(item)
+    for item in conversation.end():
+        yield from trace.take(item)
+    yield from trace.end()
+
+
+class _Trace:
+    """Makes events of the trace. Times are microseconds since the first event: more digits would not survive."""
+
+    def __init__(self) -> None:
+        self._began: int | None = None
+        self._tracks = Tracks()
+        self._open: dict[tuple[int, int, int], tuple[int, str]] = {}
+        """When requests were offered, and what they are in words, by connection, queue and head."""
+        self._kinds = Kinds()
+        self._history = History(keep=False)
+        self._mapped = -1
+        self._arrows = 0
+
+    def begin(self, at: int) -> None:
+        """An event comes; the first one is the beginning."""
+        self._began = at if self._began is None else self._began
+
+    def take(self, item: Item) -> Iterator[Json]:
+        """The events of an item."""
+        match item:
+            case Exchange():
+                yield from self._exchange(item)
+            case Remark():
+                about: Json = {"text": item.text}
+                yield from self._instant(item.connection, "remarks", item.at, item.about.value, about)
+            case Offered():
+                if len(self._open) < MOST_OPEN:
+                    words = request_words(item, self._kinds.of(item))
+                    self._open[item.connection, item.queue, item.head] = (item.at, words)
+            case Used():
+                yield from self._used(item)
+        yield from self._count(item)
+
+    def end(self) -> Iterator[Json]:
+        """The requests that were never given back."""
+        for (connection, queue, head), (at, words) in self._open.items():
+            yield from self._instant(connection, _queue(queue), at, f"{words}, never used", {"head": head})
+
+    def _exchange(self, exchange: Exchange) -> Iterator[Json]:
+        connection, track, name = exchange.message.connection, CHANNELS[exchange.message.channel], exchange.request.name
+        about, reply = as_json(exchange), exchange.reply
+        if reply is None:
+            yield from self._instant(connection, track, exchange.at, name + ", no reply" * exchange.unanswered, about)
+            return
+        start, end = self._at(exchange.at), self._at(reply.message.at)
+        asked = self._tracks.slice(connection, track, start, end, name + ", refused" * exchange.refused, about)
+        answered = self._tracks.slice(connection, f"{track}: replies", end, end + _SHORTEST, name, {})
+        yield from self._tracks.told(asked, answered, *self._arrow(asked, answered, name))
+
+    def _arrow(self, asked: Json, answered: Json, name: str) -> Iterator[Json]:
+        """From a request to its reply."""
+        self._arrows += 1
+        arrow: Json = {"name": name, "cat": "reply", "id": self._arrows}
+        yield arrow | {"ph": "s"} | {key: asked[key] for key in ("pid", "tid", "ts")}
+        yield arrow | {"ph": "f", "bp": "e"} | {key: answered[key] for key in ("pid", "tid", "ts")}
+
+    def _used(self, used: Used) -> Iterator[Json]:
+        connection, track = used.connection, _queue(used.queue)
+        seen = self._open.pop((connection, used.queue, used.head), None)
+        name = seen[1] if seen else f"request {used.head}"
+        if seen is None and used.after < 0:
+            yield from self._instant(connection, track, used.at, name, as_json(used))
+            return
+        offered = seen[0] if seen else used.at - used.after
+        slice = self._tracks.slice(connection, track, self._at(offered), self._at(used.at), name, as_json(used))
+        yield from self._tracks.told(slice)
+
+    def _count(self, item: Item) -> Iterator[Json]:
+        """The counter, where it changes."""
+        self._history.take(item)
+        if self._history.mapped != self._mapped:
+            self._mapped = self._history.mapped
+            at = self._at(item.settled if isinstance(item, Exchange) else item.at)
+            yield {"ph": "C", "name": COUNTER, "pid": 0, "tid": 0, "ts": at, "args": {"bytes": self._mapped}}
+
+    def _instant(self, connection: int, track: str, at: int, title: str, about: Json) -> Iterator[Json]:
+        return self._tracks.told(self._tracks.instant(connection, track, self._at(at), title, about))
+
+    def _at(self, at: int) -> float:
+        """When that is in the trace; what is before its beginning, as in captures that were joined, is at it."""
+        return max(0, at - (self._began or 0)) / 1000
+
+
+def _queue(queue: int) -> str:
+    return f"queue {queue}"

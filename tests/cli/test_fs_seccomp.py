@@ -1,0 +1,143 @@
+"""F41, the filter of system calls: `vhu-fs` has it when it serves, and what it forbids is the end, in words."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from vhostuser import Frontend
+from vhostuser.drivers.fs import FsDriver
+from vhostuser.drivers.fuse import FuseSession
+from vhostuser.errors import Disconnected
+from vhostuser.sandbox import confine
+from vhostuser.sandbox.confine import Plan
+from vhostuser.sandbox.seccomp import Action
+
+from . import programs
+from .programs import SECONDS, Program, listening, words
+from .test_fs import children, state_of
+from .test_fs_sandbox import FS as STAND_IN
+from .test_fs_sandbox import asking, namespaces, root_only
+
+NONE = ("--sandbox", "none")
+FILTERED, FREE = "2", "0"
+"""What /proc says of a process with a filter, and of one without."""
+
+
+@pytest.fixture
+def shared(place: Path) -> Path:
+    folder = place / "shared"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "file").write_text("of the host")
+    for path in (place, folder, folder / "sub"):
+        path.chmod(0o777)
+    return folder
+
+
+@contextmanager
+def driving(sock: Path) -> Iterator[FsDriver]:
+    """The files of the share."""
+    with Frontend.connect(sock, wait=SECONDS) as front:
+        front.share_memory(8 << 20)
+        yield FsDriver(FuseSession(front))
+
+
+MODES = [
+    pytest.param("namespace", marks=[root_only, namespaces]),
+    pytest.param("chroot", marks=root_only),
+    pytest.param("none"),
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_f41_the_process_that_serves_has_a_filter_by_default_and_ends_cleanly(sock: Path, shared: Path, mode: str) -> None:
+    """The one outside, which has no socket and reads nothing of the guest's, has none."""
+    with listening(sock, "--shared-dir", shared, "--sandbox", mode, module=programs.FS) as back:
+        with driving(sock) as share:
+            assert [entry.name for entry in share.listdir()] == ["file", "sub"]
+            (inside,) = children(back.process.pid)
+            assert (state_of(inside, "Seccomp"), state_of(inside, "NoNewPrivs")) == (FILTERED, "1")
+            assert state_of(back.process.pid, "Seccomp") == FREE
+            back.signal(signal.SIGTERM)
+            assert back.end() == 0
+        assert "filter" not in back.said
+    assert not sock.exists()
+    assert not Path(f"{sock}.pid").exists()
+
+
+@root_only
+@namespaces
+def test_f41_libvirts_command_line_with_kill_serves(sock: Path, shared: Path) -> None:
+    """As libvirt writes it, with threads, and a user namespace."""
+    options = ("--shared-dir", str(shared), "--cache", "always", "--sandbox", "namespace", "--xattr", "--seccomp", "kill")
+    rest = ("--thread-pool-size=16", "--rlimit-nofile=5000", "--log-level", "debug")
+    maps = ("--uid-map=:0:100000:65535:", "--gid-map=:0:100000:65535:")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(sock))
+        listener.listen(1)
+        fd = listener.fileno()
+        back = Program(words(programs.FS, f"--fd={fd}", *options, *rest, *maps), pass_fds=[fd])
+    with back:
+        with driving(sock) as share:
+            assert b"".join(share.read("file")) == b"of the host"
+            (inside,) = children(back.process.pid)
+            assert state_of(inside, "Seccomp") == FILTERED
+        assert back.end() == 0
+
+
+@pytest.mark.parametrize("action", ["kill", "trap"])
+def test_f41_a_forbidden_call_is_the_end_and_says_so(sock: Path, shared: Path, action: str) -> None:
+    with listening(sock, "--shared-dir", shared, *NONE, "--seccomp", action, module=STAND_IN) as back:
+        with asking(sock) as probe:
+            assert probe.ask("read", "file") == "of the host"
+            with pytest.raises(Disconnected):
+                probe.ask("connect", "anybody")
+        assert back.end() == 128 + signal.SIGSYS
+        assert "killed by SIGSYS: it made a system call that is forbidden" in back.said
+        assert ("in connect" in back.said) == (action == "trap")
+    assert not sock.exists()
+
+
+def test_f41_a_forbidden_call_is_only_logged_if_that_is_said(sock: Path, shared: Path) -> None:
+    with listening(sock, "--shared-dir", shared, *NONE, "--seccomp", "log", module=STAND_IN) as back:
+        with asking(sock) as probe:
+            assert probe.ask("connect", "nobody") in ("ECONNREFUSED", "EPERM")
+            (inside,) = children(back.process.pid)
+            assert state_of(inside, "Seccomp") == FILTERED
+        assert back.end() == 0
+
+
+def test_without_a_filter_there_is_none(sock: Path, shared: Path) -> None:
+    with listening(sock, "--shared-dir", shared, *NONE, "--seccomp", "none", module=STAND_IN) as back, asking(sock) as probe:
+        probe.ask("read", "file")
+        (inside,) = children(back.process.pid)
+        assert state_of(inside, "Seccomp") == FREE
+
+
+@pytest.mark.parametrize(
+    ("machine", "can", "note"),
+    [
+        ("riscv64", True, "their numbers on this machine"),
+        ("x86_64", False, "the kernel can't filter system calls"),
+        ("x86_64", True, ""),
+    ],
+)
+def test_where_there_is_no_filter_this_is_said(monkeypatch: pytest.MonkeyPatch, machine: str, can: bool, note: str) -> None:
+    """And served all the same: the other walls stand."""
+    given: list[bytes] = []
+
+    def filter_calls(program: bytes) -> bool:
+        given.append(program)
+        return can
+
+    monkeypatch.setattr(confine, "machine", lambda: machine)
+    monkeypatch.setattr(confine, "filter_calls", filter_calls)
+    notes = confine._filter(Plan(seccomp=Action.LOG))
+    assert note in "".join(notes)
+    assert (len(notes), len(given)) == (bool(note), machine == "x86_64")
+    assert confine._filter(Plan(seccomp=Action.NONE)) == []

@@ -1,0 +1,100 @@
+"""Makes system calls behind a filter, each in a child of its own, and says what came of them.
+
+`python -m tests.sandbox.forbidden ACTION` prints, for each call, the errno (0 for none) or the name of the signal.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+import signal
+import socket
+import stat
+import sys
+
+from tests.sandbox.machine import numbers
+from vhostuser.sandbox.allowed import for_files
+from vhostuser.sandbox.seccomp import X32, Action, program
+from vhostuser.sandbox.syscalls import LAST
+from vhostuser.sandbox.system import filter_calls, machine, prctl
+
+PR_SET_NO_NEW_PRIVS = 38
+CLONE_NEWUSER = 0x1000_0000
+AF_UNIX, STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)
+NOWHERE = 8
+"""An address where nothing is."""
+FORBIDDEN: dict[str, tuple[int, ...]] = {
+    "execve": (NOWHERE, 0, 0),
+    "execveat": (-1, NOWHERE, 0, 0, 0),
+    "fork": (),
+    "clone": (signal.SIGCHLD,),
+    "unshare": (CLONE_NEWUSER,),
+    "setns": (-1, 0),
+    "ptrace": (1 << 20, 0, 0, 0),
+    "kill": (0, 0),
+    "tgkill": (1, 1, 0),
+    "process_vm_readv": (1, 0, 0, 0, 0, 0),
+    "pidfd_open": (1, 0),
+    "mount": (NOWHERE, NOWHERE, NOWHERE, 0, 0),
+    "umount2": (NOWHERE, 0),
+    "pivot_root": (NOWHERE, NOWHERE),
+    "chroot": (NOWHERE,),
+    "open_by_handle_at": (-1, 0, 0),
+    "mknodat": (-1, 0, stat.S_IFCHR, 0),
+    "mmap": (0, 4096, mmap.PROT_READ | mmap.PROT_EXEC, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0),
+    "mprotect": (0, 4096, mmap.PROT_READ | mmap.PROT_EXEC),
+    "socket": (AF_UNIX, STREAM, 0),
+    "connect": (-1, 0, 0),
+    "bpf": (1 << 20, 0, 0),
+    "userfaultfd": (1 << 20,),
+    "io_uring_setup": (0, 0),
+    "init_module": (0, 0, 0),
+    "keyctl": (1 << 20, 0, 0, 0, 0),
+    "perf_event_open": (0, 0, 0, 0, 0),
+    "personality": (0xFFFF_FFFF,),
+}
+"""Calls that do no harm if they are made after all."""
+REFUSED: dict[str, tuple[int, ...]] = {"clone3": (0, 0), "ioctl": (0, 0x5412, 0), "prctl": (4, 1, 0, 0, 0)}
+"""Calls that fail with an errno in all modes: of no size, TIOCSTI, PR_SET_DUMPABLE."""
+
+
+def outcome(action: Action, number: int, arguments: tuple[int, ...]) -> int | str:
+    """What comes of one call."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writer, bytes([_call(action, number, arguments)]))
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        data = pipe.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return signal.Signals(-status).name if status < 0 else data[0]
+
+
+def _call(action: Action, number: int, arguments: tuple[int, ...]) -> int:
+    """The errno of a call in this process, which has a filter from now on."""
+    made = program(for_files(os.getpid(), handles=False, syslog=False), action, machine())
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    if made is not None and not filter_calls(made):
+        raise RuntimeError("the kernel can't filter system calls")
+    libc, us = ctypes.CDLL(None, use_errno=True), os.getpid()
+    result = libc.syscall(ctypes.c_long(number), *(ctypes.c_long(each) for each in arguments))
+    if os.getpid() != us:  # a fork worked
+        os._exit(0)
+    return ctypes.get_errno() if result == -1 else 0
+
+
+def main(action: Action) -> None:
+    """Make all of them."""
+    known = numbers(machine())
+    calls = {name: (known[name], given) for name, given in (FORBIDDEN | REFUSED).items() if name in known}
+    calls["newer"] = LAST + 1, ()
+    calls["x32"] = X32 | known["getpid"], ()
+    print(json.dumps({name: outcome(action, *each) for name, each in calls.items()}))
+
+
+if __name__ == "__main__":
+    main(Action(sys.argv[1]))
