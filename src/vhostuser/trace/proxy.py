@@ -312,11 +312,20 @@ def _connected(fds: list[OwnedFd]) -> int:
     """The one fd, which is a connected Unix stream socket. OSError if not."""
     if len(fds) != 1:
         raise OSError(f"{len(fds)} fds came where there should be one")
-    with contextlib.closing(socket.socket(fileno=os.dup(fds[0].fileno()))) as sock:
+    with contextlib.closing(_as_socket(os.dup(fds[0].fileno()))) as sock:
         sock.getpeername()
         if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
             raise OSError("its socket is no Unix stream socket")
     return fds[0].fileno()
+
+
+def _as_socket(fd: int) -> socket.socket:
+    """The fd as a socket. OSError if it is none; it is closed then."""
+    try:
+        return socket.socket(fileno=fd)
+    except OSError:
+        os.close(fd)
+        raise
 
 
 def _who(splice: Splice) -> str:
