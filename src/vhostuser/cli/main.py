@@ -9,6 +9,7 @@ from typing import Final
 
 from ..version import VERSION
 from .attach import attach
+from .check import check
 from .demo import demo
 from .doctor import doctor
 from .drive import drive
@@ -23,6 +24,7 @@ COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
     "info": info,
     "attach": attach,
     "drive": drive,
+    "check": check,
     "explain": explain,
     "vm": vm,
     "doctor": doctor,
@@ -38,6 +40,7 @@ vhu {VERSION}: vhost-user from both sides, with shared memory regions
   vhu drive blk /tmp/s read 0 8       a driver without a VM: read, write, info, discard, flush, bench;
                                       rng get; fs ls, stat, cat, map, put, find; pmem; console;
                                       shm map, unmap, maps
+  vhu check back-end /tmp/s           hold a back-end to the specification, rule by rule
   vhu vm run --share .                a Linux guest with our devices: a shell, or one command; fetch, args, xml
   vhu doctor                          what this machine can do, and how to mend what it can not
   vhu explain SHMEM_MAP               what a message, feature bit or raw header means
