@@ -2,49 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import cache
 from typing import Final
 
 import pytest
 
-from vhostuser.conformance.back_end import header  # noqa: F401  # its rules
-from vhostuser.conformance.backend_bench import BACK_END, BackendBench
+from vhostuser import virtqueue
+from vhostuser.conformance.back_end import all_rules, shmem_maps
+from vhostuser.conformance.backend_bench import BACK_END, BackendBench, Offer
 from vhostuser.conformance.check_backend import check_one, offer_of
 from vhostuser.conformance.outcome import Result
+from vhostuser.conformance.probes import PROBES
 from vhostuser.conformance.rule import Rule
-from vhostuser.protocol.numbers import NEED_REPLY, REPLY, VERSION, FrontendRequest
-from vhostuser.testing.files import message
-from vhostuser.trace.verdict import Alter
+from vhostuser.device import Device
+from vhostuser.protocol.numbers import ProtocolFeature
 
-from . import wrong
-from .devices import Everything
-from .wrong import Behind
+from .devices import Everything, Mapping, Plain
+from .wrong import Behind, Scripted
+from .wrong_back_end import WRONG
 
-Q = FrontendRequest
 RULES = list(BACK_END)
-NAMES = [rule.name for rule in RULES]
-FEATURES_REPLY = message(Q.GET_FEATURES, bytes(8), flags=VERSION | REPLY)
-
-WRONG: Final[dict[str, Callable[[], Alter]]] = {
-    "replies_have_the_version_and_the_reply_flag_and_nothing_else": wrong.reply_flags(REPLY),
-    "need_reply_is_not_copied_into_a_reply": wrong.reply_flags_if_asked(VERSION | REPLY | NEED_REPLY, VERSION | NEED_REPLY),
-    "an_unknown_request_is_refused": wrong.acknowledged(99),
-}
-"""For each rule, what makes a back-end break it."""
+DEVICES: Final[dict[str, type[Device]]] = {device.__name__: device for device in (Everything, Mapping, Plain)}
+SLOTS = {ProtocolFeature.CONFIGURE_MEM_SLOTS, ProtocolFeature.GET_VRING_BASE_INFLIGHT}
 
 
-@pytest.mark.parametrize("rule", RULES, ids=NAMES)
+def device_for(rule: Rule[BackendBench]) -> type[Device]:
+    """The device of ours that has what a rule is about."""
+    if rule.check.__module__ == shmem_maps.__name__ or rule.section == shmem_maps.MAP or "channel" in rule.name:
+        return Mapping
+    return Plain if rule.needs.protocol & SLOTS else Everything
+
+
+@cache
+def offer_by(name: str) -> Offer:
+    with Behind(DEVICES[name]) as peer:
+        return offer_of(peer, probe=PROBES["echo"])
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_our_back_end_keeps_it(rule: Rule[BackendBench]) -> None:
-    with Behind(Everything) as peer:
-        outcome = check_one(rule, peer, offer_of(peer))
+    device = device_for(rule)
+    with Behind(device) as peer:
+        outcome = check_one(rule, peer, offer_by(device.__name__), timeout=10.0)
     assert (outcome.result, outcome.got) == (Result.KEPT, "")
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule.name in WRONG], ids=lambda rule: rule.name)
-def test_one_that_breaks_it_is_caught(rule: Rule[BackendBench]) -> None:
-    with Behind(Everything) as good:
-        offer = offer_of(good)
-    with Behind(Everything, WRONG[rule.name]) as peer:
-        outcome = check_one(rule, peer, offer, timeout=1.0)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_one_that_breaks_it_is_caught(rule: Rule[BackendBench], monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = WRONG[rule.name]
+    device = device_for(rule)
+    if wrong.queue:
+        monkeypatch.setattr(virtqueue, "new_device_queue", wrong.queue)
+    with Scripted(wrong.serve) if wrong.serve else Behind(wrong.device or device, wrong.alter) as peer:
+        outcome = check_one(rule, peer, offer_by(device.__name__), timeout=wrong.timeout)
     assert outcome.result in (Result.BROKEN, Result.HUNG)
     assert outcome.events
+    assert outcome.expected
+    assert outcome.got
+
+
+def test_every_rule_has_one_that_breaks_it() -> None:
+    assert {rule.name for rule in RULES} == set(WRONG)
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(RULES) >= 120
+    assert len({module.__name__ for module in all_rules.MODULES}) == len(all_rules.MODULES)

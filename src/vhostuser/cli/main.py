@@ -9,6 +9,7 @@ from typing import Final
 
 from ..version import VERSION
 from .attach import attach
+from .check import check
 from .demo import demo
 from .doctor import doctor
 from .drive import drive
@@ -37,6 +38,7 @@ COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
     "map": map_,
     "replay": replay,
     "wireshark": wireshark,
+    "check": check,
     "explain": explain,
     "vm": vm,
     "doctor": doctor,
@@ -60,6 +62,7 @@ vhu {VERSION}: vhost-user from both sides, with shared memory regions
   vhu replay f.pcapng --as front-end /tmp/s
                                       one side of a capture against a live peer: where it differs
   vhu wireshark install               let Wireshark understand captures
+  vhu check back-end /tmp/s           hold a back-end to the specification, rule by rule
   vhu vm run --share .                a Linux guest with our devices: a shell, or one command; fetch, args, xml
   vhu doctor                          what this machine can do, and how to mend what it can not
   vhu explain SHMEM_MAP               what a message, feature bit or raw header means

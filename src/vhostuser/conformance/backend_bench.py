@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +12,18 @@ from typing import Final
 from ..protocol.framing import Frame
 from ..protocol.layout import Payload
 from ..protocol.numbers import FrontendRequest, ProtocolFeature, VhostFeature, mask
-from ..protocol.payloads import U64
-from ..protocol.rules import Channel
+from ..protocol.payloads import U64, MemoryRegion, MemoryTable, VringAddr, VringState
+from ..protocol.rules import FRONTEND, Channel
 from ..protocol.state import Role
-from ..testing.raw_frontend import RawFrontend
+from ..testing.files import sparse_file
+from ..testing.raw_frontend import MEMORY, RawFrontend
 from ..testing.wire import ACK
 from ..trace.event import Event
 from ..transport.fds import HasFileno, OwnedFd, close_all
 from ..virtio.numbers import DeviceId, Feature
+from ..virtio.split import ring_sizes
 from .outcome import Deviation, NotApplicable
+from .probes import Probe
 from .rule import Needs, Rules
 from .wire import RecordedWire
 
@@ -45,6 +50,8 @@ class Offer:
     protocol: int
     queues: int
     device: DeviceId | None = None
+    probe: Probe | None = None
+    """A request that the device answers, if the user has said what it is."""
 
     def lacks(self, needs: Needs) -> str:
         """What of `needs` is missing, in words; empty if nothing is."""
@@ -67,17 +74,20 @@ class BackendBench(RawFrontend, RecordedWire):
         self.requests = None
         self.kick = self.err = None
         self._owned: list[OwnedFd] = []
+        self._memory: mmap.mmap | None = None
+        self._shared = -1
 
     # Bringing a back-end where a rule begins
 
-    def agree(self, *, features: int = FEATURES, protocol: int = PROTOCOL) -> None:
-        """Negotiate what both have of `features` and `protocol`, and own the device."""
+    def agree(self, *, features: int = FEATURES, protocol: int = PROTOCOL, own: bool = True) -> None:
+        """Negotiate what both have of `features` and `protocol`, and own the device unless not."""
         self.acknowledged, self.protocol_acknowledged = self.offer.features & features, self.offer.protocol & protocol
         self.value(Q.GET_FEATURES)
         if self.offer.features >> VhostFeature.PROTOCOL_FEATURES & 1:
             self.value(Q.GET_PROTOCOL_FEATURES)
             self.request(Q.SET_PROTOCOL_FEATURES, U64(self.protocol_acknowledged))
-        self.request(Q.SET_OWNER)
+        if own:
+            self.request(Q.SET_OWNER)
         self.request(Q.SET_FEATURES, U64(self.acknowledged))
         self.alive()
 
@@ -103,6 +113,44 @@ class BackendBench(RawFrontend, RecordedWire):
             self.requests.close()
         self.requests = RecordedWire(ours, self.events, Channel.BACKEND, Role.FRONTEND, deadline=self.deadline)
         return self.requests
+
+    def map_memory(self) -> None:
+        """Share memory, and map it here as well."""
+        self._shared = self.share_memory(MEMORY).fileno()
+        self._memory = mmap.mmap(self._shared, MEMORY)
+
+    def share_again(self) -> None:
+        """Share the same memory by another table."""
+        with OwnedFd(os.dup(self._shared)) as fd:
+            self.accepted(Q.SET_MEM_TABLE, MemoryTable([MemoryRegion(0, MEMORY, 0, 0)]), fds=[fd])
+
+    def addresses(self, index: int, *, at: int, size: int = 16) -> VringAddr:
+        """Where `set_up_queue` lays a split ring."""
+        descriptors, available, _ = ring_sizes(size)
+        return VringAddr(index, 0, at, at + descriptors + -(-available // 4) * 4, at + descriptors, 0)
+
+    @property
+    def memory(self) -> mmap.mmap:
+        """What `map_memory` shared."""
+        if self._memory is None:
+            raise NotApplicable("no memory is shared")
+        return self._memory
+
+    def memory_file(self, size: int = MEMORY) -> int:
+        """An fd of memory that nothing knows yet; closed at the rule's end."""
+        return self._keep(sparse_file(size, seal=True)).fileno()
+
+    def keep(self, fd: OwnedFd) -> None:
+        """Close an fd that came at the rule's end."""
+        self._keep(fd)
+
+    def start_queue(self) -> None:
+        """Start ring 0 without a wait for any answer: the back-end may wait for one of ours."""
+        self.request(Q.SET_VRING_NUM, VringState(0, 16))
+        self.request(Q.SET_VRING_BASE, VringState(0, 0))
+        self.request(Q.SET_VRING_ADDR, VringAddr(0, 0, 0, 0x3000, 0x2000, 0))
+        self.request(Q.SET_VRING_KICK, U64(0), fds=[self.eventfd()])
+        self.request(Q.SET_VRING_ENABLE, VringState(0, 1))
 
     # What a rule expects
 
@@ -154,6 +202,19 @@ class BackendBench(RawFrontend, RecordedWire):
         self.refused(request, body, fds=fds)
         self.alive()
 
+    def declined(self, request: int, body: Body = None, *, fds: Fds = ()) -> None:
+        """A request that has a reply of its own gets none that grants it: the end, or a reply of another size."""
+        self.request(request, body, fds=fds)
+        frame = self.receive_or_end()
+        if frame is None:
+            return
+        close_all(frame.fds)
+        answer = FRONTEND[request].answer if request in FRONTEND else None
+        number = len(frame.payload) == U64.STRUCT.size and answer not in (U64, VringState)
+        if not frame.payload or number or _nothing(frame):
+            return
+        raise Deviation(f"{_name(request)} refused", f"a reply of {len(frame.payload)} bytes and {len(frame.fds)} fds")
+
     def ends(self, what: str) -> None:
         """The back-end says nothing more, and ends the connection, as it has to after `what`."""
         frame = self.receive_or_end()
@@ -172,6 +233,11 @@ class BackendBench(RawFrontend, RecordedWire):
             got = f"{len(frame.payload)} bytes and {len(frame.fds)} fds"
             raise Deviation(f"an acknowledgement of {_name(request)}: 8 bytes, no fd", got)
         return U64.unpack(frame.payload).value
+
+
+def _nothing(frame: Frame[OwnedFd]) -> bool:
+    """GET_INFLIGHT_FD says no by a reply without an fd."""
+    return frame.request == Q.GET_INFLIGHT_FD and not frame.fds
 
 
 def _name(request: int) -> str:

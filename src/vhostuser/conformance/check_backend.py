@@ -13,6 +13,7 @@ from ..virtio.numbers import DeviceId
 from .backend_bench import BackendBench, Offer
 from .outcome import Deviation, NotApplicable, Outcome, Result
 from .peer import Peer
+from .probes import Probe
 from .rule import Rule
 
 TIMEOUT = 5.0
@@ -20,7 +21,7 @@ TIMEOUT = 5.0
 _NOTHING = Offer(0, 0, 0)
 
 
-def offer_of(peer: Peer, *, device: DeviceId | None = None, timeout: float = TIMEOUT) -> Offer:
+def offer_of(peer: Peer, *, device: DeviceId | None = None, probe: Probe | None = None, timeout: float = TIMEOUT) -> Offer:
     """What a back-end offers. VhostUserError if it is not there, or does not answer."""
     with BackendBench(peer.connect(), _NOTHING, [], deadline=timeout) as bench:
         try:
@@ -33,7 +34,7 @@ def offer_of(peer: Peer, *, device: DeviceId | None = None, timeout: float = TIM
                 queues = bench.value(FrontendRequest.GET_QUEUE_NUM)
         except Deviation as deviation:
             raise VhostUserError(f"it can't be asked what it offers: {deviation}") from None
-    return Offer(features, protocol, queues, device)
+    return Offer(features, protocol, queues, device, probe)
 
 
 def check_back_end(

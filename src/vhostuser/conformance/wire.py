@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterable
 
 from ..protocol.framing import Frame
@@ -49,6 +50,10 @@ class RecordedWire(Wire):
         else:
             self._came.take(frame.pack(), [fd.fileno() for fd in frame.fds])
         return frame
+
+    def comes_within(self, seconds: float) -> bool:
+        """A message, or the end, comes in that time."""
+        return self._ready(time.monotonic() + seconds)
 
     def close(self) -> None:
         """Close the socket; what was half sent is recorded."""

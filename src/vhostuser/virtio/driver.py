@@ -40,6 +40,10 @@ class DriverQueue:
         """Where a device that takes over goes on, as vhost-user says it: at the used index, as far as was collected."""
         return self._seen
 
+    def go_on_at(self, index: int) -> None:
+        """Let the next chain be number `index`, as that after a ring that ran before."""
+        self._next = self._seen = index
+
     def add(self, readable: Sequence[Buffer], writable: Sequence[Buffer], table: Table | None = None) -> int:
         """Offer a chain of buffers to the device; its head. BufferError if there are not enough free descriptors.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ...protocol.numbers import NEED_REPLY, REPLY, VERSION, FrontendRequest, ProtocolFeature
 from ...testing.files import message
 from ..backend_bench import BACK_END, BackendBench
+from ..family import declare
 from ..outcome import Deviation
 from ..rule import Level
 
@@ -63,3 +64,67 @@ def an_unknown_request_is_refused(bench: BackendBench) -> None:
     """A request that asks for an acknowledgement and is unknown is answered with a status that is not 0."""
     bench.agree()
     bench.refused(99)
+
+
+@BACK_END.rule("Communication")
+def sixteen_messages_may_come_at_once(bench: BackendBench) -> None:
+    """A front-end need not wait for one answer before it sends the next request: sixteen are answered, each once."""
+    bench.send(message(Q.GET_FEATURES) * 16)
+    for number in range(16):
+        frame = bench.receive()
+        if frame.request != Q.GET_FEATURES:
+            raise Deviation(f"reply {number} of 16 to GET_FEATURES", f"one to request {frame.request}")
+    bench.alive()
+
+
+@BACK_END.rule("Communication")
+def fds_come_with_the_first_byte_of_a_header_in_pieces(bench: BackendBench) -> None:
+    """Ancillary data goes with the first byte of a message's header, however the rest of it comes."""
+    bench.agree()
+    data = message(Q.SET_VRING_CALL, bytes(8))
+    bench.send(data[:1], [bench.eventfd()])
+    for start in range(1, len(data), 5):
+        bench.send(data[start : start + 5])
+    bench.alive()
+
+
+@BACK_END.rule("Communication")
+def an_answer_does_not_come_before_the_whole_request(bench: BackendBench) -> None:
+    """A message is whole once its payload is there: a request without the last byte is no request yet."""
+    bench.agree()
+    data = message(
+        Q.SET_STATUS if bench.has(ProtocolFeature.STATUS) else Q.SET_FEATURES, bench.acknowledged.to_bytes(8, "little")
+    )
+    bench.send(data[:-1])
+    if bench.comes_within(0.02):
+        raise Deviation("silence until the request is whole", "a message, or the end")
+    bench.send(data[-1:])
+    bench.alive()
+
+
+@BACK_END.rule(HEADER)
+def a_payload_of_four_gigabytes_is_not_waited_for(bench: BackendBench) -> None:
+    """No message is longer than its payload's type: one that says 4 GiB can't be one, and ends the connection."""
+    bench.request(Q.SET_FEATURES, bytes(8), size=(1 << 32) - 1)
+    bench.ends("a header with size 0xffffffff")
+
+
+@BACK_END.rule(HEADER, level=Level.SHOULD)
+def a_payload_of_a_megabyte_is_not_waited_for(bench: BackendBench) -> None:
+    """No message is longer than its payload's type: one that says 1 MiB can't be one, and ends the connection."""
+    bench.request(Q.GET_FEATURES, bytes(8), size=1 << 20)
+    bench.ends("a header with size 0x100000")
+
+
+def _other_versions() -> None:
+    for version in (0, 3):
+
+        def check(bench: BackendBench, version: int = version) -> None:
+            bench.request(Q.GET_FEATURES, flags=version)
+            bench.ends(f"a message of version {version}")
+
+        text = f"The lower two bits of the flags are the version, 1: a message of version {version} is not obeyed."
+        declare(BACK_END, HEADER, f"a_message_of_version_{version}_is_not_obeyed", text, check)
+
+
+_other_versions()

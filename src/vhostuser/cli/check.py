@@ -1,0 +1,29 @@
+"""`vhu check`: hold the other side to the specification, rule by rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from .check_back import check_back
+from .outcome import CommandError, Exit, put
+
+SIDES: Final[dict[str, Callable[[list[str]], int]]] = {"back-end": check_back}
+HELP: Final = """\
+vhu check SIDE ...: hold a vhost-user peer to the specification, rule by rule
+
+  vhu check back-end /tmp/s           a back-end that listens there
+  vhu check back-end --run 'vhu-rng --socket-path {socket}' --device rng
+
+Each takes --help."""
+
+
+def check(arguments: list[str]) -> int:
+    """Run `vhu check`; its exit code."""
+    side = arguments[0] if arguments else "--help"
+    if side in SIDES:
+        return SIDES[side](arguments[1:])
+    if side in ("-h", "--help"):
+        put(HELP)
+        return Exit.DONE
+    raise CommandError(f"there is no side {side[:40]!a} to check", f"try: vhu check {' or '.join(SIDES)}", Exit.USAGE)

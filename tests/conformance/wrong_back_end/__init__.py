@@ -1,0 +1,11 @@
+"""For each rule about back-ends, what makes ours break it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ..wrong import Wrong
+from . import connection, memory, queues, shmem, state
+
+WRONG: Final[dict[str, Wrong]] = {**connection.WRONG, **memory.WRONG, **state.WRONG, **queues.WRONG, **shmem.WRONG}
+"""By the rule's name."""
