@@ -16,6 +16,7 @@ from vhostuser.protocol.numbers import BackendRequest, FrontendRequest, Protocol
 from vhostuser.protocol.payloads import MemoryRegion, MemoryTable, VringAddr, VringState
 from vhostuser.testing import memory_file, read_only
 from vhostuser.testing.files import message
+from vhostuser.trace.event import Message
 from vhostuser.transport.fds import OwnedFd
 
 from .fronts import (
@@ -88,6 +89,11 @@ def reopened() -> OwnedFd:
         return read_only(fd)
 
 
+def longer(sent: Message) -> bytes:
+    """The same with four bytes more."""
+    return message(sent.request, sent.payload + bytes(4), flags=sent.flags)
+
+
 R, M = MemoryRegion, 1 << 16
 YES, NO = ours(says(0)), ours(says(1))
 LAX: Final = script(lax=True)
@@ -125,9 +131,7 @@ WRONG: Final[dict[str, Make]] = {
     "requests_have_version_1_and_no_reply_flag": script(flags=5),
     "requests_have_no_unknown_flags": script(flags=0x11),
     "requests_have_numbers_of_the_specification": script(first=(99,)),
-    "payloads_are_those_of_their_requests": ours(
-        changes(Q.SET_VRING_NUM, lambda sent: message(sent.request, bytes(12), flags=sent.flags))
-    ),
+    "payloads_are_those_of_their_requests": ours(changes(Q.SET_VRING_NUM, longer)),
     "fds_come_with_the_requests_that_take_them": script(files=files(2)),
     "protocol_features_are_asked_for_once_the_features_are_known": script(first=(Q.GET_PROTOCOL_FEATURES,)),
     "protocol_features_are_left_alone_where_they_are_not_offered": LAX,
@@ -200,7 +204,7 @@ WRONG: Final[dict[str, Make]] = {
     "the_regions_are_not_asked_for_without_shmem": LAX,
     "the_regions_are_asked_for_once": script(steps=STEPS.replace("ring", "regions ring")),
     "the_regions_are_asked_for_before_a_ring_starts": script(steps="owner features requests memory ring regions"),
-    "the_question_has_no_payload": ours(changes(Q.GET_SHMEM_CONFIG, lambda sent: message(sent.request, bytes(8)))),
+    "the_question_has_no_payload": ours(changes(Q.GET_SHMEM_CONFIG, longer)),
     "there_may_be_no_region_at_all": YES,
     # mappings
     "the_same_range_of_two_regions_can_be_mapped": NO,

@@ -368,27 +368,28 @@ class FrontendBench:
         """The message that a right back-end answers; b"" for none."""
         if frame.request == Q.SET_STATUS:
             self._status = int.from_bytes(frame.payload, "little")
-        make = (
-            {
-                Q.GET_FEATURES: lambda: U64(self.features),
-                Q.GET_PROTOCOL_FEATURES: lambda: U64(self.protocol),
-                Q.GET_QUEUE_NUM: lambda: U64(self.queues),
-                Q.GET_MAX_MEM_SLOTS: lambda: U64(self.slots),
-                Q.GET_SHMEM_CONFIG: lambda: ShmemConfig(self.regions),
-                Q.GET_STATUS: lambda: U64(self._status),
-                Q.GET_VRING_BASE: lambda: VringState(int.from_bytes(frame.payload[:4], "little"), 0),
-                Q.GET_CONFIG: lambda: self._config_of(frame.payload),
-            }.get(FrontendRequest(frame.request))
-            if frame.request in FRONTEND
-            else None
-        )
-        if make:
-            return message(frame.request, make(), flags=ACK)
+        if (made := self._own_reply(frame)) is not None:
+            return message(frame.request, made, flags=ACK)
         rule = FRONTEND.get(frame.request)
         if rule and rule.reply is Reply.OWN:
             return message(frame.request, frame.payload, flags=ACK)
         acknowledged = frame.need_reply and self.has(F.REPLY_ACK)
         return message(frame.request, U64(0 if rule else 1), flags=ACK) if acknowledged else b""
+
+    def _own_reply(self, frame: Frame[OwnedFd]) -> Body:
+        """What a right back-end says to what it is asked; None for anything else."""
+        known: dict[int, Callable[[], Payload | bytes]] = {
+            Q.GET_FEATURES: lambda: U64(self.features),
+            Q.GET_PROTOCOL_FEATURES: lambda: U64(self.protocol),
+            Q.GET_QUEUE_NUM: lambda: U64(self.queues),
+            Q.GET_MAX_MEM_SLOTS: lambda: U64(self.slots),
+            Q.GET_SHMEM_CONFIG: lambda: ShmemConfig(self.regions),
+            Q.GET_STATUS: lambda: U64(self._status),
+            Q.GET_VRING_BASE: lambda: VringState(int.from_bytes(frame.payload[:4], "little"), 0),
+            Q.GET_CONFIG: lambda: self._config_of(frame.payload),
+        }
+        make = known.get(frame.request)
+        return make() if make else None
 
     def _answer(self, frame: Frame[OwnedFd]) -> bytes:
         answer = self.answers.get(frame.request)

@@ -268,7 +268,7 @@ for _name, _size in ANNOUNCED.items():
         FRONT_END,
         HEADER,
         f"a_back_end_request_of_{_name}_is_not_waited_for",
-        f"No payload has {_size} bytes: a header that says so ends the channel, or is refused, and nothing waits for the rest.",
+        f"No payload has {_size} bytes: a header that says so ends the channel, or is refused; nobody waits for the rest.",
         _announces(_size),
         level=Level.ADVICE,
         protocol=ANSWERED,

@@ -96,7 +96,7 @@ for _bit, (_means, _whose) in FOREIGN.items():
         FRONT_END,
         "Protocol features",
         f"bit_{_bit}_is_not_taken_for_shmem",
-        f"SHMEM is bit 22; bit {_bit} was that in {_whose}, and {'means ' + _means.name if _means else 'means nothing'} now.",
+        f"SHMEM is bit 22; bit {_bit} was that in {_whose}, and now means {_means.name if _means else 'nothing'}.",
         _not_shmem(_bit),
     )
 
