@@ -168,6 +168,16 @@ def acknowledges_as(number: int) -> Callable[[], Alter]:
     return lambda: alter
 
 
+def ends_at_a_refusal() -> Alter:
+    """The connection ends where the front-end refuses something."""
+
+    def alter(sent: Message, fds: Sequence[int]) -> Verdict | None:
+        no = sent.channel is Channel.BACKEND and not sent.asks and any(sent.payload)
+        return Verdict("ended", close=True) if no else None
+
+    return alter
+
+
 def answers_in_its_stead(request: int, payload: bytes) -> Callable[[], Alter]:
     """The front-end sees this payload as the back-end's reply."""
 

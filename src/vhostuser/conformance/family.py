@@ -20,6 +20,7 @@ def declare(
     *,
     level: Level = Level.MUST,
     protocol: Iterable[ProtocolFeature] = (),
+    features: Iterable[int] = (),
     queues: int = 0,
 ) -> None:
     """Make a rule of a name, its sentence, and what checks it."""
@@ -28,4 +29,4 @@ def declare(
         check(bench)
 
     run.__name__, run.__doc__ = name, text
-    rules.rule(section, level=level, protocol=protocol, queues=queues)(run)
+    rules.rule(section, level=level, protocol=protocol, features=features, queues=queues)(run)

@@ -183,6 +183,22 @@ class FrontendBench:
         wanted = max(1, self.reach.rings)
         self.wait(lambda: len(self.seen.running) >= wanted, "started rings")
 
+    def offer(self, protocol: int) -> None:
+        """Offer these protocol features and serve until some are taken; not applicable if that is too little for it."""
+        self.protocol = protocol
+        self.soon(lambda: bool(self.seen.of(Q.SET_PROTOCOL_FEATURES)), within=self.deadline)
+        if self.over:
+            raise NotApplicable("it goes no further with such an offer")
+        self.until(Q.SET_PROTOCOL_FEATURES)
+
+    def start_without(self, *features: ProtocolFeature) -> None:
+        """As `start`, with these protocol features not offered; not applicable if it needs them."""
+        self.offer(self.protocol & ~mask(features))
+        self.soon(lambda: len(self.seen.running) >= max(1, self.reach.rings), within=self.deadline)
+        if self.over:
+            raise NotApplicable("it goes no further with such an offer")
+        self.start()
+
     def start_inband(self) -> None:
         """The same with kicks and calls as messages; not applicable if the front-end does not take them."""
         self.protocol |= 1 << F.INBAND_NOTIFICATIONS

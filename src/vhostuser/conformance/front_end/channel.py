@@ -72,8 +72,7 @@ def no_acknowledgement_comes_unasked(bench: FrontendBench) -> None:
 @FRONT_END.rule(REPLY_ACK, level=Level.SHOULD, protocol=[F.BACKEND_REQ], queues=1)
 def no_acknowledgement_comes_where_none_was_agreed_on(bench: FrontendBench) -> None:
     """Without REPLY_ACK the need_reply flag means nothing."""
-    bench.protocol &= ~(1 << F.REPLY_ACK | 1 << F.SHMEM)
-    bench.start()
+    bench.start_without(F.REPLY_ACK, F.SHMEM)
     bench.channel.request(UNKNOWN, flags=VERSION | NEED_REPLY)
     if bench.heard(within=0.15):
         frame = bench.answer()
@@ -162,8 +161,7 @@ def a_change_of_the_configuration_may_come_unacknowledged(bench: FrontendBench) 
 @FRONT_END.rule("VHOST_USER_BACKEND_CONFIG_CHANGE_MSG", level=Level.SHOULD, protocol=[*ANSWERED], queues=1)
 def a_change_of_the_configuration_is_refused_without_config(bench: FrontendBench) -> None:
     """CONFIG_CHANGE_MSG needs the protocol feature CONFIG."""
-    bench.protocol &= ~(1 << F.CONFIG)
-    bench.start()
+    bench.start_without(F.CONFIG)
     bench.refused(B.CONFIG_CHANGE_MSG)
 
 

@@ -8,7 +8,16 @@ from typing import Final
 from ...errors import LocalProtocolError, RemoteProtocolError
 from ...protocol.framing import Frame
 from ...protocol.layout import Payload
-from ...protocol.numbers import KNOWN_FLAGS, REPLY, VERSION, VERSION_MASK, FrontendRequest, ProtocolFeature, VhostFeature
+from ...protocol.numbers import (
+    KNOWN_FLAGS,
+    REPLY,
+    VERSION,
+    VERSION_MASK,
+    FrontendRequest,
+    ProtocolFeature,
+    VhostFeature,
+    mask,
+)
 from ...protocol.payloads import MemoryTable, XenMemoryTable
 from ...protocol.rules import FRONTEND, Fds, Gate
 from ...protocol.session import check_gate
@@ -131,8 +140,7 @@ def acknowledged_features_were_offered(bench: FrontendBench) -> None:
 @FRONT_END.rule(FEATURES)
 def acknowledged_protocol_features_were_offered(bench: FrontendBench) -> None:
     """SET_PROTOCOL_FEATURES has no bit that GET_PROTOCOL_FEATURES has not."""
-    bench.protocol = 1 << F.REPLY_ACK | 1 << F.CONFIG
-    bench.until(Q.SET_PROTOCOL_FEATURES)
+    bench.offer(1 << F.REPLY_ACK | 1 << F.CONFIG)
     if extra := bench.acknowledged & ~bench.protocol:
         raise Deviation(f"protocol features among {bench.protocol:#x}", f"{extra:#x} besides")
 
@@ -140,8 +148,7 @@ def acknowledged_protocol_features_were_offered(bench: FrontendBench) -> None:
 @FRONT_END.rule(FEATURES, level=Level.ADVICE)
 def unknown_protocol_features_are_not_acknowledged(bench: FrontendBench) -> None:
     """A front-end that acknowledges bits that nobody has defined promises what it can't know."""
-    bench.protocol |= UNKNOWN_PROTOCOL
-    bench.until(Q.SET_PROTOCOL_FEATURES)
+    bench.offer(bench.protocol | UNKNOWN_PROTOCOL)
     if known := bench.acknowledged & UNKNOWN_PROTOCOL:
         raise Deviation("protocol features that have a name", f"{known:#x} besides")
 
@@ -181,8 +188,7 @@ def _check_gates(bench: FrontendBench) -> None:
 @FRONT_END.rule(REPLY_ACK)
 def need_reply_is_not_set_where_it_means_nothing(bench: FrontendBench) -> None:
     """The need_reply flag has its meaning where REPLY_ACK was negotiated: elsewhere it is not set."""
-    bench.protocol &= ~(1 << F.REPLY_ACK)
-    bench.until(Q.SET_PROTOCOL_FEATURES)
+    bench.offer(bench.protocol & ~(1 << F.REPLY_ACK))
     bench.soon(lambda: bool(bench.seen.running), within=0.2)
     for seen in bench.seen:
         if seen.asks:
@@ -253,8 +259,7 @@ def backend_send_fd_is_not_taken_without_the_back_end_channel(bench: FrontendBen
 
 def _check_needs(bench: FrontendBench, feature: ProtocolFeature, others: tuple[ProtocolFeature, ...]) -> None:
     """A feature is not acknowledged where only `others` are offered besides."""
-    bench.protocol = 1 << feature | sum(1 << other for other in others)
-    bench.until(Q.SET_PROTOCOL_FEATURES)
+    bench.offer(mask((feature, *others)))
     if bench.has(feature):
         raise Deviation(f"no {feature.name} without what it requires", f"protocol features {bench.acknowledged:#x}")
 

@@ -35,7 +35,7 @@ def the_regions_are_asked_for_where_shmem_is_taken(bench: FrontendBench) -> None
 @FRONT_END.rule(CONFIG)
 def the_regions_are_not_asked_for_without_shmem(bench: FrontendBench) -> None:
     """GET_SHMEM_CONFIG needs the protocol feature SHMEM."""
-    bench.protocol &= ~(1 << F.SHMEM)
+    bench.offer(bench.protocol & ~(1 << F.SHMEM))
     bench.settle()
     if bench.seen.of(Q.GET_SHMEM_CONFIG):
         raise Deviation("no GET_SHMEM_CONFIG without SHMEM", "GET_SHMEM_CONFIG")
@@ -82,8 +82,8 @@ FOREIGN: Final = {
 
 def _not_shmem(bit: int) -> Callable[[FrontendBench], None]:
     def check(bench: FrontendBench) -> None:
-        bench.protocol = bench.protocol & ~(1 << F.SHMEM) | 1 << bit | 1 << F.INFLIGHT_SHMFD * (bit == 20)
-        bench.until(Q.SET_PROTOCOL_FEATURES)
+        others = 1 << F.INFLIGHT_SHMFD if bit == F.GET_VRING_BASE_INFLIGHT else 0
+        bench.offer(bench.protocol & ~(1 << F.SHMEM) | 1 << bit | others)
         bench.soon(lambda: bool(bench.seen.running or bench.seen.of(Q.GET_SHMEM_CONFIG)), within=0.3)
         if bench.seen.of(Q.GET_SHMEM_CONFIG):
             raise Deviation(f"no GET_SHMEM_CONFIG because of bit {bit}", "GET_SHMEM_CONFIG")

@@ -24,16 +24,14 @@ FS_MAP_BYTES: Final = 256
 @FRONT_END.rule(MAP, protocol=ANSWERED, queues=1)
 def a_mapping_is_refused_where_shmem_was_not_agreed_on(bench: FrontendBench) -> None:
     """SHMEM_MAP needs the protocol feature SHMEM: a back-end without it maps nothing."""
-    bench.protocol &= ~(1 << F.SHMEM)
-    bench.start()
+    bench.start_without(F.SHMEM)
     bench.refuses(0)
 
 
 @FRONT_END.rule("VHOST_USER_BACKEND_SHMEM_UNMAP", protocol=ANSWERED, queues=1)
 def an_unmapping_is_refused_where_shmem_was_not_agreed_on(bench: FrontendBench) -> None:
     """SHMEM_UNMAP needs the protocol feature SHMEM."""
-    bench.protocol &= ~(1 << F.SHMEM)
-    bench.start()
+    bench.start_without(F.SHMEM)
     bench.refuses_unmap(0)
 
 
