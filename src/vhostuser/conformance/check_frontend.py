@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
 import time
@@ -11,7 +12,7 @@ from ..errors import VhostUserError
 from ..protocol.numbers import FrontendRequest
 from ..trace.event import Event
 from . import front_end
-from .frontend_bench import FRONT_END, FrontendBench, Reach
+from .frontend_bench import FRONT_END, REST, FrontendBench, Reach
 from .frontend_peer import FrontendPeer
 from .outcome import Deviation, NotApplicable, Outcome, Result
 from .rule import Rule, Rules
@@ -55,14 +56,19 @@ def check_front_end(
         yield check_one(rule, peer, reach, timeout=timeout)
 
 
-def check_one(rule: Rule[FrontendBench], peer: FrontendPeer, reach: Reach, *, timeout: float = TIMEOUT) -> Outcome:
-    """Run one rule."""
+def check_one(
+    rule: Rule[FrontendBench], peer: FrontendPeer, reach: Reach, *, timeout: float = TIMEOUT, rest: float = REST
+) -> Outcome:
+    """Run one rule. `rest` are the seconds of silence after which the front-end may be left."""
     if lacking := reach.lacks(rule.needs):
         return Outcome(rule, Result.SKIPPED, got=f"it does not {lacking}")
     began = time.monotonic()
     events: list[Event] = []
     with FrontendBench(peer.accept(), reach, events, deadline=timeout) as bench:
+        bench.rest = rest
         result, expected, got = _tried(rule, bench)
+        with contextlib.suppress(Deviation, NotApplicable, BlockingIOError):
+            bench.finish()
     if death := peer.crashed():
         result, got = Result.CRASHED, f"{got}; {death}" if got else death
     return Outcome(rule, result, expected or rule.text if got else "", got, time.monotonic() - began, tuple(events))

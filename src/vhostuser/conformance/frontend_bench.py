@@ -20,6 +20,7 @@ from ..protocol.framing import Frame
 from ..protocol.layout import Payload
 from ..protocol.numbers import (
     MAP_RW,
+    MAX_CONFIG,
     NEED_REPLY,
     PAGE,
     VERSION,
@@ -37,6 +38,7 @@ from ..testing.wire import ACK
 from ..trace.describe import described
 from ..trace.event import Event
 from ..transport.fds import HasFileno, OwnedFd, close_all
+from ..virtio.block import BlockConfig
 from ..virtio.numbers import Feature
 from .outcome import Deviation, NotApplicable
 from .rule import Needs, Rules
@@ -57,9 +59,12 @@ PROTOCOL: Final = mask(
 REGION: Final = 1 << 20
 SLOTS: Final = 509
 QUEUES: Final = 2
-CONFIG_BYTES: Final = 256
-PATIENCE: Final = 1.0
-"""Seconds for what need not come."""
+_DISK: Final = BlockConfig(capacity=2048, size_max=1 << 20, seg_max=126, blk_size=512, num_queues=QUEUES)
+CONFIG: Final = _DISK.pack().ljust(MAX_CONFIG, b"\0")
+"""That of a small disk, which has no number that is dangerous as 0: libblkio 1.5 divides by some."""
+MOMENTS: Final = 50
+"""Moments in the time for an answer: what need not come is waited for by the moment."""
+REST: Final = 0.2
 NO_CHANNEL: Final = "it gives no back-end channel"
 Answer = Payload | bytes | Callable[[Frame[OwnedFd]], bytes]
 """A payload, for the reply to a request; or what makes the whole message of the request's frame, b"" for silence."""
@@ -106,9 +111,11 @@ class FrontendBench:
         self.seen = Conversation()
         self.features, self.protocol, self.queues, self.slots = FEATURES, PROTOCOL, QUEUES, SLOTS
         self.regions: dict[int, int] = {0: REGION, 1: REGION}
-        self.config = bytes(CONFIG_BYTES)
+        self.config = CONFIG
         self.answers: dict[int, Answer] = {}
         """What to answer instead, by request."""
+        self.rest = REST
+        """Seconds of silence in which the front-end is at rest."""
         self._status = 0
         self._owned: list[OwnedFd] = []
 
@@ -126,7 +133,11 @@ class FrontendBench:
                 raise Deviation(what, f"the end of the connection after {self.progress}")
             raise Deviation(what, f"nothing more within {self.deadline:g} s after {self.progress}", hung=True)
 
-    def soon(self, holds: Callable[[], bool], *, within: float = PATIENCE) -> bool:
+    def watch(self, holds: Callable[[], bool], *, moments: float = 10) -> bool:
+        """Serve until something holds that need not, at most so many moments; whether it does."""
+        return self.soon(holds, within=moments * self.deadline / MOMENTS)
+
+    def soon(self, holds: Callable[[], bool], *, within: float) -> bool:
         """Serve until something holds, at most so many seconds; whether it does."""
         end = time.monotonic() + within
         while not holds():
@@ -134,6 +145,10 @@ class FrontendBench:
                 return holds()
             self.take()
         return True
+
+    def pause(self, *, moments: float = 0.02) -> None:
+        """Do nothing for so many moments."""
+        time.sleep(moments * self.deadline / MOMENTS)
 
     def take(self) -> None:
         """Take one message of the main channel, and answer it."""
@@ -211,7 +226,7 @@ class FrontendBench:
         if self.reach.rings:
             self.start()
         else:
-            self.soon(lambda: False, within=PATIENCE / 2)
+            self.watch(lambda: False, moments=5)
 
     @property
     def channel(self) -> RecordedWire:
@@ -222,9 +237,9 @@ class FrontendBench:
 
     # Asking on the back-end channel
 
-    def heard(self, *, within: float) -> bool:
-        """Something comes on the back-end channel within so many seconds; the main channel is served meanwhile."""
-        end = time.monotonic() + within
+    def heard(self, *, moments: float) -> bool:
+        """Something comes on the back-end channel within so many moments; the main channel is served meanwhile."""
+        end = time.monotonic() + moments * self.deadline / MOMENTS
         while not (ready := self._ready(end, main=True, channel=True)) and time.monotonic() < end and not self.over:
             self.take()
         return ready
@@ -348,15 +363,25 @@ class FrontendBench:
     # Ends
 
     def starts_nothing(self, what: str) -> None:
-        """The front-end ends the connection, or at least starts no ring in half a second, as it has to after `what`."""
-        if self.soon(lambda: bool(self.seen.running), within=PATIENCE / 2):
+        """The front-end ends the connection, or at least starts no ring in five moments, as it has to after `what`."""
+        if self.watch(lambda: bool(self.seen.running), moments=5):
             raise Deviation(f"no ring, after {what}", "a ring that runs")
 
-    def lives(self, *, within: float = 0.02) -> None:
-        """The connection is open, and still so many seconds later."""
-        self.soon(lambda: False, within=within)
+    def lives(self, *, moments: float = 0.2) -> None:
+        """The connection is open, and still so many moments later."""
+        self.watch(lambda: False, moments=moments)
         if self.over:
             raise Deviation("a connection that lives", f"its end after {self.progress}")
+
+    def finish(self) -> None:
+        """Let the front-end come to rest, served as by a right back-end: one that is left in the middle may die of that."""
+        if self.main.fileno() < 0:
+            return
+        self.answers.clear()
+        wanted, count = max(1, self.reach.rings), -1
+        while not self.over and len(self.seen.running) < wanted and count != len(self.seen):
+            count = len(self.seen)
+            self.soon(lambda before=count: len(self.seen) != before, within=self.rest)  # type: ignore[misc]
 
     def hang_up(self) -> None:
         """Close both channels."""

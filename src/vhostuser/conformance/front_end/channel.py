@@ -17,8 +17,6 @@ F, Q, B = ProtocolFeature, FrontendRequest, BackendRequest
 HEADER: Final = "Header"
 CHANNEL: Final = "Back-end communication"
 REPLY_ACK: Final = "VHOST_USER_PROTOCOL_F_REPLY_ACK"
-CLOSES: Final = 0.1
-"""Seconds in which a front-end has noticed the end of its channel."""
 UNKNOWN: Final = 77
 NOTHING_THERE: Final = Mmap(0, 0, PAGE, PAGE)
 """An SHMEM_UNMAP of what was never mapped: a request whose answer is no, at whatever time."""
@@ -74,7 +72,7 @@ def no_acknowledgement_comes_where_none_was_agreed_on(bench: FrontendBench) -> N
     """Without REPLY_ACK the need_reply flag means nothing."""
     bench.start_without(F.REPLY_ACK, F.SHMEM)
     bench.channel.request(UNKNOWN, flags=VERSION | NEED_REPLY)
-    if bench.heard(within=0.15):
+    if bench.heard(moments=1.5):
         frame = bench.answer()
         if frame is not None:
             raise Deviation("no acknowledgement without REPLY_ACK", f"request {frame.request}, flags {frame.flags:#x}")
@@ -96,7 +94,7 @@ def every_request_has_one_acknowledgement(bench: FrontendBench) -> None:
     for number in (UNKNOWN, UNKNOWN, UNKNOWN + 1, UNKNOWN + 2):
         if bench.ask(number) is None:
             return
-    if bench.heard(within=0.05):
+    if bench.heard(moments=0.5):
         frame = bench.answer()
         raise Deviation("no more acknowledgements than requests", f"request {frame.request}" if frame else "the end")
 
@@ -108,6 +106,7 @@ def a_back_end_request_may_come_byte_by_byte(bench: FrontendBench) -> None:
     first, *rest = message(B.SHMEM_MAP, A_PAGE, flags=VERSION | NEED_REPLY)
     bench.channel.send(bytes([first]), [bench.file()])
     for byte in rest:
+        bench.pause()
         bench.channel.send(bytes([byte]))
     if status := bench.acknowledgement(B.SHMEM_MAP):
         raise Deviation("SHMEM_MAP accepted", f"status {status:#x}")
@@ -131,7 +130,7 @@ def the_main_channel_outlives_the_back_end_channel(bench: FrontendBench) -> None
     """A back-end that has nothing to ask any more may close its channel, and the device goes on."""
     bench.start()
     bench.channel.close()
-    bench.lives(within=CLOSES)
+    bench.lives(moments=1)
 
 
 @FRONT_END.rule(CHANNEL, level=Level.ADVICE, protocol=[F.BACKEND_REQ], queues=1)
@@ -140,7 +139,7 @@ def the_main_channel_outlives_half_a_request(bench: FrontendBench) -> None:
     bench.start()
     bench.channel.send(message(B.SHMEM_MAP, NOTHING_THERE)[:20])
     bench.channel.close()
-    bench.lives(within=CLOSES)
+    bench.lives(moments=1)
 
 
 @FRONT_END.rule("VHOST_USER_BACKEND_CONFIG_CHANGE_MSG", protocol=[*ANSWERED, F.CONFIG], queues=1)

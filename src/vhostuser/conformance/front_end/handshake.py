@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Final
 
 from ...errors import LocalProtocolError, RemoteProtocolError
@@ -33,7 +32,6 @@ HEADER: Final = "Header"
 FEATURES: Final = "Protocol features"
 COMMUNICATION: Final = "Communication"
 REPLY_ACK: Final = "VHOST_USER_PROTOCOL_F_REPLY_ACK"
-LATE: Final = 0.3
 UNKNOWN_PROTOCOL: Final = 1 << 40 | 1 << 63
 UNKNOWN_FEATURES: Final = 1 << 58 | 1 << 62
 
@@ -122,10 +120,12 @@ def protocol_features_are_left_alone_where_they_are_not_offered(bench: FrontendB
     """Without VHOST_USER_F_PROTOCOL_FEATURES there are no protocol features to ask for, to set, or to make use of."""
     bench.features &= ~(1 << VhostFeature.PROTOCOL_FEATURES)
     bench.until(Q.GET_FEATURES)
-    bench.soon(lambda: False, within=0.1)
-    for seen in bench.seen:
-        if seen.request in FRONTEND and FRONTEND[seen.request].gate is not None:
-            raise Deviation("no request that needs protocol features", seen.name)
+
+    def gated() -> list[str]:
+        return [seen.name for seen in bench.seen if seen.request in FRONTEND and FRONTEND[seen.request].gate is not None]
+
+    if bench.watch(lambda: bool(gated()), moments=1):
+        raise Deviation("no request that needs protocol features", gated()[0])
 
 
 @FRONT_END.rule(FEATURES)
@@ -165,7 +165,7 @@ def nothing_is_sent_that_was_not_offered(bench: FrontendBench) -> None:
     """With a back-end that has no protocol feature at all, no request is sent that one gates."""
     bench.protocol = 0
     bench.until(Q.GET_PROTOCOL_FEATURES)
-    bench.soon(lambda: bool(bench.seen.running), within=0.1)
+    bench.watch(lambda: bool(bench.seen.running), moments=1)
     _check_gates(bench)
 
 
@@ -189,7 +189,7 @@ def _check_gates(bench: FrontendBench) -> None:
 def need_reply_is_not_set_where_it_means_nothing(bench: FrontendBench) -> None:
     """The need_reply flag has its meaning where REPLY_ACK was negotiated: elsewhere it is not set."""
     bench.offer(bench.protocol & ~(1 << F.REPLY_ACK))
-    bench.soon(lambda: bool(bench.seen.running), within=0.2)
+    bench.watch(lambda: bool(bench.seen.running), moments=2)
     for seen in bench.seen:
         if seen.asks:
             raise Deviation(f"{seen.name} without need_reply", f"flags {seen.flags:#x}")
@@ -272,6 +272,7 @@ def a_reply_may_come_byte_by_byte(bench: FrontendBench) -> None:
         whole = bench.usual(frame)
         for byte in whole[:-1]:
             bench.main.send(bytes([byte]))
+            bench.pause()
         return whole[-1:]
 
     bench.answers[Q.GET_FEATURES] = trickle
@@ -283,11 +284,18 @@ def a_reply_may_take_its_time(bench: FrontendBench) -> None:
     """Nothing bounds the time for a reply: a back-end that takes some tenths of a second is waited for."""
 
     def late(frame: Frame[OwnedFd]) -> bytes:
-        time.sleep(LATE)
+        bench.pause(moments=3)
         return bench.usual(frame)
 
     bench.answers[Q.GET_PROTOCOL_FEATURES] = late
     bench.until(Q.SET_PROTOCOL_FEATURES)
+
+
+@FRONT_END.rule("VHOST_USER_GET_CONFIG", level=Level.ADVICE, protocol=[F.CONFIG])
+def a_configuration_of_zeros_is_survived(bench: FrontendBench) -> None:
+    """A configuration space may say 0 for every number, sizes and counts too: no reason for a front-end to die."""
+    bench.config = bytes(len(bench.config))
+    bench.negotiated()
 
 
 @FRONT_END.rule("VHOST_USER_GET_FEATURES", level=Level.ADVICE)

@@ -136,7 +136,7 @@ def no_more_regions_are_added_than_there_are_slots(bench: FrontendBench) -> None
     """A back-end has as many memory slots as it says; a front-end that needs more fails, and does not send more."""
     bench.slots = FEW_SLOTS
     bench.until(Q.GET_MAX_MEM_SLOTS)
-    bench.soon(lambda: _live(bench) > FEW_SLOTS, within=0.3)
+    bench.watch(lambda: _live(bench) > FEW_SLOTS, moments=3)
     if (live := _live(bench)) > FEW_SLOTS:
         raise Deviation(f"at most {FEW_SLOTS} regions at a time", f"{live}")
 
@@ -157,7 +157,7 @@ def a_refused_memory_table_starts_no_ring(bench: FrontendBench) -> None:
     bench.wait(lambda: bool(bench.seen.of(Q.SET_MEM_TABLE, Q.ADD_MEM_REG)) or bench.over, "SET_MEM_TABLE or ADD_MEM_REG")
     if not all(seen.asks for seen in bench.seen.of(Q.SET_MEM_TABLE, Q.ADD_MEM_REG)):
         raise NotApplicable("it does not ask whether its memory was taken")
-    if bench.soon(lambda: bool(bench.seen.running), within=0.2):
+    if bench.watch(lambda: bool(bench.seen.running), moments=2):
         raise Deviation("no ring after status 1 for the memory", "a ring that runs")
 
 

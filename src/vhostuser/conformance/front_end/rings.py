@@ -86,7 +86,7 @@ def no_more_rings_are_used_than_there_are(bench: FrontendBench) -> None:
     """GET_QUEUE_NUM says how many queues there may be; a front-end that needs more stops."""
     bench.queues = 1
     bench.until(Q.SET_VRING_KICK)
-    bench.soon(lambda: bool(bench.seen.running), within=0.2)
+    bench.watch(lambda: bool(bench.seen.running), moments=2)
     for seen in bench.seen.of(*BY_INDEX):
         index = seen.payload[0] if seen.request in FILES and seen.payload else int.from_bytes(seen.payload[:4], "little")
         if index:
@@ -153,7 +153,7 @@ def rings_are_stopped_by_asking_for_their_base(bench: FrontendBench) -> None:
     resets = [seen for seen in bench.seen.of(Q.SET_STATUS) if not seen.number]
     if resets or bench.seen.of(Q.RESET_DEVICE):
         return
-    bench.soon(lambda: not bench.seen.running or bench.over, within=0.3)
+    bench.watch(lambda: not bench.seen.running or bench.over, moments=3)
     asked = {state.index for _, state in bench.seen.bodies(VringState, Q.GET_VRING_BASE)}
     if missing := started - asked:
         raise Deviation(f"GET_VRING_BASE for rings {sorted(started)}", f"none for {sorted(missing)}")
@@ -164,7 +164,7 @@ def a_stop_asks_for_rings_that_were_started(bench: FrontendBench) -> None:
     """GET_VRING_BASE is for rings that were started: a back-end has no base of any other."""
     bench.start()
     _stopped(bench)
-    bench.soon(lambda: False, within=0.05)
+    bench.watch(lambda: False, moments=0.5)
     kicked = {seen.number & VRING_INDEX_MASK for seen in bench.seen.of(Q.SET_VRING_KICK)}
     for _, state in bench.seen.bodies(VringState, Q.GET_VRING_BASE):
         if state.index not in kicked:
@@ -174,7 +174,7 @@ def a_stop_asks_for_rings_that_were_started(bench: FrontendBench) -> None:
 def _stopped(bench: FrontendBench) -> None:
     """Give the front-end a reason to stop, as far as there is one, and wait a little whether it does."""
     bench.nudge()
-    if not bench.soon(lambda: bench.seen.stops > 0):
+    if not bench.watch(lambda: bench.seen.stops > 0):
         raise NotApplicable("it does not stop its rings by itself")
 
 

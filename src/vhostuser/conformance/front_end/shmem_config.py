@@ -45,7 +45,7 @@ def the_regions_are_not_asked_for_without_shmem(bench: FrontendBench) -> None:
 def the_regions_are_asked_for_once(bench: FrontendBench) -> None:
     """The regions stay as they are for the whole connection: one question is enough."""
     bench.settle()
-    bench.soon(lambda: False, within=0.05)
+    bench.watch(lambda: False, moments=0.5)
     if (count := len(bench.seen.of(Q.GET_SHMEM_CONFIG))) != 1:
         raise Deviation("one GET_SHMEM_CONFIG", f"{count}")
 
@@ -84,7 +84,7 @@ def _not_shmem(bit: int) -> Callable[[FrontendBench], None]:
     def check(bench: FrontendBench) -> None:
         others = 1 << F.INFLIGHT_SHMFD if bit == F.GET_VRING_BASE_INFLIGHT else 0
         bench.offer(bench.protocol & ~(1 << F.SHMEM) | 1 << bit | others)
-        bench.soon(lambda: bool(bench.seen.running or bench.seen.of(Q.GET_SHMEM_CONFIG)), within=0.3)
+        bench.watch(lambda: bool(bench.seen.running or bench.seen.of(Q.GET_SHMEM_CONFIG)), moments=3)
         if bench.seen.of(Q.GET_SHMEM_CONFIG):
             raise Deviation(f"no GET_SHMEM_CONFIG because of bit {bit}", "GET_SHMEM_CONFIG")
 

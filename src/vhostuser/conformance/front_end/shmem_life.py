@@ -91,9 +91,9 @@ def mappings_are_gone_after_a_reset(bench: FrontendBench) -> None:
     """Across a reset of the device mappings are taken away by the front-end: what was there can't be unmapped any more."""
     bench.shared_memory()
     bench.maps(0)
-    if not bench.soon(lambda: _resets(bench) > 0):
+    if not bench.watch(lambda: _resets(bench) > 0):
         raise NotApplicable("it does not reset its device by itself")
-    bench.soon(lambda: False, within=0.05)
+    bench.watch(lambda: False, moments=0.5)
     bench.refuses_unmap(0)
 
 
@@ -102,9 +102,9 @@ def a_range_is_free_after_a_reset(bench: FrontendBench) -> None:
     """After a reset, when rings run again, the same range can be mapped again."""
     bench.shared_memory()
     bench.maps(0)
-    if not bench.soon(lambda: _resets(bench) > 0):
+    if not bench.watch(lambda: _resets(bench) > 0):
         raise NotApplicable("it does not reset its device by itself")
-    if not bench.soon(lambda: len(bench.seen.running) >= bench.reach.rings):
+    if not bench.watch(lambda: len(bench.seen.running) >= bench.reach.rings):
         raise NotApplicable("it does not start its rings again after a reset")
     bench.maps(0)
 
@@ -121,7 +121,7 @@ def the_connection_outlives_a_channel_with_mappings(bench: FrontendBench) -> Non
     for page in range(4):
         bench.maps(page * PAGE)
     bench.channel.close()
-    bench.lives(within=0.1)
+    bench.lives(moments=1)
 
 
 @FRONT_END.rule(MAP, level=Level.ADVICE, protocol=MAPPED, queues=1)
