@@ -8,4 +8,4 @@ from typing import Final
 SPEC: Final = "spec"
 STRICT: Final = "strict"
 """The same, and what is a SHOULD counts as a MUST does."""
-FRONT_END_PROFILES: Final[Mapping[str, Mapping[str, str]]] = {SPEC: {}, STRICT: {}}
+FRONT_END_PROFILES: Final[dict[str, Mapping[str, str]]] = {SPEC: {}, STRICT: {}}
