@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from vhostuser.conformance.front_profiles import FRONT_END_PROFILES
 from vhostuser.trace.capture import open_capture
 from vhostuser.trace.event import Message
 
@@ -110,7 +111,7 @@ def test_what_a_profile_knows_is_no_failure(monkeypatch: pytest.MonkeyPatch, cap
     from vhostuser.cli import check_front
 
     known = {"requests_have_version_1_and_no_reply_flag": "it always does that", "the_question_has_no_payload": "why"}
-    monkeypatch.setitem(check_front.FRONT_END_PROFILES, "strict", known)
+    monkeypatch.setitem(FRONT_END_PROFILES, "strict", known)
     monkeypatch.setattr(check_front, "on_end", lambda stop: None)
     command = DIES.replace("bytes([1,0,0,0,1", "bytes([1,0,0,0,5")
     run: Callable[[list[str]], int] = check_front.check_front

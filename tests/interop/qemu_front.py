@@ -34,6 +34,7 @@ def main(path: str, *options: str) -> int:
                 time.sleep(RESTS)
                 machine.bring_up()
             machine.process.wait()
+            print(machine.stderr, file=sys.stderr, end="")
     except SystemExit:
         pass
     except Exception as error:

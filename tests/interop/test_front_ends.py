@@ -20,7 +20,11 @@ from vhostuser.vm.tree import blkio_flags, loaded
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("qemu")]
 
 QEMU = [sys.executable, "-m", "tests.interop.qemu_front", "{socket}"]
-SHARED = ("the_whole_region_can_be_mapped", "a_mapping_during_another_is_refused", "unmapping_two_mappings_at_once_is_refused")
+SHARED = (
+    "the_whole_region_can_be_mapped",
+    "a_mapping_during_another_is_refused",
+    "unmapping_two_mappings_at_once_is_refused",
+)
 SOME = (
     *("regions_lie_in_their_files", "rings_lie_in_shared_memory", "a_ring_is_told_whole_before_it_starts"),
     "payloads_are_those_of_their_requests",

@@ -68,7 +68,7 @@ def check_one(
         bench.rest = rest
         result, expected, got = _tried(rule, bench)
         with contextlib.suppress(Deviation, NotApplicable, BlockingIOError):
-            bench.finish()
+            bench.come_to_rest()
     if death := peer.crashed():
         result, got = Result.CRASHED, f"{got}; {death}" if got else death
     return Outcome(rule, result, expected or rule.text if got else "", got, time.monotonic() - began, tuple(events))

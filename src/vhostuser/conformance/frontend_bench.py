@@ -65,6 +65,8 @@ CONFIG: Final = _DISK.pack().ljust(MAX_CONFIG, b"\0")
 MOMENTS: Final = 50
 """Moments in the time for an answer: what need not come is waited for by the moment."""
 REST: Final = 0.2
+BUSY: Final = 10
+"""How many times as long that takes if it may be about to start rings."""
 NO_CHANNEL: Final = "it gives no back-end channel"
 Answer = Payload | bytes | Callable[[Frame[OwnedFd]], bytes]
 """A payload, for the reply to a request; or what makes the whole message of the request's frame, b"" for silence."""
@@ -373,15 +375,16 @@ class FrontendBench:
         if self.over:
             raise Deviation("a connection that lives", f"its end after {self.progress}")
 
-    def finish(self) -> None:
-        """Let the front-end come to rest, served as by a right back-end: one that is left in the middle may die of that."""
+    def come_to_rest(self) -> None:
+        """Let the front-end do what it is about to do, served as by a right back-end: left in the middle it may die."""
         if self.main.fileno() < 0:
             return
         self.answers.clear()
-        wanted, count = max(1, self.reach.rings), -1
-        while not self.over and len(self.seen.running) < wanted and count != len(self.seen):
+        count = -1
+        while count != len(self.seen) and not self.over:
             count = len(self.seen)
-            self.soon(lambda before=count: len(self.seen) != before, within=self.rest)  # type: ignore[misc]
+            busy = len(self.seen.running) < self.reach.rings
+            self.soon(lambda before=count: len(self.seen) != before, within=self.rest * (BUSY if busy else 1))  # type: ignore[misc]
 
     def hang_up(self) -> None:
         """Close both channels."""

@@ -114,6 +114,14 @@ def a_back_end_that_goes_instead_of_answering_is_survived(bench: FrontendBench) 
 def a_back_end_that_goes_while_rings_run_is_survived(bench: FrontendBench) -> None:
     """A back-end may die while its rings run: the front-end loses a device, not its life."""
     bench.start()
+    bench.come_to_rest()
+    bench.hang_up()
+
+
+@FRONT_END.rule(COMMUNICATION, level=Level.ADVICE, queues=1)
+def a_back_end_that_goes_while_a_ring_is_started_is_survived(bench: FrontendBench) -> None:
+    """A back-end may die in the middle of a start: some of what was to be told can't be told any more."""
+    bench.until(Q.SET_VRING_KICK)
     bench.hang_up()
 
 

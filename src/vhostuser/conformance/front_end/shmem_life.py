@@ -130,6 +130,7 @@ def the_end_of_a_back_end_with_mappings_is_survived(bench: FrontendBench) -> Non
     bench.shared_memory()
     for page in range(4):
         bench.maps(page * PAGE)
+    bench.come_to_rest()
     bench.hang_up()
 
 
