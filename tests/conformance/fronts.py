@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self
 
-from vhostuser.conformance.frontend_bench import PROTOCOL
+from vhostuser.conformance.scripted_backend import PROTOCOL
 from vhostuser.errors import VhostUserError
 from vhostuser.frontend import Frontend, FrontendOptions
 from vhostuser.protocol.framing import Frame

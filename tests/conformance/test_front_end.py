@@ -9,9 +9,10 @@ from typing import Final
 import pytest
 
 from vhostuser.conformance.check_frontend import check_one, front_end_rules, reach_of
-from vhostuser.conformance.frontend_bench import FEATURES, PROTOCOL, FrontendBench, Reach
+from vhostuser.conformance.frontend_bench import FrontendBench, Reach
 from vhostuser.conformance.outcome import Result
 from vhostuser.conformance.rule import Rule
+from vhostuser.conformance.scripted_backend import FEATURES, PROTOCOL
 from vhostuser.protocol.numbers import BackendRequest, FrontendRequest, ProtocolFeature
 from vhostuser.protocol.payloads import MemoryRegion, MemoryTable, VringAddr, VringState
 from vhostuser.testing import memory_file, read_only

@@ -11,10 +11,11 @@ import pytest
 
 from tests.cli.programs import VHU, words
 from vhostuser.conformance.check_frontend import check_front_end, front_end_rules, reach_of
-from vhostuser.conformance.frontend_bench import FEATURES, PROTOCOL, FrontendBench, Reach
+from vhostuser.conformance.frontend_bench import FrontendBench, Reach
 from vhostuser.conformance.frontend_peer import Awaited, Launched
 from vhostuser.conformance.outcome import Result
 from vhostuser.conformance.rule import Rule
+from vhostuser.conformance.scripted_backend import FEATURES, PROTOCOL
 from vhostuser.errors import VhostUserError
 from vhostuser.testing import DEADLINE
 from vhostuser.transport.listen import connect

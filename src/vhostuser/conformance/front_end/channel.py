@@ -9,9 +9,10 @@ from ...protocol.numbers import MAP_RW, NEED_REPLY, PAGE, REPLY, VERSION, Backen
 from ...protocol.payloads import Iotlb, Mmap, Uuid, VringArea, VringState
 from ...testing.files import message
 from ..family import declare
-from ..frontend_bench import FRONT_END, Body, FrontendBench
+from ..frontend_bench import FRONT_END, FrontendBench
 from ..outcome import Deviation
 from ..rule import Level
+from ..scripted_backend import Body
 
 F, Q, B = ProtocolFeature, FrontendRequest, BackendRequest
 HEADER: Final = "Header"

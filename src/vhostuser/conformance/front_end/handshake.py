@@ -140,7 +140,7 @@ def acknowledged_features_were_offered(bench: FrontendBench) -> None:
 @FRONT_END.rule(FEATURES)
 def acknowledged_protocol_features_were_offered(bench: FrontendBench) -> None:
     """SET_PROTOCOL_FEATURES has no bit that GET_PROTOCOL_FEATURES has not."""
-    bench.offer(1 << F.REPLY_ACK | 1 << F.CONFIG)
+    bench.offer(bench.protocol & ~mask((F.MQ, F.STATUS, F.RESET_DEVICE)))
     if extra := bench.acknowledged & ~bench.protocol:
         raise Deviation(f"protocol features among {bench.protocol:#x}", f"{extra:#x} besides")
 
@@ -236,30 +236,30 @@ def _order(bench: FrontendBench) -> str:
 @FRONT_END.rule("VHOST_USER_PROTOCOL_F_GET_VRING_BASE_INFLIGHT")
 def get_vring_base_inflight_is_not_taken_without_inflight_shmfd(bench: FrontendBench) -> None:
     """GET_VRING_BASE_INFLIGHT is only negotiated if INFLIGHT_SHMFD is."""
-    _check_needs(bench, F.GET_VRING_BASE_INFLIGHT, ())
+    _check_needs(bench, F.GET_VRING_BASE_INFLIGHT, (F.INFLIGHT_SHMFD,))
 
 
 @FRONT_END.rule("Back-end communication", level=Level.SHOULD)
 def shmem_is_not_taken_without_the_back_end_channel(bench: FrontendBench) -> None:
     """SHMEM is about requests of the back-end: without BACKEND_REQ there is no channel for them."""
-    _check_needs(bench, F.SHMEM, (F.REPLY_ACK,))
+    _check_needs(bench, F.SHMEM, (F.BACKEND_REQ, F.BACKEND_SEND_FD))
 
 
 @FRONT_END.rule("In-band notifications", level=Level.SHOULD)
 def inband_notifications_are_not_taken_without_reply_ack(bench: FrontendBench) -> None:
     """INBAND_NOTIFICATIONS require BACKEND_REQ and REPLY_ACK."""
-    _check_needs(bench, F.INBAND_NOTIFICATIONS, (F.BACKEND_REQ,))
+    _check_needs(bench, F.INBAND_NOTIFICATIONS, (F.REPLY_ACK, F.SHMEM))
 
 
 @FRONT_END.rule("Protocol features", level=Level.SHOULD)
 def backend_send_fd_is_not_taken_without_the_back_end_channel(bench: FrontendBench) -> None:
     """BACKEND_SEND_FD is about fds on the back-end channel, which BACKEND_REQ makes."""
-    _check_needs(bench, F.BACKEND_SEND_FD, (F.REPLY_ACK,))
+    _check_needs(bench, F.BACKEND_SEND_FD, (F.BACKEND_REQ, F.SHMEM))
 
 
-def _check_needs(bench: FrontendBench, feature: ProtocolFeature, others: tuple[ProtocolFeature, ...]) -> None:
-    """A feature is not acknowledged where only `others` are offered besides."""
-    bench.offer(mask((feature, *others)))
+def _check_needs(bench: FrontendBench, feature: ProtocolFeature, needed: tuple[ProtocolFeature, ...]) -> None:
+    """A feature is not acknowledged where what is `needed` for it is not offered."""
+    bench.offer(bench.protocol & ~mask(needed) | 1 << feature)
     if bench.has(feature):
         raise Deviation(f"no {feature.name} without what it requires", f"protocol features {bench.acknowledged:#x}")
 

@@ -11,9 +11,10 @@ from ...testing.files import message
 from ...testing.wire import ACK
 from ...transport.fds import OwnedFd
 from ..family import declare
-from ..frontend_bench import FRONT_END, Answer, FrontendBench
+from ..frontend_bench import FRONT_END, FrontendBench
 from ..outcome import Deviation
 from ..rule import Level
+from ..scripted_backend import Answer
 
 F, Q = ProtocolFeature, FrontendRequest
 COMMUNICATION: Final = "Communication"

@@ -11,10 +11,11 @@ from ...testing.files import memory_file, message, sparse_file
 from .. import fd_kinds
 from ..family import declare
 from ..fd_kinds import MAPPABLE, Make
-from ..frontend_bench import FRONT_END, REGION, FrontendBench
+from ..frontend_bench import FRONT_END, FrontendBench
 from ..outcome import Deviation
 from ..relations import APART, MIDDLE, Range
 from ..rule import Level
+from ..scripted_backend import REGION
 
 F, Q, B = ProtocolFeature, FrontendRequest, BackendRequest
 MAP: Final = "VHOST_USER_BACKEND_SHMEM_MAP"

@@ -12,9 +12,10 @@ from ...transport.fds import close_all
 from .. import fd_kinds
 from ..family import declare
 from ..fd_kinds import UNMAPPABLE, Make
-from ..frontend_bench import FRONT_END, REGION, FrontendBench
+from ..frontend_bench import FRONT_END, FrontendBench
 from ..relations import EQUAL, MIDDLE, OVERLAPS, Range
 from ..rule import Level
+from ..scripted_backend import REGION
 
 F, B = ProtocolFeature, BackendRequest
 MAP: Final = "VHOST_USER_BACKEND_SHMEM_MAP"

@@ -8,9 +8,10 @@ from typing import Final
 from ...protocol.numbers import MAP_RW, PAGE, BackendRequest, ProtocolFeature
 from ...protocol.payloads import Mmap
 from ..family import declare
-from ..frontend_bench import FRONT_END, REGION, FrontendBench
+from ..frontend_bench import FRONT_END, FrontendBench
 from ..relations import APART, MIDDLE, OVERLAPS, Range
 from ..rule import Level
+from ..scripted_backend import REGION
 
 F, B = ProtocolFeature, BackendRequest
 UNMAP: Final = "VHOST_USER_BACKEND_SHMEM_UNMAP"
