@@ -1,0 +1,147 @@
+"""The front-end under test: one that connects again and again, or a command that is started for each connection."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+from ..errors import DeadlineExpired, VhostUserError
+from ..transport.listen import accept, listen
+
+APPEARS: Final = 20.0
+"""Seconds that a front-end may take to connect."""
+GRACE: Final = 2.0
+LINGERS: Final = 0.3
+"""Seconds in which a front-end that is dying of a connection has died."""
+RUST_PANIC: Final = 101
+_STEP: Final = 0.1
+
+
+class FrontendPeer(Protocol):
+    """A front-end that connects."""
+
+    def accept(self) -> socket.socket:
+        """Its next connection. VhostUserError if none comes."""
+
+    def crashed(self) -> str:
+        """How it died of the last connection, which is over; empty if it did not, or nobody can know."""
+
+
+class Awaited:
+    """A front-end that connects to a path, whoever started it, and connects again when a connection is over."""
+
+    def __init__(self, path: str, *, patience: float = APPEARS) -> None:
+        self._listener, self._path, self._patience = listen(path), path, patience
+
+    def accept(self) -> socket.socket:
+        """As FrontendPeer."""
+        return accept(self._listener, self._patience)
+
+    def crashed(self) -> str:
+        """Nobody can know."""
+        return ""
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._listener.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Launched:
+    """A command that connects to `{socket}`, which is also in its environment as `socket`: started for each connection.
+
+    With `path` that is the socket's name, else one is made up.
+    """
+
+    def __init__(
+        self, command: str | Sequence[str], *, path: str = "", quiet: bool = True, patience: float = APPEARS
+    ) -> None:
+        self._place = tempfile.TemporaryDirectory(prefix="vhu")
+        self._path = path or str(Path(self._place.name) / "s")
+        words = shlex.split(command) if isinstance(command, str) else list(command)
+        self._words = [word.replace("{socket}", self._path) for word in words]
+        self._output, self._patience = subprocess.DEVNULL if quiet else None, patience
+        self._listener = listen(self._path)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def accept(self) -> socket.socket:
+        """As FrontendPeer: of a new process."""
+        self._finish()
+        self._process = self._start()
+        end = time.monotonic() + self._patience
+        while time.monotonic() < end:
+            with contextlib.suppress(DeadlineExpired):
+                return accept(self._listener, _STEP)
+            if (code := self._process.poll()) is not None:
+                raise VhostUserError(f"{self._words[0]} ended ({_words_of(code)}) without having connected to {self._path}")
+        raise VhostUserError(f"{self._words[0]} has not connected to {self._path} within {self._patience:g} s")
+
+    def crashed(self) -> str:
+        """As FrontendPeer. One that lives on after its connection is told to end; a crash at that counts too."""
+        code = self._finish()
+        if code is None or code in (-signal.SIGTERM, -signal.SIGKILL) or (code >= 0 and code != RUST_PANIC):
+            return ""
+        return _words_of(code)
+
+    def close(self) -> None:
+        """End it, and listen no more."""
+        self._finish()
+        self._listener.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)
+        self._place.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        try:
+            return subprocess.Popen(
+                self._words,
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=self._output,
+                env={**os.environ, "socket": self._path},
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise VhostUserError(f"cannot start {self._words[0]}: {error.strerror or error}") from None
+
+    def _finish(self) -> int | None:
+        """Its exit status, once it has ended, by itself or because it was told to."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(LINGERS)
+        if process.poll() is None:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # it, and what it started
+        return process.wait()
+
+
+def _words_of(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
