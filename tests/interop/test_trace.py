@@ -48,6 +48,7 @@ def between(file: Path, events: list[Event]) -> Iterator[tuple[Frontend, Process
                 frontend.share_memory(8 << 20)
                 yield frontend, process
         finally:
+            thread.join(DEADLINE)  # it ends with its front-end
             proxy.stop()
             thread.join()
 

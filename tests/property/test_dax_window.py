@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import ClassVar
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.devices.fs.windowed import PAGE, Guest, HostFile, direct_window_of, window_of
+from vhostuser.devices.fs.dax.copied_file import CopiedFile
 
 PAGES = 8
 PLACES = st.integers(0, PAGES - 1)
@@ -129,6 +133,46 @@ class Dax(RuleBasedStateMachine):
                 assert self.guest.read(moffset)[: len(wanted)] == wanted
 
 
+class Full(Dax):
+    """On a disk that is full at times: no store is lost while the session lasts, and the guest sees its own all the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.room: int | None = None
+        """How many more writes the disk takes; None for all."""
+        patch = self._opened.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(CopiedFile, "write", self._writing(CopiedFile.write))
+
+    def _writing(self, real: Callable[[CopiedFile, bytes, int], None]) -> Callable[[CopiedFile, bytes, int], None]:
+        def write(file: CopiedFile, data: bytes, offset: int) -> None:
+            if self.room is not None and data:
+                if not self.room:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self.room -= 1
+            real(file, data, offset)
+
+        return write
+
+    @rule(room=st.none() | st.integers(0, 2))
+    def fill(self, room: int | None) -> None:
+        self.room = room
+
+    def remove(self, moffset: int, count: int) -> None:
+        with suppress(OSError):
+            super().remove(moffset, count)
+        self.places[moffset : moffset + count] = [None] * min(count, PAGES - moffset)
+
+    def read(self, which: int) -> None:
+        """Who is told of no failure has all in the file."""
+        with suppress(OSError):
+            super().read(which)
+
+    def end(self) -> None:
+        """What can't be written now is lost."""
+        self.room = None
+        super().end()
+
+
 class Direct(Dax):
     """The same of files that are mapped themselves, in granules of more than a page."""
 
@@ -141,5 +185,7 @@ class Direct(Dax):
 
 TestDax = Dax.TestCase
 TestDax.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
+TestFull = Full.TestCase
+TestFull.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestDirect = Direct.TestCase
 TestDirect.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)

@@ -47,6 +47,7 @@ def fuse(opcode: int, body: bytes = b"", *, extra: int = 0, nodeid: int = 1) -> 
         (blk(77, 1, writable=2), "TYPE_77 bytes=1"),
         (blk(BlockRequest.IN, writable=0), "IN sector=0 bytes=0"),
         (offered(b"abc"), "3 bytes to read, 0 to write 616263 (no request of a disk)"),
+        (offered(b"", readable=16, writable=513), "16 bytes to read, 513 to write (not seen)"),
     ],
 )
 def test_a_disks_requests(request_: Offered, words: str) -> None:

@@ -26,7 +26,6 @@ ARROWS: Final = {Role.FRONTEND: "F→B", Role.BACKEND: "B→F"}
 _PLAIN, _BOLD, _DIM, _RED, _YELLOW, _CYAN, _GREEN = "", "1", "2", "31", "33", "36", "32"
 _DIRECTIONS: Final = {Role.FRONTEND: _CYAN, Role.BACKEND: _GREEN}
 _SECOND: Final = 1_000_000_000
-_WRITTEN_SHOWN: Final = 16
 
 
 class Piece(NamedTuple):

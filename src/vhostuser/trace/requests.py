@@ -133,6 +133,11 @@ def _raw_request(offered: Offered) -> str:
     return f"{_readable(offered)} bytes to read, {_writable(offered)} to write{shown}"
 
 
+def _no_request(offered: Offered, what: str) -> str:
+    """Too few bytes; or none at all, for newer requests were written over them before anybody looked."""
+    return f"{_raw_request(offered)} ({f'no request of {what}' if offered.start else 'not seen'})"
+
+
 def _raw_answer(offered: Offered | None, used: Used) -> str:
     shown = used.start[: min(used.written, 16)]
     return f"{used.written} bytes{' ' if shown else ''}{shown.hex()}{'...' * (used.written > 16 and bool(shown))}"
@@ -143,7 +148,7 @@ def _raw_answer(offered: Offered | None, used: Used) -> str:
 
 def _blk_request(offered: Offered) -> str:
     if len(offered.start) < HEADER.size:
-        return f"{_raw_request(offered)} (no request of a disk)"
+        return _no_request(offered, "a disk")
     kind, _, sector = HEADER.unpack_from(offered.start)
     name = _TYPES[kind].name if kind in _TYPES else f"TYPE_{kind}"
     match kind:
@@ -184,7 +189,7 @@ def _in_header(offered: Offered) -> s.InHeader:
 
 def _fs_request(offered: Offered) -> str:
     if len(offered.start) < IN_HEADER_SIZE:
-        return f"{_raw_request(offered)} (no request of FUSE)"
+        return _no_request(offered, "FUSE")
     header = _in_header(offered)
     words = f"{_opcode(header.opcode)} unique={header.unique} nodeid={header.nodeid}"
     rest = _arguments(header.opcode, offered.start[IN_HEADER_SIZE : header.len])

@@ -28,8 +28,6 @@ SLOWER: Final = 1.1
 """How much longer a pause is than the one before, while nothing is seen."""
 MOST_PENDING: Final = 64
 """Messages that may wait for the thread; the next one is applied by whoever brings it."""
-REMARK_EVERY: Final = 1_000_000_000
-"""Nanoseconds between two remarks about what was lost."""
 _WITH_MEMORY: Final = (Q.SET_MEM_TABLE, Q.ADD_MEM_REG)
 
 

@@ -190,7 +190,7 @@ def test_our_own_changes_are_no_reason_to_read_a_file_again(
         host.write(b"written")
     guest.do(lambda: guest.window.after((1, 1), 0, 7))
     found = path.stat()
-    monkeypatch.setattr("vhostuser.devices.fs.dax.copy._read_all", unwanted)
+    monkeypatch.setattr("vhostuser.devices.fs.dax.copied_file.CopiedFile.read", unwanted)
     guest.do(lambda: guest.window.refresh((1, 1), found.st_size, found.st_mtime_ns))
     assert guest.read(0)[:7] == b"written"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vhostuser.devices.fs.dax import copy
-from vhostuser.devices.fs.dax.copy import _read_all
+from vhostuser.devices.fs.dax.copied_file import CopiedFile
 from vhostuser.transport.fds import OwnedFd
 
 from .failing import fails
@@ -144,11 +144,13 @@ def test_f21_no_more_is_copied_at_once_than_a_step(
     monkeypatch.setattr(copy, "GRANULE", PAGE)
     sizes: list[int] = []
 
-    def noted(fd: int, size: int, offset: int) -> bytes:
-        sizes.append(size)
-        return _read_all(fd, size, offset)
+    read = CopiedFile.read
 
-    monkeypatch.setattr(copy, "_read_all", noted)
+    def noted(copied: CopiedFile, size: int, offset: int) -> bytes:
+        sizes.append(size)
+        return read(copied, size, offset)
+
+    monkeypatch.setattr(CopiedFile, "read", noted)
     guest.show(file, 0, 0, pages=4, writable=True)
     change(path, b"host", 2 * PAGE)
     look(guest, path)

@@ -63,6 +63,10 @@ class Contents:
             self.agree(start, data)
         self._shown.view[start : start + len(data)] = data
 
+    def lay(self, start: int, data: bytes) -> None:
+        """Show bytes that were stored, and that the file does not have."""
+        self._shown.view[start : start + len(data)] = data
+
     def agree(self, start: int, data: bytes) -> None:
         """The file has these bytes now."""
         self._known.view[start : start + len(data)] = data

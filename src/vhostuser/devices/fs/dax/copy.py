@@ -21,6 +21,8 @@ from ....transport.fds import OwnedFd
 from ..mapping import MappedFile
 from .churn import SECONDS, Churn
 from .contents import GRANULE, PAGE, Contents
+from .copied_file import CopiedFile
+from .owed import Owed
 from .segments import Segment, Segments
 
 log = logging.getLogger(__name__)
@@ -30,53 +32,6 @@ ALIGNMENT: Final = 21
 """2 MiB, the ranges of Linux."""
 END_OF_FILES: Final = 1 << 63
 """Where no file has a byte."""
-
-
-class _File:
-    """A file that has segments in the window."""
-
-    __slots__ = ("current", "end", "fd", "seen", "size", "source", "writable")
-
-    def __init__(self, source: MappedFile) -> None:
-        self.source = source
-        self.fd = source.open(os.O_RDONLY)
-        self.writable = False
-        self.seen = self.look()
-        """Size and mtime, when its bytes were read."""
-        self.end = self.seen[0]
-        """Where it ends, as far as the guest knows: what it stores behind that is nothing."""
-        self.size = self.end
-        """Its bytes, when it was last about to be changed here, or was."""
-        self.current = True
-        """Whether it was still as it was seen, when it was last about to be changed here."""
-
-    def make_writable(self) -> None:
-        """Have an fd to write back by. OSError if the file is none to write to."""
-        if not self.writable:
-            fd = self.source.open(os.O_RDWR)
-            self.fd.close()
-            self.fd, self.writable = fd, True
-
-    def look(self) -> tuple[int, int]:
-        """Size and mtime now."""
-        found = os.fstat(self.fd.fileno())
-        return found.st_size, found.st_mtime_ns
-
-    def changing(self) -> None:
-        """It is about to be changed here: see whether somebody else has done so before."""
-        found = self.look()
-        self.size, self.current = found[0], found == self.seen
-
-    def grown(self, end: int) -> None:
-        """The guest has changed it: it knows that it has bytes up to `end`, unless it is shorter."""
-        self.end = min(max(self.end, end), self.look()[0])
-
-    def changed(self) -> None:
-        """It was changed here, which is nothing new. What somebody else did before still is, and will be read again."""
-        found = self.look()
-        self.size = found[0]
-        if self.current:
-            self.seen = found
 
 
 class CopyWindow:
@@ -92,10 +47,11 @@ class CopyWindow:
         self.size, self._region, self._write = size, region, write
         self._lock, self._log = threading.RLock(), LimitedLog(log)
         self._contents = Contents(size)
-        self._segments: Segments[_File] = Segments()
-        self._files: dict[Key, _File] = {}
+        self._segments: Segments[CopiedFile] = Segments()
+        self._files: dict[Key, CopiedFile] = {}
         self._failed: dict[Key, int] = {}
         """The errno of a write-back that nobody was told of yet."""
+        self._owed = Owed()
         self._mapped = self._missed = False
         """Whether it is mapped, and whether the guest believes so, but it was taken back."""
         self._churn = Churn(max(1, size >> ALIGNMENT))
@@ -147,10 +103,10 @@ class CopyWindow:
             finally:
                 self._release(owner)
 
-    def _replace(self, segment: Segment[_File]) -> None:
+    def _replace(self, segment: Segment[CopiedFile]) -> None:
         """Read a segment over what is in its place."""
         start, end = segment.moffset, segment.end
-        self._settle(self._segments.between(start, end))
+        self._leave(self._segments.between(start, end))
         try:
             self._load(segment)
         except OSError:
@@ -159,7 +115,7 @@ class CopyWindow:
         self._drop(self._segments.add(segment))
         self._notice(segment)
 
-    def _notice(self, segment: Segment[_File]) -> None:
+    def _notice(self, segment: Segment[CopiedFile]) -> None:
         """Say so if the window is too small for what the guest reads."""
         if again := self._churn.mapped((segment.file.source.key, segment.foffset), taken=len(self._segments)):
             self._log.warning(
@@ -167,22 +123,24 @@ class CopyWindow:
                 "which takes longer than READ; try: a larger --dax-window, or --dax off"
             )
 
-    def _is_there(self, owner: _File, foffset: int, size: int, moffset: int, writable: bool) -> bool:
+    def _is_there(self, owner: CopiedFile, foffset: int, size: int, moffset: int, writable: bool) -> bool:
         """The very bytes are in that place: nothing may be lost of what the guest stores there meanwhile."""
         there = self._segments.between(moffset, moffset + size)
         if len(there) != 1 or there[0].file is not owner or there[0].foffset != foffset or there[0].size != size:
             return False
         if writable and not there[0].writable:
+            if owner.key in self._owed:
+                return False  # what is shown is not all the file's
             self._contents.keep(moffset, moffset + size)
             self._segments.add(Segment(moffset, size, foffset, owner, writable=True))
         return True
 
     def remove(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Forget what is there, once what was stored is written back. OSError if that failed; it is forgotten then, too."""
+        """Forget what is there, once what was stored is written back. OSError if that failed: the file is owed it."""
         with self._lock:
             error = 0
             for start, size in ranges:
-                error = self._settle(self._segments.between(start, start + size)) or error
+                error = self._leave(self._segments.between(start, start + size)) or error
                 self._drop(self._segments.remove(start, start + size))
             if error:
                 raise OSError(error, os.strerror(error))
@@ -196,8 +154,10 @@ class CopyWindow:
             return
         with self._lock:
             if owner := self._files.get(key):
-                parts = (segment.of_file(start, end) for segment in self._of(owner)) if start < end else ()
-                self._settle([part for part in parts if part])
+                if start < end:
+                    self._pay(owner, start, end)
+                    parts = (segment.of_file(start, end) for segment in self._of(owner))
+                    self._settle([part for part in parts if part])
                 owner.changing()
 
     def write_back(self, key: Key | None = None) -> None:
@@ -232,11 +192,13 @@ class CopyWindow:
             old, (new, _), changed = owner.size, owner.look(), end
             if old != new:  # behind the old end, or the new one, there are zeroes
                 start, end = min(start, old, new), -(-max(end, old, new) // PAGE) * PAGE
+            self._owed.cut(key, start, end)
             for segment in list(self._of(owner)):
                 if part := segment.of_file(start, end):
                     self._show(part)
             owner.grown(changed)
             owner.changed()
+            self._release(owner)
 
     def refresh(self, key: Key, size: int, mtime_ns: int) -> None:
         """The file was looked at: read it again, if it was changed on the host; but for pages that the guest changed."""
@@ -277,41 +239,53 @@ class CopyWindow:
 
     def _finish(self) -> None:
         """Write back all and forget it."""
+        for key in list(self._files):
+            self._write_file(key)
+        if lost := self._owed.clear():
+            self._log.warning(
+                f"{lost} bytes that the guest stored are lost: they could not be written until its session ended"
+            )
         rows = list(self._segments)
-        self._settle(rows)
         self._segments.clear()
         self._drop(rows)
+        for owner in list(self._files.values()):
+            self._release(owner)
         self._failed.clear()
 
     # Files
 
-    def _owner(self, file: MappedFile) -> _File:
+    def _owner(self, file: MappedFile) -> CopiedFile:
         if file.key not in self._files:
-            self._files[file.key] = _File(file)
+            self._files[file.key] = CopiedFile(file)
         return self._files[file.key]
 
-    def _release(self, owner: _File) -> None:
-        """Close a file of which nothing is in the window."""
-        if not self._segments.count(owner) and owner.source.key in self._files:
-            del self._files[owner.source.key]
+    def _release(self, owner: CopiedFile) -> None:
+        """Close a file of which nothing is in the window, and to which nothing is owed."""
+        if not self._segments.count(owner) and owner.key in self._files and owner.key not in self._owed:
+            del self._files[owner.key]
             owner.fd.close()
 
-    def _of(self, owner: _File) -> Iterator[Segment[_File]]:
+    def _of(self, owner: CopiedFile) -> Iterator[Segment[CopiedFile]]:
         return (segment for segment in self._segments if segment.file is owner)
 
-    def _drop(self, parts: list[Segment[_File]]) -> None:
+    def _drop(self, parts: list[Segment[CopiedFile]]) -> None:
         """Parts of segments are gone: close what has none any more."""
         for owner in {id(part.file): part.file for part in parts}.values():
             self._release(owner)
 
     # Bytes
 
-    def _load(self, segment: Segment[_File]) -> None:
-        """Read a segment's bytes from its file."""
+    def _load(self, segment: Segment[CopiedFile]) -> None:
+        """Read a segment's bytes from its file, but for those that are owed to it."""
         fd, start, end = segment.file.fd.fileno(), segment.moffset, segment.end
         self._contents.load(fd, segment.foffset, start, end, writable=segment.writable)
+        first, last = segment.foffset, segment.foffset + segment.size
+        for offset, data in self._owed.within(segment.file.key, first, last):
+            self._contents.lay(start + offset - first, data)
+        if segment.writable:  # there they are like anything that is stored
+            self._owed.cut(segment.file.key, first, last)
 
-    def _renew(self, segment: Segment[_File], end: int) -> None:
+    def _renew(self, segment: Segment[CopiedFile], end: int) -> None:
         """The file's bytes in all pages that the guest has left as they were; it stored nothing behind the file's `end`."""
         if not segment.writable:
             self._load(segment)
@@ -319,19 +293,46 @@ class CopyWindow:
         if behind := segment.of_file(end, segment.foffset + segment.size):
             self._contents.undo(behind.moffset, behind.end)
         for each in _steps(segment):
-            self._contents.renew(each.moffset, _read_all(each.file.fd.fileno(), each.size, each.foffset))
+            self._contents.renew(each.moffset, each.file.read(each.size, each.foffset))
 
-    def _show(self, part: Segment[_File]) -> None:
+    def _show(self, part: Segment[CopiedFile]) -> None:
         """The file's bytes instead of what the guest sees, whatever it stored just there."""
         for each in _steps(part):
-            data = _read_all(each.file.fd.fileno(), each.size, each.foffset)
+            data = each.file.read(each.size, each.foffset)
             self._contents.show(each.moffset, data, writable=each.writable)
 
     def _write_file(self, key: Key) -> None:
         if (owner := self._files.get(key)) and owner.writable:
+            self._pay(owner, 0, END_OF_FILES)
             self._settle(list(self._of(owner)))
+            self._release(owner)
 
-    def _settle(self, parts: Sequence[Segment[_File]]) -> int:
+    def _pay(self, owner: CopiedFile, start: int, end: int) -> None:
+        """Write what is owed to a range of a file, up to its end for the guest, and now. What fails is remembered."""
+        pieces = self._owed.within(owner.key, start, end)
+        if not pieces:
+            return
+        owner.changing()
+        try:
+            for offset, data in pieces:
+                owner.write(data[: max(0, min(owner.end, owner.size) - offset)], offset)
+                self._owed.cut(owner.key, offset, offset + len(data))
+        except OSError as failure:
+            self._failed[owner.key] = failure.errno or errno.EIO
+        owner.changed()
+
+    def _leave(self, parts: Sequence[Segment[CopiedFile]]) -> int:
+        """Write back what was stored into parts that go; 0, or the errno of what failed, which is owed then."""
+        if error := self._settle(parts):
+            kept = [self._owe(part, at, data) for part in parts if part.writable for at, data in self._stored(part)]
+            if not all(kept):
+                self._log.warning("bytes that the guest stored are lost: too many could not be written")
+        return error
+
+    def _owe(self, part: Segment[CopiedFile], at: int, data: bytes) -> bool:
+        return self._owed.add(part.file.key, at + part.foffset - part.moffset, data)
+
+    def _settle(self, parts: Sequence[Segment[CopiedFile]]) -> int:
         """Write back what was stored into parts of the window; 0, or the errno of what failed, which is remembered, too."""
         error = 0
         for part in parts:
@@ -340,46 +341,35 @@ class CopyWindow:
             try:
                 self._store(part)
             except OSError as failure:
-                error = self._failed[part.file.source.key] = failure.errno or errno.EIO
+                error = self._failed[part.file.key] = failure.errno or errno.EIO
                 self._log.warning(f"a page that the guest stored is not written: {failure.strerror}")
         return error
 
-    def _store(self, part: Segment[_File]) -> None:
+    def _store(self, part: Segment[CopiedFile]) -> None:
         """Write back the bytes of a part that differ from the file as it is known, up to its end for the guest, and now."""
-        file, shift = part.file, part.foffset - part.moffset
-        fd, others = file.fd.fileno(), self._elsewhere(part)
-        end = min(part.end, file.end - shift, os.fstat(fd).st_size - shift)
+        file, shift, others = part.file, part.foffset - part.moffset, self._elsewhere(part)
         file.changing()
-        for at, data in self._contents.stored(part.moffset, end):
-            _write_all(fd, data, at + shift)
+        for at, data in self._stored(part):
+            file.write(data, at + shift)
             self._contents.agree(at, data)
+            self._owed.cut(file.key, at + shift, at + shift + len(data))
             for other in others:
                 if there := other.of_file(at + shift, at + shift + len(data)):
                     self._show(there)
         file.changed()
 
-    def _elsewhere(self, part: Segment[_File]) -> list[Segment[_File]]:
+    def _stored(self, part: Segment[CopiedFile]) -> Iterator[tuple[int, bytes]]:
+        """What the guest stored into a part, and where: up to the end of the file as the guest knows it, and now."""
+        shift = part.foffset - part.moffset
+        return self._contents.stored(part.moffset, min(part.end, part.file.end - shift, part.file.look()[0] - shift))
+
+    def _elsewhere(self, part: Segment[CopiedFile]) -> list[Segment[CopiedFile]]:
         """Where else the window has bytes of the file that `part` has."""
         end = part.foffset + part.size
         found = [other.of_file(part.foffset, end) for other in self._of(part.file)]
         return [other for other in found if other and not part.moffset <= other.moffset < part.end]
 
 
-def _steps(part: Segment[_File]) -> Iterator[Segment[_File]]:
+def _steps(part: Segment[CopiedFile]) -> Iterator[Segment[CopiedFile]]:
     """A part in pieces that are not too long to be copied: a guest may map all of the window at once."""
     return (part.part(at, at + GRANULE) for at in range(part.moffset, part.end, GRANULE))
-
-
-def _read_all(fd: int, size: int, offset: int) -> bytes:
-    """Bytes of a file, with zeroes behind its end."""
-    data, done = bytearray(size), 0
-    with memoryview(data) as view:
-        while done < size and (got := os.preadv(fd, [view[done:]], offset + done)):
-            done += got
-    return bytes(data)
-
-
-def _write_all(fd: int, data: bytes, offset: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(fd, data[done:], offset + done)
