@@ -177,6 +177,21 @@ def test_f41_errors_of_all_kinds_import_nothing(sock: Path, shared: Path, mode: 
         assert "cannot import" not in back.said
 
 
+@every
+@pytest.mark.parametrize("seccomp", ["kill", "none"])
+def test_f41_threads_that_are_left_at_the_end_load_no_library(sock: Path, shared: Path, mode: str, seccomp: str) -> None:
+    """The C library has to end them, and would look for what it needs among the files of the guest."""
+    for folder in ("lib", "lib64", "usr/lib", "lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"):
+        (shared / folder).mkdir(parents=True, exist_ok=True)
+        (shared / folder / "libgcc_s.so.1").write_bytes(b"of the guest")
+    options = ("--shared-dir", shared, "--sandbox", mode, "--seccomp", seccomp)
+    with listening(sock, *options, module=FS) as back:
+        with asking(sock) as probe:
+            assert probe.ask("linger") == "lingering"
+        assert back.end() == 0
+        assert "killed" not in back.said
+
+
 @users
 @namespaces
 def test_without_root_it_is_a_user_namespace(sock: Path, shared: Path) -> None:

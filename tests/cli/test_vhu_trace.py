@@ -290,9 +290,11 @@ def test_run_starts_the_back_end(place: Path) -> None:
 
 
 def test_a_back_end_that_ends_before_it_listens(place: Path) -> None:
-    with vhu("trace", "--listen", place / "a", "--run", "sleep 0.2; exit 5") as program:
+    command = f"while [ ! -e {place}/now ]; do sleep 0.01; done; exit 5"
+    with vhu("trace", "--listen", place / "a", "--run", command) as program:
         until(lambda: is_listened_on(place / "a"), "it listens")
         with Wire(connect(place / "a")) as front:
+            (place / "now").touch()
             front.closes()
         assert program.end() == 3
         assert "the command of --run: it ended with 5 before it listened" in program.said

@@ -1,12 +1,14 @@
 """Imports: all of them before a sandbox is entered, none afterwards.
 
-Within the sandbox the interpreter's files are gone, and where they were may be files of the guest: a late import would run
-them, and a traceback would quote them.
+Within the sandbox the interpreter's files are gone, and those of the C library, and where they were may be files of the
+guest: a late import would run them, and a traceback would quote them.
 """
 
 from __future__ import annotations
 
 import codecs
+import contextlib
+import ctypes
 import importlib
 import linecache
 import logging
@@ -51,11 +53,16 @@ LATE: Final = (
 )
 """What the standard library imports when it is first needed: in an error's text, a warning, a thread's end."""
 ENCODINGS: Final = ("utf-8", "ascii", "latin-1", "idna", "unicode_escape", "raw_unicode_escape", "utf-16", "utf-32")
+LIBRARIES: Final = ("libgcc_s.so.1",)
+"""What the C library loads when it is first needed: to end a thread that is still there when Python ends."""
 CONFINED_ADVICE: Final = "a sandbox is entered, where nothing is imported any more"
 
 
 def preload(*packages: str) -> None:
-    """Import what may be needed later: of the standard library, and all modules of these packages."""
+    """Load what may be needed later: of the standard library, the C library's, and all modules of these packages."""
+    for name in LIBRARIES:
+        with contextlib.suppress(OSError):  # other C libraries need none
+            ctypes.CDLL(name)
     for name in LATE:
         importlib.import_module(name)
     for name in ENCODINGS:
