@@ -38,6 +38,8 @@ QEMU_11_1: Final[Mapping[str, str]] = {
     "a_mapping_with_39_bytes_is_refused": _SIZES,
     "a_mapping_with_41_bytes_is_refused": _SIZES,
     "a_mapping_with_48_bytes_is_refused": _SIZES,
+    "unmapping_with_39_bytes_is_refused": _SIZES,
+    "unmapping_with_41_bytes_is_refused": _SIZES,
     "an_in_band_call_is_taken": "it acknowledges INBAND_NOTIFICATIONS, and has none",
     "shmem_is_not_taken_without_the_back_end_channel": _ANY,
     "inband_notifications_are_not_taken_without_reply_ack": _ANY,
@@ -85,7 +87,6 @@ QEMU_11_1: Final[Mapping[str, str]] = {
 LIBBLKIO_1_5: Final[Mapping[str, str]] = {
     "a_front_end_gets_along_without_acknowledgements": "it needs REPLY_ACK, and says so by ending the connection",
     "regions_are_whole_pages": "its first region has as many bytes as its rings need",
-    "a_configuration_of_zeros_is_survived": "it divides by a number of the configuration space (SIGFPE)",
 }
 """libblkio 1.5's virtio-blk-vhost-user."""
 FRONT_END_PROFILES: Final[dict[str, Mapping[str, str]]] = {
