@@ -234,7 +234,6 @@ WRONG: Final[dict[str, Make]] = {
 }
 """For each rule, what makes a front-end break it."""
 SILENT: Final = {
-    *(name for name in WRONG_REPLIES if "_to_get_queue_num" in name or "_to_get_shmem_config" in name),
     "a_reply_that_nobody_asked_for_ends_the_connection",
     "a_front_end_gets_along_without_acknowledgements",
     "the_end_of_the_main_channel_is_noticed",

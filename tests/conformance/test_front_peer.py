@@ -11,6 +11,7 @@ import pytest
 
 from tests.cli.programs import VHU, words
 from vhostuser.conformance.check_frontend import check_front_end, front_end_rules, reach_of
+from vhostuser.conformance.front_profiles import FRONT_END_PROFILES
 from vhostuser.conformance.frontend_bench import FrontendBench, Reach
 from vhostuser.conformance.frontend_peer import Awaited, Launched
 from vhostuser.conformance.outcome import Result
@@ -136,3 +137,10 @@ def test_what_a_front_end_does_not_do_is_skipped() -> None:
     with Launched("false") as peer:
         (outcome,) = check_front_end([rule], peer, Reach(protocol=PROTOCOL))
     assert (outcome.result, outcome.got) == (Result.SKIPPED, "it does not start a ring")
+
+
+@pytest.mark.parametrize("profile", FRONT_END_PROFILES)
+def test_profiles_name_rules_that_there_are_and_say_why(profile: str) -> None:
+    rows = FRONT_END_PROFILES[profile]
+    assert rows.keys() <= {rule.name for rule in front_end_rules()}
+    assert all(rows.values())

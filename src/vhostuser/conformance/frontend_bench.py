@@ -194,12 +194,13 @@ class FrontendBench(ScriptedBackend):
             raise Deviation(f"{_asked(request)} refused by a status that is not 0", got)
 
     def closes(self, what: str) -> None:
-        """The front-end asks nothing more that wants an answer, and ends the connection, as it has to after `what`."""
-        self.answers.update(dict.fromkeys(FRONTEND, lambda frame: b""))
-        known = len(self.seen)
+        """The front-end asks nothing more, starts no ring, and ends the connection, as it has to after `what`."""
+        self.answers.clear()
+        known, running = len(self.seen), len(self.seen.running)
 
         def goes_on() -> bool:
-            return any(FRONTEND[seen.request].reply is Reply.OWN for seen in self.seen[known:] if seen.request in FRONTEND)
+            own = (FRONTEND[seen.request].reply is Reply.OWN for seen in self.seen[known:] if seen.request in FRONTEND)
+            return any(own) or len(self.seen.running) > running
 
         went_on = self.soon(goes_on, within=self.deadline)
         if went_on or not self.over:

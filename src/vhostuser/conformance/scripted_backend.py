@@ -45,7 +45,7 @@ SLOTS: Final = 509
 QUEUES: Final = 2
 _DISK: Final = BlockConfig(capacity=2048, size_max=1 << 20, seg_max=126, blk_size=512, num_queues=QUEUES)
 CONFIG: Final = _DISK.pack().ljust(MAX_CONFIG, b"\0")
-"""That of a small disk, which has no number that is dangerous as 0: libblkio 1.5 divides by some."""
+"""That of a small disk, which has no number that is dangerous as 0: blkio-bench divides by some."""
 MOMENTS: Final = 50
 """Moments in the time for an answer: what need not come is waited for by the moment."""
 Answer = Payload | bytes | Callable[[Frame[OwnedFd]], bytes]

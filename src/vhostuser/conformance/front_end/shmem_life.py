@@ -79,10 +79,12 @@ def a_mapping_is_answered_while_the_front_end_waits(bench: FrontendBench) -> Non
         raise NotApplicable("it waits for no acknowledgement of SET_VRING_ENABLE")
     body = Mmap(0, 0, 0, PAGE, MAP_RW)
     bench.channel.request(B.SHMEM_MAP, body, fds=[bench.file()], flags=VERSION | NEED_REPLY)
-    if (status := bench.acknowledgement(B.SHMEM_MAP)) is None:
-        raise Deviation("an answer to SHMEM_MAP", "the end of the channel")
-    del bench.answers[Q.SET_VRING_ENABLE], status
-    bench.main.send(bench.usual(held[0]))
+    try:
+        if bench.acknowledgement(B.SHMEM_MAP) is None:
+            raise Deviation("an answer to SHMEM_MAP", "the end of the channel")
+    finally:
+        del bench.answers[Q.SET_VRING_ENABLE]
+        bench.main.send(bench.usual(held[0]))
     bench.start()
 
 

@@ -202,6 +202,7 @@ def mappings_and_unmappings_are_acknowledged_in_order(bench: FrontendBench) -> N
 def the_acknowledgement_does_not_wait_for_the_main_channel(bench: FrontendBench) -> None:
     """Who tells of a mapping as memory does so after the answer: a back-end with one thread waits for that first."""
     bench.shared_memory()
+    bench.come_to_rest()
     bench.channel.request(B.SHMEM_MAP, Mmap(0, 0, 0, PAGE, MAP_RW), fds=[bench.file()], flags=VERSION | NEED_REPLY)
     if status := bench.acknowledgement(B.SHMEM_MAP, serve=False):
         raise Deviation("SHMEM_MAP accepted", f"status {status:#x}")
