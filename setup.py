@@ -9,7 +9,20 @@ def extensions() -> list[Extension]:
         from Cython.Build import cythonize
     except ImportError:
         return []
-    names = ("window", "server", "caller", "chain", "walk", "guard", "handover", "ring", "packed", "transfer", "block")
+    names = (
+        "window",
+        "server",
+        "caller",
+        "chain",
+        "walk",
+        "guard",
+        "handover",
+        "ring",
+        "packed",
+        "transfer",
+        "block",
+        "passing",
+    )
     modules = [
         Extension(
             f"vhostuser._native.{name}",

@@ -12,6 +12,7 @@ __all__ = [
     "guard",
     "handover",
     "packed",
+    "passing",
     "ring",
     "server",
     "transfer",
@@ -24,7 +25,7 @@ accelerated = False
 
 if os.environ.get("VHOSTUSER_PURE", "0") in ("", "0"):
     try:
-        from . import block, caller, chain, guard, handover, packed, ring, server, transfer, walk, window
+        from . import block, caller, chain, guard, handover, packed, passing, ring, server, transfer, walk, window
 
         accelerated = True
     except ImportError:

@@ -4,6 +4,7 @@ from . import chain as chain
 from . import guard as guard
 from . import handover as handover
 from . import packed as packed
+from . import passing as passing
 from . import ring as ring
 from . import server as server
 from . import transfer as transfer

@@ -42,6 +42,7 @@ from .system import (
 )
 
 OPEN_FILES: Final = 1_000_000
+_STDERR: Final = 2
 _FDS: Final = "/proc/self/fd"
 _FOLDER: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -196,7 +197,7 @@ def _filter(plan: Plan) -> list[str]:
         return []
     made = program(for_files(os.getpid(), handles=plan.handles, syslog=plan.syslog), plan.seccomp, machine())
     if plan.seccomp is Action.TRAP:
-        faulthandler.register(signal.SIGSYS, all_threads=False, chain=True)
+        faulthandler.register(signal.SIGSYS, _STDERR, all_threads=False, chain=True)
     if made is None:
         return [f"there is no filter of system calls: their numbers on this machine, {os.uname().machine}, are not known"]
     if not filter_calls(made):

@@ -7,6 +7,7 @@ import socket
 import time
 from typing import Final
 
+from .. import _native
 from ..errors import Disconnected, RemoteProtocolError
 from ..protocol.framing import read_header
 from ..protocol.numbers import HEADER_SIZE, MAX_PAYLOAD, NEED_REPLY, REPLY, VERSION, FrontendRequest
@@ -32,7 +33,7 @@ class Flow:
 
     __slots__ = (
         *("channel", "sender", "source", "target", "data", "fds", "pieces", "extra", "whole", "fault", "raw", "lost"),
-        *("ended", "gone", "over", "blocked", "paused_until", "_size", "_taken", "_started"),
+        *("ended", "gone", "over", "blocked", "paused_until", "_size", "_taken", "_started", "_ahead", "_went"),
     )
 
     def __init__(self, channel: Channel, sender: Role, source: socket.socket, target: socket.socket) -> None:
@@ -64,6 +65,10 @@ class Flow:
         self.paused_until = 0
         """What is held may not go before (time.monotonic_ns)."""
         self._size, self._taken, self._started = HEADER_SIZE, False, False
+        self._ahead: list[tuple[bytes, list[int], bool]] = []
+        """What compiled code has read and left: bytes, fds, and whether fds were lost."""
+        self._went = 0
+        """Bytes of that which it has sent."""
 
     @property
     def sent(self) -> bool:
@@ -91,7 +96,7 @@ class Flow:
         """Read what is there; whether there is something to write down: a message, bytes that are none, or half a one."""
         while True:
             try:
-                data, fds = receive_some(self.source, MAX_PAYLOAD if self.raw else self._size - len(self.data), _NOW)
+                data, fds = self._receive()
             except WouldBlock:
                 return False
             except Disconnected:
@@ -111,7 +116,21 @@ class Flow:
                 self._read_header()
             if len(self.data) == self._size or self.raw:
                 self._taken, self.whole = True, not self.raw
+                if self._went:
+                    self.pieces = [(memoryview(self.data)[self._went :], [])]
+                    self._started, self._went = True, 0
                 return True
+
+    def _receive(self) -> tuple[bytes, list[OwnedFd]]:
+        """What compiled code has left, or else what is there."""
+        if not self._ahead:
+            return receive_some(self.source, MAX_PAYLOAD if self.raw else self._size - len(self.data), _NOW)
+        data, numbers, lost = self._ahead.pop(0)
+        fds = [OwnedFd(number) for number in numbers]
+        if lost:
+            close_all(fds)
+            raise RemoteProtocolError("fds of a message were lost", field="fds", fatal=True)
+        return data, fds
 
     def _add(self, data: bytes, fds: list[OwnedFd]) -> None:
         """Take bytes, whose fds stay at the byte that they came with."""
@@ -176,6 +195,16 @@ class Flow:
                 self.gone = True
         return 0
 
+    def pass_at_once(self) -> tuple[int, bytes] | None:
+        """Read a message and send it in compiled code: when it came, and its bytes. None: as `read` tells, and goes on."""
+        if not _native.accelerated or self.data or self.extra or self.raw or self.paused_until:
+            return None
+        got = _native.passing.pass_on(self.source.fileno(), self.target.fileno())
+        if got is None or isinstance(got[1], bytes):
+            return got
+        self._ahead, self._went = got
+        return None
+
     def send_at_once(self) -> bool:
         """Send a whole message without fds that nothing is in the way of, and let go of it; whether that went in one go.
 
@@ -207,4 +236,6 @@ class Flow:
     def close(self) -> None:
         """Close the fds that it holds; the sockets are not its own."""
         close_all(self.fds)
+        close_all(OwnedFd(number) for _, numbers, _ in self._ahead for number in numbers)
+        self._ahead = []
         self.fds, self.pieces = [], []

@@ -152,13 +152,13 @@ class Proxy:
         """Take what has come: a message is passed on and told; of half a one goes on what may."""
         if not flow.reads:
             return
+        if self._plain and (passed := flow.pass_at_once()):
+            self._tell_plain(flow, *passed)
+            return
         if flow.read():
             at, data = time.time_ns(), flow.data
             if self._plain and flow.send_at_once():
-                self.messages += 1
-                self._record(Message(at, self.connection, flow.channel, flow.sender, data))
-                if len(self._waiting) > BACKLOG:
-                    self._sink(self._waiting.popleft())
+                self._tell_plain(flow, at, data)
                 return
             self._pass(splice, flow)
         elif self._alter is None and not flow.hands_over:
@@ -167,6 +167,13 @@ class Proxy:
             flow.paused_until = flow.paused_until or time.monotonic_ns() + HELD
         if flow.blocked or not flow.calm:
             self._end(splice, flow)
+
+    def _tell_plain(self, flow: Flow, at: int, data: bytes) -> None:
+        """Tell a whole message without fds that has gone."""
+        self.messages += 1
+        self._record(Message(at, self.connection, flow.channel, flow.sender, data))
+        if len(self._waiting) > BACKLOG:
+            self._sink(self._waiting.popleft())
 
     def _write(self, splice: Splice, flow: Flow) -> None:
         """Go on sending where it stopped."""
