@@ -15,7 +15,7 @@ _UNAGREED: Final = "it looks not at what was negotiated, but at what it can do"
 _ANY: Final = "it acknowledges each bit that it knows, without what that requires"
 _SHMEM_REPLY: Final = "an error of GET_SHMEM_CONFIG is not passed on: the device goes on without regions"
 _VUB: Final = "a device that fails at GET_SHMEM_CONFIG aborts QEMU: vub_get_features: assertion failed: (backend_features)"
-_EVENTFD: Final = "a back-end's end after a start that failed aborts QEMU: memory_region_del_eventfd: i != mr->ioeventfd_nb"
+_EVENTFD: Final = "a back-end's end while the device is not started aborts QEMU: memory_region_del_eventfd"
 _POWER: Final = "the sizes of all regions have to be a power of two together, else pci_register_bar aborts"
 _CAPS: Final = "a fourth region has no room in the PCI configuration space, which aborts QEMU"
 _COUNT: Final = "num_regions is how many of the sizes that are not 0 it takes; nothing checks it against them"
@@ -50,6 +50,7 @@ QEMU_11_1: Final[Mapping[str, str]] = {
     "a_reply_to_get_shmem_config_with_16_bytes_ends_the_connection": _SHMEM_REPLY,
     "a_reply_to_get_shmem_config_with_2064_bytes_ends_the_connection": _VUB,
     "a_reply_that_nobody_asked_for_ends_the_connection": "it reads when it has asked something, and not before",
+    "a_back_end_that_goes_before_a_ring_is_started_is_survived": _EVENTFD,
     "a_back_end_that_goes_while_a_ring_is_started_is_survived": _EVENTFD,
     "a_region_may_be_three_pages": _POWER,
     "regions_may_be_other_sizes": _POWER,
