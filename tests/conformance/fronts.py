@@ -56,6 +56,9 @@ class Driven:
         self._start(lambda: self._drive(theirs), "front-end")
         return ours
 
+    def retire(self) -> bool:
+        return False
+
     def crashed(self) -> str:
         return self._death
 

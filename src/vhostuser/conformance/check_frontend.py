@@ -13,7 +13,7 @@ from ..protocol.numbers import FrontendRequest
 from ..trace.event import Event
 from . import front_end
 from .frontend_bench import FRONT_END, REST, FrontendBench, Reach
-from .frontend_peer import FrontendPeer
+from .frontend_peer import GRACE, FrontendPeer
 from .outcome import Deviation, NotApplicable, Outcome, Result
 from .rule import Rule, Rules
 
@@ -43,6 +43,7 @@ def reach_of(peer: FrontendPeer, *, timeout: float = TIMEOUT, quiet: float = QUI
             bench.soon(lambda count=count: len(bench.seen) != count, within=quiet)  # type: ignore[misc]
         seen = bench.seen
         reach = Reach(seen.features, bench.acknowledged, len(seen.running), bool(seen.of(FrontendRequest.GET_SHMEM_CONFIG)))
+        _leave(bench, peer)
     if death := peer.crashed():
         raise VhostUserError(f"a right back-end was too much for it already: {death}")
     return reach
@@ -67,11 +68,18 @@ def check_one(
     with FrontendBench(peer.accept(), reach, events, deadline=timeout) as bench:
         bench.rest = rest
         result, expected, got = _tried(rule, bench)
-        with contextlib.suppress(Deviation, NotApplicable, BlockingIOError):
-            bench.come_to_rest()
+        _leave(bench, peer)
     if death := peer.crashed():
         result, got = Result.CRASHED, f"{got}; {death}" if got else death
     return Outcome(rule, result, expected or rule.text if got else "", got, time.monotonic() - began, tuple(events))
+
+
+def _leave(bench: FrontendBench, peer: FrontendPeer) -> None:
+    """Part from a front-end as gently as may be: what it dies of then is the rule's doing, not that the back-end is gone."""
+    with contextlib.suppress(Deviation, NotApplicable, BlockingIOError):
+        bench.come_to_rest()
+        if not bench.over and peer.retire():
+            bench.soon(lambda: False, within=GRACE)
 
 
 def _tried(rule: Rule[FrontendBench], bench: FrontendBench) -> tuple[Result, str, str]:

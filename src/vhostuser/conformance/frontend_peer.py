@@ -33,6 +33,9 @@ class FrontendPeer(Protocol):
     def accept(self) -> socket.socket:
         """Its next connection. VhostUserError if none comes."""
 
+    def retire(self) -> bool:
+        """Tell it to end, while its connection is served; false if it is not ours to tell."""
+
     def crashed(self) -> str:
         """How it died of the last connection, which is over; empty if it did not, or nobody can know."""
 
@@ -46,6 +49,10 @@ class Awaited:
     def accept(self) -> socket.socket:
         """As FrontendPeer."""
         return accept(self._listener, self._patience)
+
+    def retire(self) -> bool:
+        """As FrontendPeer: it is somebody else's."""
+        return False
 
     def crashed(self) -> str:
         """Nobody can know."""
@@ -92,6 +99,13 @@ class Launched:
             if (code := self._process.poll()) is not None:
                 raise VhostUserError(f"{self._words[0]} ended ({_words_of(code)}) without having connected to {self._path}")
         raise VhostUserError(f"{self._words[0]} has not connected to {self._path} within {self._patience:g} s")
+
+    def retire(self) -> bool:
+        """As FrontendPeer."""
+        if self._process is None:
+            return False
+        self._process.terminate()
+        return True
 
     def crashed(self) -> str:
         """As FrontendPeer. One that lives on after its connection is told to end; a crash at that counts too."""

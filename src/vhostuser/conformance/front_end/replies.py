@@ -111,6 +111,15 @@ def a_back_end_that_goes_instead_of_answering_is_survived(bench: FrontendBench) 
     bench.hang_up()
 
 
+@FRONT_END.rule(COMMUNICATION, level=Level.ADVICE)
+def a_back_end_that_goes_before_a_ring_is_started_is_survived(bench: FrontendBench) -> None:
+    """A back-end may die while no driver has begun to use it: once the handshake is done, and no ring runs."""
+    bench.negotiated()
+    if not bench.reach.rings:
+        bench.come_to_rest()
+    bench.hang_up()
+
+
 @FRONT_END.rule(COMMUNICATION, level=Level.ADVICE, queues=1)
 def a_back_end_that_goes_while_rings_run_is_survived(bench: FrontendBench) -> None:
     """A back-end may die while its rings run: the front-end loses a device, not its life."""

@@ -200,4 +200,5 @@ for _name, (_text, _count, _wrong, _level) in WRONG.items():
         _ends(_name, _config(_count, _wrong)),
         level=_level,
         protocol=ASKED,
+        queues=1,
     )
