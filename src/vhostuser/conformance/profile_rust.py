@@ -29,6 +29,7 @@ VIRTIOFSD: Final = _rows(
         "what is refused ends the connection": ("a_region_that_is_refused_leaves_the_connection_in_step",),
         "a broken ring ends the connection": (
             "a_broken_ring_leaves_the_others",
+            "a_broken_ring_may_be_set_up_anew",
             "a_broken_ring_leaves_the_connection",
         ),
         "a region to remove is known by its guest address and size": (
