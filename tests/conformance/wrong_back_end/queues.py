@@ -142,7 +142,7 @@ WRONG: dict[str, Wrong] = {
     "a_ring_works_without_an_eventfd_for_calls": then_no_to(Q.SET_VRING_CALL),
     "a_ring_goes_on_after_a_new_memory_table": then_no_to(Q.SET_MEM_TABLE),
     "rings_are_independent": then_no_to(Q.SET_VRING_NUM),
-    "a_ring_works_without_event_idx_where_that_is_offered": _QUIET,
+    "each_request_is_notified_without_event_idx": _QUIET,
     **{hostile_rings.hostile_rule(begins): silent_to(Q.GET_VRING_BASE) for begins, *_ in _HOSTILE},
     "a_broken_ring_is_told_of": replace(yes_to(Q.SET_VRING_ERR), timeout=SHORT),
     "a_broken_ring_leaves_the_connection": leaving_at(Q.GET_FEATURES, after=3),

@@ -265,8 +265,8 @@ def rings_are_independent(bench: BackendBench) -> None:
     ring.exchange()
 
 
-@BACK_END.rule("VIRTIO: Reserved Feature Bits", features=[Feature.RING_EVENT_IDX])
-def a_ring_works_without_event_idx_where_that_is_offered(bench: BackendBench) -> None:
+@BACK_END.rule("VIRTIO: Used Buffer Notification Suppression")
+def each_request_is_notified_without_event_idx(bench: BackendBench) -> None:
     """What was not acknowledged does not count: without EVENT_IDX each request is notified."""
     begin(bench)
     ring = Ring(bench)
