@@ -64,6 +64,9 @@ class Behind:
     def crashed(self) -> str:
         return ""
 
+    def renew(self) -> None:
+        pass
+
     def __enter__(self) -> Self:
         return self
 
@@ -92,6 +95,9 @@ class Scripted:
 
     def crashed(self) -> str:
         return ""
+
+    def renew(self) -> None:
+        pass
 
     def __enter__(self) -> Self:
         return self

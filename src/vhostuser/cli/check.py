@@ -10,7 +10,9 @@ from .outcome import CommandError, Exit, put
 
 SIDES: Final[dict[str, Callable[[list[str]], int]]] = {"back-end": check_back}
 HELP: Final = """\
-vhu check SIDE ...: hold a vhost-user peer to the specification, rule by rule
+usage: vhu check SIDE ...
+
+Hold a vhost-user peer to the specification, rule by rule.
 
   vhu check back-end /tmp/s           a back-end that listens there
   vhu check back-end --run 'vhu-rng --socket-path {socket}' --device rng

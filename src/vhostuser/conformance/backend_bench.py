@@ -11,7 +11,7 @@ from typing import Final
 
 from ..protocol.framing import Frame
 from ..protocol.layout import Payload
-from ..protocol.numbers import FrontendRequest, ProtocolFeature, VhostFeature, mask
+from ..protocol.numbers import NEED_REPLY, FrontendRequest, ProtocolFeature, VhostFeature, mask
 from ..protocol.payloads import U64, MemoryRegion, MemoryTable, VringAddr, VringState
 from ..protocol.rules import FRONTEND, Channel
 from ..protocol.state import Role
@@ -169,11 +169,18 @@ class BackendBench(RawFrontend, RecordedWire):
 
     def replied(self, request: int, body: Body = None, *, fds: Fds = (), flags: int = 1) -> Frame[OwnedFd]:
         """The reply to a request, with its own number and the flags of a reply. Its fds are closed at the rule's end."""
+        frame = self.answered(request, body, fds=fds, flags=flags)
+        if frame.flags != ACK:
+            raise Deviation(f"the reply to {_name(request)}, flags {ACK:#x}", f"flags {frame.flags:#x}")
+        return frame
+
+    def answered(self, request: int, body: Body = None, *, fds: Fds = (), flags: int = 1) -> Frame[OwnedFd]:
+        """The same of a reply that may have need_reply set, as the request had it."""
         self.request(request, body, fds=fds, flags=flags)
         frame = self.receive()
         for fd in frame.fds:
             self._keep(fd)
-        if (frame.request, frame.flags) != (int(request), ACK):
+        if frame.request != request or frame.flags & ~NEED_REPLY != ACK:
             got = f"request {frame.request}, flags {frame.flags:#x}, {len(frame.payload)} bytes"
             raise Deviation(f"the reply to {_name(request)}, flags {ACK:#x}", got)
         return frame
@@ -211,7 +218,7 @@ class BackendBench(RawFrontend, RecordedWire):
         close_all(frame.fds)
         answer = FRONTEND[request].answer if request in FRONTEND else None
         number = len(frame.payload) == U64.STRUCT.size and answer not in (U64, VringState)
-        if not frame.payload or number or _nothing(frame):
+        if not frame.payload or number or _says_no(frame):
             return
         raise Deviation(f"{_name(request)} refused", f"a reply of {len(frame.payload)} bytes and {len(frame.fds)} fds")
 
@@ -235,9 +242,11 @@ class BackendBench(RawFrontend, RecordedWire):
         return U64.unpack(frame.payload).value
 
 
-def _nothing(frame: Frame[OwnedFd]) -> bool:
-    """GET_INFLIGHT_FD says no by a reply without an fd."""
-    return frame.request == Q.GET_INFLIGHT_FD and not frame.fds
+def _says_no(frame: Frame[OwnedFd]) -> bool:
+    """The reply says no in the request's own way: it is without its fd, or a number that is not 0."""
+    if frame.request == Q.GET_INFLIGHT_FD:
+        return not frame.fds
+    return frame.request in (Q.SET_DEVICE_STATE_FD, Q.CHECK_DEVICE_STATE) and any(frame.payload)
 
 
 def _name(request: int) -> str:

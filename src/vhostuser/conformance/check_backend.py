@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterable, Iterator
 
 from ..errors import VhostUserError
 from ..protocol.numbers import FrontendRequest, ProtocolFeature, VhostFeature
 from ..protocol.payloads import U64
+from ..protocol.rules import Channel
+from ..protocol.state import Role
 from ..trace.event import Event
 from ..virtio.numbers import DeviceId
 from .backend_bench import BackendBench, Offer
@@ -15,15 +18,18 @@ from .outcome import Deviation, NotApplicable, Outcome, Result
 from .peer import Peer
 from .probes import Probe
 from .rule import Rule
+from .wire import RecordedWire
 
 TIMEOUT = 5.0
 """Seconds that a back-end may take for an answer."""
+TRIES = 5
+"""Connections that are made for a rule, until one is served."""
 _NOTHING = Offer(0, 0, 0)
 
 
 def offer_of(peer: Peer, *, device: DeviceId | None = None, probe: Probe | None = None, timeout: float = TIMEOUT) -> Offer:
     """What a back-end offers. VhostUserError if it is not there, or does not answer."""
-    with BackendBench(peer.connect(), _NOTHING, [], deadline=timeout) as bench:
+    with BackendBench(_met(peer, timeout), _NOTHING, [], deadline=timeout) as bench:
         try:
             features = bench.value(FrontendRequest.GET_FEATURES)
             protocol, queues = 0, 1
@@ -51,11 +57,31 @@ def check_one(rule: Rule[BackendBench], peer: Peer, offer: Offer, *, timeout: fl
         return Outcome(rule, Result.SKIPPED, got=f"it does not offer {lacking}")
     began = time.monotonic()
     events: list[Event] = []
-    with BackendBench(peer.connect(), offer, events, deadline=timeout) as bench:
+    with BackendBench(_met(peer, timeout), offer, events, deadline=timeout) as bench:
         result, expected, got = _tried(rule, bench)
     if death := peer.crashed():
         result, got = Result.CRASHED, f"{got}; {death}" if got else death
+    elif result is Result.HUNG:
+        peer.renew()
     return Outcome(rule, result, expected or rule.text if got else "", got, time.monotonic() - began, tuple(events))
+
+
+def _met(peer: Peer, timeout: float) -> socket.socket:
+    """A connection that the back-end serves: it has answered GET_FEATURES.
+
+    One that is about to end still takes connections, and closes them unseen: what it does then says nothing about a rule.
+    """
+    for _ in range(TRIES):
+        sock = peer.connect()
+        wire = RecordedWire(sock, [], Channel.FRONTEND, Role.FRONTEND, deadline=timeout)
+        wire.request(FrontendRequest.GET_FEATURES)
+        try:
+            if wire.receive_or_end() is not None:
+                return sock
+        except Deviation:
+            peer.renew()
+        wire.close()
+    raise VhostUserError("it answers GET_FEATURES on none of its connections")
 
 
 def _tried(rule: Rule[BackendBench], bench: BackendBench) -> tuple[Result, str, str]:

@@ -32,6 +32,9 @@ class Peer(Protocol):
     def crashed(self) -> str:
         """How it died since the last connection, if that was no orderly end; empty if it lives, or nobody can know."""
 
+    def renew(self) -> None:
+        """It has hung: end it, if it can be started again."""
+
 
 class Listening:
     """A back-end that listens on a path, whoever started it."""
@@ -46,6 +49,9 @@ class Listening:
     def crashed(self) -> str:
         """Nobody can know."""
         return ""
+
+    def renew(self) -> None:
+        """As Peer: who started it has to end it."""
 
 
 class Started:
@@ -79,8 +85,8 @@ class Started:
             self._process.wait(0.2)
         return self._end()
 
-    def close(self) -> None:
-        """End it."""
+    def renew(self) -> None:
+        """As Peer."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             try:
@@ -88,6 +94,10 @@ class Started:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+
+    def close(self) -> None:
+        """End it."""
+        self.renew()
         self._place.cleanup()
 
     def __enter__(self) -> Self:

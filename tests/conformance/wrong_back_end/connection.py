@@ -107,7 +107,8 @@ def scripted(serve: Callable[[socket.socket], None]) -> Wrong:
 
 
 def _deaf_to_pieces(sock: socket.socket) -> None:
-    """Leaves when one read, of a byte, is no whole message."""
+    """Leaves when one read, of a byte, is no whole message; but for the first one."""
+    _answer(sock, HEADER.unpack(sock.recv(HEADER.size, socket.MSG_WAITALL))[0])
     while len(data := sock.recv(1)) == HEADER.size:
         _answer(sock, HEADER.unpack(data)[0])
 

@@ -31,6 +31,7 @@ WRONG: dict[str, Wrong] = {
     **{f"memory_that_is_{word}_is_refused": yes_to(Q.SET_MEM_TABLE) for word in memory_table.KINDS},
     "a_memory_table_of_eight_regions_is_taken": no_to(Q.SET_MEM_TABLE),
     "regions_may_be_parts_of_one_file": no_to(Q.SET_MEM_TABLE),
+    "regions_may_come_in_any_order": no_to(Q.SET_MEM_TABLE),
     "user_addresses_need_not_be_guest_addresses": no_to(Q.SET_MEM_TABLE),
     "a_memory_table_takes_the_place_of_the_one_before": then_no_to(Q.SET_MEM_TABLE),
     "a_memory_table_that_is_refused_leaves_the_connection_in_step": leaving_at(Q.SET_MEM_TABLE),

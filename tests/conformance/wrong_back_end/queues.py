@@ -81,8 +81,8 @@ def _behind_all(made: Any) -> None:
     made.base = made._available[1]
 
 
-def _from_the_start(made: Any) -> None:
-    made.base = 0
+def _one_too_far(made: Any) -> None:
+    made.base += bool(made.base)
 
 
 def _fifteen_bits(made: Any) -> None:
@@ -137,15 +137,15 @@ WRONG: dict[str, Wrong] = {
     "requests_that_wait_are_found_when_the_ring_starts": queue(_behind_all),
     "a_stopped_ring_is_left_alone": replying(Q.GET_VRING_BASE, VringState(0, 1).pack()),
     "a_stopped_ring_tells_how_many_requests_were_taken": in_reply(Q.GET_VRING_BASE, put(4, 0, 4)),
-    "a_ring_goes_on_where_it_stopped": queue(_from_the_start),
+    "a_ring_goes_on_where_it_stopped": queue(_one_too_far),
     "calls_go_to_the_eventfd_that_was_set_last": replace(yes_to(Q.SET_VRING_CALL), timeout=SHORT),
     "a_ring_works_without_an_eventfd_for_calls": then_no_to(Q.SET_VRING_CALL),
     "a_ring_goes_on_after_a_new_memory_table": then_no_to(Q.SET_MEM_TABLE),
     "rings_are_independent": then_no_to(Q.SET_VRING_NUM),
-    "a_ring_works_without_event_idx_where_that_is_offered": _QUIET,
+    "each_request_is_notified_without_event_idx": _QUIET,
     **{hostile_rings.hostile_rule(begins): silent_to(Q.GET_VRING_BASE) for begins, *_ in _HOSTILE},
     "a_broken_ring_is_told_of": replace(yes_to(Q.SET_VRING_ERR), timeout=SHORT),
-    "a_broken_ring_leaves_the_connection": leaving_at(Q.GET_FEATURES, after=2),
+    "a_broken_ring_leaves_the_connection": leaving_at(Q.GET_FEATURES, after=3),
     "a_broken_ring_may_be_set_up_anew": then_no_to(Q.SET_VRING_NUM),
     "a_broken_ring_leaves_the_others": _all_broken(),
     "a_kick_may_be_a_message": silent_to(Q.VRING_KICK),

@@ -22,7 +22,7 @@ from ..wrong import Wrong, in_reply, in_request, leaving_at, put, silent_to
 Q, B = FrontendRequest, BackendRequest
 SHMID, PADDING, FD_OFFSET, SHM_OFFSET, LENGTH, FLAGS = 0, 1, 8, 16, 24, 32
 SIZE = 1 << 21
-AGREED = 2
+AGREED = 3
 """How often GET_FEATURES comes before all is agreed on."""
 ASK = VERSION | NEED_REPLY
 Row = tuple[int, Mmap, Callable[[], int] | None]

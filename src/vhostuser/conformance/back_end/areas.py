@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from ...protocol.numbers import FrontendRequest, ProtocolFeature
+from ...protocol.numbers import NEED_REPLY, VERSION, FrontendRequest, ProtocolFeature, VhostFeature
 from ...protocol.payloads import Inflight, Log
-from ..backend_bench import BACK_END, BackendBench
+from ..backend_bench import BACK_END, FEATURES, BackendBench
 from ..family import declare
 from ..outcome import Deviation
 from ..rule import Level
@@ -16,6 +16,7 @@ F, Q = ProtocolFeature, FrontendRequest
 GET: Final = "VHOST_USER_GET_INFLIGHT_FD"
 SET: Final = "VHOST_USER_SET_INFLIGHT_FD"
 LOG: Final = "VHOST_USER_SET_LOG_BASE"
+LOG_SIZE: Final = 1 << 16
 ASKED: Final = Inflight(0, 0, 1, 128)
 
 
@@ -93,19 +94,24 @@ for _word, _inflight in WRONG_AREAS.items():
 @BACK_END.rule(LOG, protocol=[F.LOG_SHMFD])
 def a_log_is_answered_by_a_reply_of_its_own(bench: BackendBench) -> None:
     """With LOG_SHMFD, SET_LOG_BASE comes with an fd and is answered, need_reply or not."""
-    bench.agree()
-    bench.replied(Q.SET_LOG_BASE, Log(1 << 16, 0), fds=[bench.memory_file(1 << 16)])
+    _set_log(bench, flags=VERSION)
 
 
 @BACK_END.rule(LOG, protocol=[F.LOG_SHMFD, F.REPLY_ACK])
 def a_log_is_answered_once(bench: BackendBench) -> None:
     """SET_LOG_BASE has a reply of its own with LOG_SHMFD: with need_reply it has that one, and no other."""
-    bench.agree()
-    bench.replied(Q.SET_LOG_BASE, Log(1 << 16, 0), fds=[bench.memory_file(1 << 16)], flags=9)
+    _set_log(bench, flags=VERSION | NEED_REPLY)
     bench.alive()
 
 
-@BACK_END.rule("VHOST_USER_SET_LOG_FD", protocol=[F.LOG_SHMFD])
+def _set_log(bench: BackendBench, *, flags: int) -> None:
+    """Have what is written to memory logged, and see that answered."""
+    bench.agree(features=FEATURES | 1 << VhostFeature.LOG_ALL)
+    bench.share_memory()
+    bench.answered(Q.SET_LOG_BASE, Log(LOG_SIZE, 0), fds=[bench.memory_file(LOG_SIZE)], flags=flags)
+
+
+@BACK_END.rule("VHOST_USER_SET_LOG_FD", protocol=[F.LOG_SHMFD], level=Level.ADVICE)
 def an_fd_for_the_log_is_taken(bench: BackendBench) -> None:
     """SET_LOG_FD gives an eventfd to signal when the log is updated."""
     bench.agree()

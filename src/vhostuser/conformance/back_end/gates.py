@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from ...protocol.numbers import REQUIRES, FrontendRequest, ProtocolFeature, VhostFeature, mask
-from ...protocol.payloads import Config, DeviceState, Inflight, SingleRegion, Uuid, VringState
+from ...protocol.payloads import Config, DeviceState, Inflight, SingleRegion, VringState
 from ...protocol.rules import FRONTEND, Reply
 from ..backend_bench import BACK_END, FEATURES, PROTOCOL, BackendBench, Body
 from ..family import declare
@@ -32,7 +32,6 @@ GATED: Final[tuple[tuple[FrontendRequest, ProtocolFeature, Body], ...]] = (
     (Q.REM_MEM_REG, F.CONFIGURE_MEM_SLOTS, _REGION),
     (Q.SET_STATUS, F.STATUS, bytes(8)),
     (Q.GET_STATUS, F.STATUS, None),
-    (Q.GET_SHARED_OBJECT, F.SHARED_OBJECT, Uuid(bytes(16))),
     (Q.SET_DEVICE_STATE_FD, F.DEVICE_STATE, DeviceState(0, 0)),
     (Q.CHECK_DEVICE_STATE, F.DEVICE_STATE, None),
     (Q.GET_SHMEM_CONFIG, F.SHMEM, None),

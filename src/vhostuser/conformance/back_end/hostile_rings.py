@@ -188,6 +188,7 @@ def a_broken_ring_may_be_set_up_anew(bench: BackendBench) -> None:
     begin(bench)
     broken = Ring(bench)
     _break(broken)
+    bench.comes_within(_MOMENT)
     bench.replied(Q.GET_VRING_BASE, VringState(broken.index, 0))
     Ring(bench).exchange()
 

@@ -91,7 +91,7 @@ def the_mmap_offset_of_a_region_to_remove_is_ignored(bench: BackendBench) -> Non
     bench.accepted(Q.REM_MEM_REG, SingleRegion(AT, MEMORY, AT, PAGE))
 
 
-@BACK_END.rule("VHOST_USER_REM_MEM_REG", protocol=NEEDS)
+@BACK_END.rule("VHOST_USER_REM_MEM_REG", protocol=NEEDS, level=Level.ADVICE)
 def an_fd_with_a_region_to_remove_is_tolerated(bench: BackendBench) -> None:
     """A front-end may pass an fd with REM_MEM_REG, as older ones did: it is closed and ignored."""
     bench.agree()

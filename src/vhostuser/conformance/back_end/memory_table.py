@@ -42,8 +42,10 @@ REFUSED: Final[tuple[tuple[str, str, Body, int], ...]] = (
     ("with_an_offset_that_wraps", "A region lies in its file.", _raw(1, _region(0, 2 * PAGE, offset=_TOP)), 1),
 )
 """Memory tables that are none: how its name ends, why, the payload, and the fds that come."""
-LENIENT: Final = ("of_no_region",)
+LENIENT: Final = ("of_no_region", "of_nine_regions")
 """What the specification says nothing of."""
+
+ELSEWHERE: Final = (MemoryRegion(0, MEMORY, 0x7F00_0000_0000, 0), MemoryRegion(1 << 32, MEMORY, 0x7E00_0000_0000, 0))
 
 
 def _refused(end: str, text: str, body: Body, count: int) -> None:
@@ -109,8 +111,14 @@ def regions_may_be_parts_of_one_file(bench: BackendBench) -> None:
 def user_addresses_need_not_be_guest_addresses(bench: BackendBench) -> None:
     """User addresses are the front-end's own, and have nothing to do with guest addresses."""
     bench.agree()
-    table = MemoryTable([MemoryRegion(1 << 32, MEMORY, 0x7F00_0000_0000, 0), MemoryRegion(0, MEMORY, 0x7E00_0000_0000, 0)])
-    bench.accepted(Q.SET_MEM_TABLE, table, fds=[bench.memory_file(), bench.memory_file()])
+    bench.accepted(Q.SET_MEM_TABLE, MemoryTable(ELSEWHERE), fds=[bench.memory_file(), bench.memory_file()])
+
+
+@BACK_END.rule(SECTION, protocol=[F.REPLY_ACK], level=Level.SHOULD)
+def regions_may_come_in_any_order(bench: BackendBench) -> None:
+    """Nothing says in which order regions come in a memory table."""
+    bench.agree()
+    bench.accepted(Q.SET_MEM_TABLE, MemoryTable(ELSEWHERE[::-1]), fds=[bench.memory_file(), bench.memory_file()])
 
 
 @BACK_END.rule(SECTION, protocol=[F.REPLY_ACK])

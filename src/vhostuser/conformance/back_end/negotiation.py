@@ -47,6 +47,8 @@ def protocol_features_are_taken_before_set_features(bench: BackendBench) -> None
 @BACK_END.rule("VHOST_USER_SET_PROTOCOL_FEATURES", protocol=[F.REPLY_ACK])
 def reply_ack_counts_at_once(bench: BackendBench) -> None:
     """Once REPLY_ACK is acknowledged, a request with need_reply is acknowledged, SET_FEATURES not being there yet."""
+    _need_protocol_features(bench)
+    bench.value(Q.GET_PROTOCOL_FEATURES)
     bench.request(Q.SET_PROTOCOL_FEATURES, U64(1 << F.REPLY_ACK))
     bench.protocol_acknowledged = 1 << F.REPLY_ACK
     bench.accepted(Q.SET_OWNER)
@@ -143,6 +145,7 @@ def the_number_of_queues_stays(bench: BackendBench) -> None:
 @BACK_END.rule("In-band notifications", protocol=[F.INBAND_NOTIFICATIONS], level=Level.SHOULD)
 def in_band_notifications_without_what_they_need_end_the_connection(bench: BackendBench) -> None:
     """INBAND_NOTIFICATIONS without BACKEND_REQ and REPLY_ACK: there is no way to go on, the connection is dropped."""
+    _need_protocol_features(bench)
     bench.request(Q.SET_PROTOCOL_FEATURES, U64(1 << F.INBAND_NOTIFICATIONS))
     bench.ends("INBAND_NOTIFICATIONS alone")
 

@@ -107,7 +107,7 @@ def _silent(plain: Plain) -> None:
 def _once(plain: Plain) -> None:
     def check(bench: BackendBench) -> None:
         prepare(bench, plain)
-        bench.replied(plain.request, plain.body(bench), flags=VERSION | NEED_REPLY)
+        bench.answered(plain.request, plain.body(bench), flags=VERSION | NEED_REPLY)
         bench.alive()
 
     text = f"{plain.request.name} has a reply of its own: with need_reply it has that one, and no other."

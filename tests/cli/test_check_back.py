@@ -1,0 +1,99 @@
+"""`vhu check back-end`: exit codes, and what it tells in each form."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from vhostuser.conformance.back_end import all_rules  # noqa: F401  # the rules
+from vhostuser.conformance.backend_bench import BACK_END
+from vhostuser.conformance.profiles import BACK_END_PROFILES
+from vhostuser.device import Device
+from vhostuser.testing import listening
+from vhostuser.trace.capture import open_capture
+from vhostuser.virtio.chain import DescriptorChain
+
+from .programs import VHU, run
+
+BROKEN = "regions_can_be_reserved"
+
+
+class TooMuch(Device):
+    """Has a region that nobody can reserve: one rule, an advice, is not kept."""
+
+    queue_sizes = (64,)
+    shared_memory = {0: 1 << 46}  # noqa: RUF012
+
+    def process(self, queue: int, chain: DescriptorChain) -> None:
+        chain.write(chain.read()[: chain.writable_size])
+
+
+class Small(TooMuch):
+    """The same with a region of a page."""
+
+    shared_memory = {0: 4096}  # noqa: RUF012
+
+
+def check(*words: str) -> tuple[int, str, str]:
+    done = run(VHU, "check", "back-end", *words)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_all_is_kept() -> None:
+    with listening(Small()) as (path, _):
+        code, said, _ = check(path, "--section", "header", "--device", "echo")
+    assert code == 0
+    assert "not kept" not in said
+
+
+def test_what_is_not_kept_is_told_by_section(tmp_path: Path) -> None:
+    report, captures = tmp_path / "report.xml", tmp_path / "captures"
+    with listening(TooMuch()) as (path, _):
+        code, said, _ = check(
+            path, "--section", "shmem_config", "--profile", "strict", "--junit", str(report), "--captures", str(captures)
+        )
+    assert code == 0  # an advice is no must
+    assert said.startswith("VHOST_USER_GET_SHMEM_CONFIG\n  broken  advice regions_can_be_reserved\n    rule ")
+    assert "GET_SHMEM_CONFIG" in said
+    cases = ElementTree.parse(report).getroot()
+    assert {case.get("name") for case in cases} >= {BROKEN}
+    assert any(open_capture(captures / f"{BROKEN}.pcapng"))
+
+
+def test_json_is_an_object_a_rule() -> None:
+    with listening(TooMuch()) as (path, _):
+        code, said, _ = check(path, "--json", "--rule", f"^{BROKEN}$")
+    (found,) = [json.loads(line) for line in said.splitlines()]
+    assert (code, found["result"], found["level"]) == (0, "broken", "advice")
+
+
+def test_a_profile_that_is_better_than_told_fails() -> None:
+    with listening(Small()) as (path, _):
+        code, said, _ = check(path, "--profile", "libvhost-user", "--rule", "need_reply_means")
+    assert code == 1
+    assert "fixed" in said
+
+
+def test_rules_are_listed() -> None:
+    code, said, _ = check("--list")
+    assert (code, len(said.splitlines())) == (0, len(list(BACK_END)))
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [([], 2), (["/x", "--rule", "("], 2), (["/x", "--rule", "no such rule"], 2), (["/nowhere/s", "--timeout", "0.1"], 3)],
+)
+def test_the_exit_status_says_what_was_wrong(words: list[str], code: int) -> None:
+    got, said, complaint = check(*words)
+    assert (got, said) == (code, "")
+    assert complaint.startswith("vhu check")
+
+
+def test_profiles_name_rules() -> None:
+    names = {rule.name for rule in BACK_END}
+    for profile in BACK_END_PROFILES.values():
+        assert set(profile) <= names
+        assert all(profile.values())
