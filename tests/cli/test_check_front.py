@@ -19,7 +19,6 @@ from vhostuser.trace.event import Message
 
 from .programs import SECONDS, VHU, environment, one_line, words
 
-CHECK = "vhostuser.cli.check_front"
 OURS = shlex.join(words(VHU, "attach", "{socket}"))
 DIES = shlex.join([
     *(sys.executable, "-I", "-S", "-c"),
@@ -31,7 +30,7 @@ DIES = shlex.join([
 
 
 def check(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = words(CHECK, *arguments)
+    command = words(VHU, "check", "front-end", *arguments)
     return subprocess.run(
         command,
         capture_output=True,

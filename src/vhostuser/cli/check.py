@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Final
 
 from .check_back import check_back
+from .check_front import check_front
 from .outcome import CommandError, Exit, put
 
-SIDES: Final[dict[str, Callable[[list[str]], int]]] = {"back-end": check_back}
+SIDES: Final[dict[str, Callable[[list[str]], int]]] = {"back-end": check_back, "front-end": check_front}
 HELP: Final = """\
 usage: vhu check SIDE ...
 
@@ -16,6 +17,8 @@ Hold a vhost-user peer to the specification, rule by rule.
 
   vhu check back-end /tmp/s           a back-end that listens there
   vhu check back-end --run 'vhu-rng --socket-path {socket}' --device rng
+  vhu check front-end --listen /tmp/s  a front-end that connects there, again and again
+  vhu check front-end --run 'qemu-system-x86_64 ... -chardev socket,id=c0,path={socket} ...'
 
 Each takes --help."""
 

@@ -62,7 +62,7 @@ vhu {VERSION}: vhost-user from both sides, with shared memory regions
   vhu replay f.pcapng --as front-end /tmp/s
                                       one side of a capture against a live peer: where it differs
   vhu wireshark install               let Wireshark understand captures
-  vhu check back-end /tmp/s           hold a back-end to the specification, rule by rule
+  vhu check back-end /tmp/s           hold a peer to the specification, rule by rule; or: check front-end --listen /tmp/s
   vhu vm run --share .                a Linux guest with our devices: a shell, or one command; fetch, args, xml
   vhu doctor                          what this machine can do, and how to mend what it can not
   vhu explain SHMEM_MAP               what a message, feature bit or raw header means

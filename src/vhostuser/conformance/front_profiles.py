@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-SPEC: Final = "spec"
-STRICT: Final = "strict"
-"""The same, and what is a SHOULD counts as a MUST does."""
+from .profiles import SPEC, STRICT
 
 _FLAGS: Final = "it looks neither at the version nor at the other flags of a back-end's request"
 _SIZES: Final = "it takes as much of a payload as it needs, and skips or imagines the rest"

@@ -1,0 +1,90 @@
+"""What `vhu check` does for either side: the options, the choice of rules, and what it tells of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from ..conformance.outcome import Outcome
+from ..conformance.profiles import SPEC, STRICT
+from ..conformance.report import TOLD, fails, fields_of, junit, lines_of, save_conversation, summary
+from ..conformance.rule import Rule
+from ..errors import VhostUserError
+from .arguments import Parser, checked, number, seconds
+from .outcome import CommandError, Exit, put
+
+B = TypeVar("B")
+
+
+def add_options(parser: Parser, profiles: Collection[str], side: str, timeout: float) -> None:
+    """What is asked of both sides in the same words."""
+    parser.add_argument("--profile", choices=profiles, default=SPEC, help="a peer as it is (default spec)")
+    parser.add_argument("--section", metavar="TEXT", help="the rules of sections that contain TEXT")
+    parser.add_argument("--rule", metavar="PATTERN", help="the rules whose name matches the regular expression")
+    parser.add_argument("--list", action="store_true", help="list the rules, and check nothing")
+    parser.add_argument("--seed", type=checked(number), metavar="N", help="shuffle the rules")
+    wait = f"seconds that the {side} may take for an answer (default {timeout:g})"
+    parser.add_argument("--timeout", type=checked(seconds), default=timeout, metavar="S", help=wait)
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--junit", metavar="FILE", help="write a JUnit report")
+    captures = "write the conversation of each finding, for vhu read and Wireshark"
+    parser.add_argument("--captures", metavar="DIR", help=captures)
+    parser.add_argument("-v", "--verbose", action="store_true", help="show the rules that are kept or skipped, too")
+
+
+def chosen(options: argparse.Namespace, rules: Iterable[Rule[B]], program: str) -> list[Rule[B]]:
+    """The rules that were asked for, those of a section together, or shuffled."""
+    try:
+        pattern = re.compile(options.rule or "")
+    except re.error as error:
+        raise CommandError(f"--rule {options.rule[:80]!a} is no pattern: {error}", "", Exit.USAGE) from None
+    wanted = (options.section or "").lower()
+    found = [rule for rule in rules if wanted in rule.section.lower() and pattern.search(rule.name)]
+    if not found:
+        raise CommandError("no rule is chosen", f"try: {program} --list", Exit.USAGE)
+    if options.seed is not None:
+        random.Random(options.seed).shuffle(found)
+        return found
+    order = list(dict.fromkeys(rule.section for rule in found))
+    return sorted(found, key=lambda rule: order.index(rule.section))
+
+
+def listed(rules: Iterable[Rule[B]]) -> int:
+    """Say which rules there are."""
+    put("\n".join(f"{rule.level.value:6} {rule.section}: {rule.name}" for rule in rules))
+    return Exit.DONE
+
+
+def conclude(options: argparse.Namespace, program: str, check: Callable[[], Iterator[Outcome]], advice: str) -> int:
+    """Check, tell each outcome as it comes, and sum up; the exit code."""
+    strict = options.profile == STRICT
+    try:
+        outcomes = list(_told(options, check()))
+    except VhostUserError as error:
+        raise CommandError(str(error), advice, Exit.PEER) from None
+    if options.junit:
+        Path(options.junit).write_text(junit(program, outcomes, strict=strict))
+    if not options.json:
+        put(summary(outcomes))
+    return Exit.FAILED if any(fails(outcome, strict=strict) for outcome in outcomes) else Exit.DONE
+
+
+def _told(options: argparse.Namespace, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    """Tell each, and keep the conversations of findings."""
+    section = ""
+    for outcome in outcomes:
+        if options.json:
+            put(json.dumps(fields_of(outcome)))
+        elif options.verbose or outcome.result in TOLD:
+            if outcome.rule.section != section:
+                section = outcome.rule.section
+                put(section)
+            put("\n".join(lines_of(outcome)))
+        if options.captures and outcome.result in TOLD:
+            save_conversation(Path(options.captures), outcome)
+        yield outcome
