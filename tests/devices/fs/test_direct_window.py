@@ -14,6 +14,7 @@ import pytest
 
 from vhostuser import Frontend, MemoryFault, RemoteProtocolError
 from vhostuser.devices.fs.dax import direct as module
+from vhostuser.devices.fs.dax.copied_file import CopiedFile
 from vhostuser.protocol.numbers import FrontendRequest, ProtocolFeature
 from vhostuser.protocol.payloads import MemoryRegion, MemoryTable
 from vhostuser.shared_memory import MapRequest, SharedMemory
@@ -24,6 +25,8 @@ from vhostuser.transport.channel import OwnedMessage
 from .windowed import PAGE, Guest, HostFile, Meanwhile, direct, direct_window_of, served
 
 UNIT = 4 * PAGE
+SOON = 0.2
+"""Seconds in which another thread does something, unless it has to wait."""
 ALIGNMENT = 14
 KEY = (1, 1)
 
@@ -279,6 +282,32 @@ def test_k5_a_file_that_is_mapped_or_removed_meanwhile_is_truncated_safely(
             os.truncate(path, 0)
 
     guest.do(truncate)
+
+
+def test_a_write_back_does_not_make_a_file_long_again_that_is_truncated_meanwhile(
+    guest: Guest, file: HostFile, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has found to be written lies behind the end by then; so a truncate waits for it."""
+    write, window, cut, size = CopiedFile.write, guest.window, threading.Event(), 2 * UNIT + PAGE + 1
+
+    def truncate() -> None:
+        with window.shrinking(KEY, size):
+            os.truncate(path, size)
+            cut.set()
+
+    thread = threading.Thread(target=truncate)
+
+    def write_late(copied: CopiedFile, data: bytes, offset: int) -> None:
+        thread.start()
+        cut.wait(SOON)
+        write(copied, data, offset)
+
+    guest.show(file, 2, 0, writable=True)
+    guest.store(0, b"TAIL", at=PAGE)
+    monkeypatch.setattr(CopiedFile, "write", write_late)
+    guest.do(lambda: window.write_back(KEY))
+    thread.join()
+    assert path.stat().st_size == size
 
 
 def test_a_truncate_that_fails_changes_nothing_that_is_seen(guest: Guest, file: HostFile) -> None:

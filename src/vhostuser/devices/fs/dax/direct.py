@@ -179,11 +179,15 @@ class DirectWindow:
 
     @contextmanager
     def shrinking(self, key: Key, size: int) -> Iterator[None]:
-        """In the block a file may be made so short: no front-end has pages that it loses, which would be its death (K5)."""
+        """In the block a file may be made so short: no front-end has pages that it loses, which would be its death (K5).
+
+        And no copy is written back, which would make it long again.
+        """
         with self._lock:  # mapped or not, lest it is mapped meanwhile
             if key in self._sources:
                 self._shorten(key, size)
-            yield
+            with self._copies.shrinking(key, size):
+                yield
 
     def _fit(self, key: Key) -> None:
         """Unmap what the host has cut off a file, as soon as it is known."""
