@@ -65,7 +65,7 @@ def guest(root: Path, window: Window, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 ASKED: dict[str, tuple[list[str], Callable[[Guest, Entry], object]]] = {
     "READ": (["before 0 1"], lambda guest, file: guest.read(file, 1)),
-    "WRITE": (["before 3 3", "after 3 6"], lambda guest, file: guest.write(file, b"xyz", 3)),
+    "WRITE": (["before 3 6", "after 3 6"], lambda guest, file: guest.write(file, b"xyz", 3)),
     "GETATTR": (["seen 10"], lambda guest, file: guest.getattr(file.nodeid)),
     "SETATTR of the mode": (
         ["seen 10"],
@@ -91,7 +91,7 @@ ASKED: dict[str, tuple[list[str], Callable[[Guest, Entry], object]]] = {
         lambda guest, file: guest.share.lseek(guest.call(file.nodeid, s.LseekIn(file.fh, 0, os.SEEK_HOLE))),
     ),
     "COPY_FILE_RANGE": (
-        ["before 2 102", "before 12 12", "after 12 20"],
+        ["before 2 102", "before 12 112", "after 12 20"],
         lambda guest, file: guest.share.copy_file_range(
             guest.call(file.nodeid, s.CopyFileRangeIn(file.fh, 2, file.nodeid, file.fh, 12, 100, 0))
         ),

@@ -146,15 +146,17 @@ class CopyWindow:
                 raise OSError(error, os.strerror(error))
 
     def before(self, key: Key, start: int = 0, end: int = END_OF_FILES) -> None:
-        """The file is about to be read or changed: have these bytes of it be what the guest stored.
+        """The file is about to be read or changed: have these bytes of it be what the guest stored; of whole pages, since
+        what lies between two stores is written with them.
 
-        That may be none, where all that is changed is to be seen instead. What fails is told by the next `write_back`.
+        They may be none, where all that is changed is to be seen instead. What fails is told by the next `write_back`.
         """
         if not self._write or key not in self._files:
             return
         with self._lock:
             if owner := self._files.get(key):
                 if start < end:
+                    start, end = start - start % PAGE, -(-end // PAGE) * PAGE
                     self._pay(owner, start, end)
                     parts = (segment.of_file(start, end) for segment in self._of(owner))
                     self._settle([part for part in parts if part])

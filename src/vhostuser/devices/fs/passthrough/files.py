@@ -149,7 +149,7 @@ class Files:
             raise failed(errno.EINVAL)
         if given.offset > OFFSET_MAX - given.size:
             raise failed(errno.EFBIG)
-        self._state.before(file.inode, given.offset, given.offset)
+        self._state.before(file.inode, given.offset, given.offset + given.size)
         self._capability.drop(file.fd)
         if not given.write_flags & WriteFlag.KILL_SUIDGID:
             written = source.pwritev(file.fd.number, given.size, given.offset)

@@ -98,7 +98,7 @@ class Ranges:
         check_range(given.off_in, size)
         check_range(given.off_out, size)
         self._state.before(source.inode, given.off_in, given.off_in + size)
-        self._state.before(target.inode, given.off_out, given.off_out)
+        self._state.before(target.inode, given.off_out, given.off_out + size)
         self._capability.drop(target.fd)
         with self._changing(call):
             copied = os.copy_file_range(source.fd.number, target.fd.number, size, given.off_in, given.off_out)

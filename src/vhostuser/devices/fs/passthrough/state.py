@@ -237,7 +237,8 @@ class State:
     def before(self, inode: Inode, start: int, end: int) -> None:
         """Settle what the window has of these bytes of a file, before it is read or changed.
 
-        That may be none, for what is replaced by a change and told of after it. It takes long where much is mapped.
+        Also of what a change replaces: else somebody's sync between the change and `after` would write older stores over it.
+        They may be none, for what a change cuts off. It takes long where much is mapped.
         """
         if self.window is not None and inode.type == stat.S_IFREG:
             self.window.before(inode.file, start, end)
