@@ -117,7 +117,7 @@ def _add_names(made: Parser) -> None:
 def _add_sandbox(made: Parser) -> None:
     made.add_argument("--sandbox", type=one_of(Mode), default=Mode.NAMESPACE, metavar="namespace|chroot|none")
     action = one_of(Action)
-    text = "what a system call does that is not needed: end the process (default), or a line in the kernel's log, or SIGSYS"
+    text = "what becomes of a system call that is never needed: the end (default), a line in the kernel's log, or a SIGSYS"
     made.add_argument("--seccomp", type=action, default=Action.KILL, metavar="kill|log|trap|none", help=text)
     made.add_argument("--modcaps", type=checked(modified), metavar="+CAP:-CAP", help="keep others")
     ids = checked(parse_id_range)
