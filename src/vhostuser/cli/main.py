@@ -5,44 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Final
 
 from ..version import VERSION
-from .attach import attach
-from .check import check
-from .demo import demo
-from .doctor import doctor
-from .drive import drive
-from .explain import explain
-from .info import info
-from .map import map_
 from .outcome import CommandError, Exit, program_arguments, put, run
-from .read import read
-from .replay import replay
-from .report import report
-from .top import top
-from .trace import trace
-from .vm import vm
-from .wireshark import wireshark
 
 PROGRAM: Final = "vhu"
-COMMANDS: Final[dict[str, Callable[[list[str]], int]]] = {
-    "demo": demo,
-    "info": info,
-    "attach": attach,
-    "drive": drive,
-    "trace": trace,
-    "read": read,
-    "report": report,
-    "top": top,
-    "map": map_,
-    "replay": replay,
-    "wireshark": wireshark,
-    "check": check,
-    "explain": explain,
-    "vm": vm,
-    "doctor": doctor,
-}
+COMMANDS: Final = (
+    *("demo", "info", "attach", "drive"),
+    *("trace", "read", "report", "top", "map", "replay", "wireshark"),
+    *("check", "explain", "vm", "doctor"),
+)
+"""Each is a module here with a function of its name, and loaded when it is asked for: to start one must not cost all."""
 OVERVIEW: Final = f"""\
 vhu {VERSION}: vhost-user from both sides, with shared memory regions
 
@@ -58,6 +33,7 @@ vhu {VERSION}: vhost-user from both sides, with shared memory regions
                                       a proxy between the two that shows every message, and writes a capture
   vhu read f.pcapng                   a capture in lines, counts or JSON; filtered, or in another format
   vhu report f.pcapng                 a capture as one page: regions over time, messages, fds, findings
+  vhu top /tmp/a /tmp/b               a live view of a connection, or of a capture (pip install 'vhostuser[tui]')
   vhu map f.pcapng --at 1.5           what was mapped where at a moment: of a capture, or of a back-end that is there
   vhu replay f.pcapng --as front-end /tmp/s
                                       one side of a capture against a live peer: where it differs
@@ -79,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _command(name: str, rest: list[str]) -> int:
     if name in COMMANDS:
-        return COMMANDS[name](rest)
+        command: Callable[[list[str]], int] = getattr(import_module(f".{name}", __package__), name)
+        return command(rest)
     if name in ("-h", "--help"):
         put(OVERVIEW)
     elif name in ("-V", "--version"):

@@ -56,7 +56,7 @@ class Moment:
     """Since the capture began; None of a back-end that is there."""
 
 
-def map_(arguments: list[str]) -> int:
+def map(arguments: list[str]) -> int:
     """Run `vhu map`; its exit code."""
     options = _parser().parse_args(arguments)
     log_to_stderr(PROGRAM, options.log_level)
