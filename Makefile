@@ -30,14 +30,14 @@ picture: setup ## draw the README's picture from what the demonstration records
 	$(BIN)/vhu demo --into $(CACHE)/picture >/dev/null
 	$(BIN)/python -m vhostuser.trace.report.picture $(CACHE)/picture/demo.pcapng docs/region.svg
 
-test: setup ## run the whole suite twice: compiled, and in pure Python without asserts
+test: setup ## run the suite twice: all of it compiled; in pure Python and without asserts what may differ there
 	@$(BIN)/vhu vm fetch && $(BIN)/python -m vhostuser.vm.tools; case $$? in \
 	  0) export VHOSTUSER_REQUIRE_VM=1 ;; \
 	  3) echo 'the tests against QEMU, tshark and a browser are skipped; with a network, `make vm` enables them' ;; \
 	  *) exit 1 ;; esac; \
 	set -ex; \
 	$(BIN)/python -m pytest -n auto -q; \
-	VHOSTUSER_PURE=1 $(BIN)/python -O -m pytest -n auto -q
+	VHOSTUSER_PURE=1 $(BIN)/python -O -m pytest -n auto -q -m 'not once'
 
 check: setup ## lint, types, layers, coverage floors
 	$(BIN)/ruff check .

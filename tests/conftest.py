@@ -22,6 +22,17 @@ settings.load_profile("suite")
 if sys.flags.optimize:
     os.environ["PYTHONOPTIMIZE"] = str(sys.flags.optimize)  # else the workers of pytest-xdist would run with asserts
 
+ONCE = ("cli", "report", "sandbox", "test_dissector.py")
+"""Where no test depends on which half is in use: these run in the first pass only, for the sake of everybody's time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what one pass is enough for."""
+    for item in items:
+        if not set(ONCE).isdisjoint(item.path.parts):
+            item.add_marker("once")
+
+
 _reserved: set[int] = set()
 _reserve, _release = mapping.reserve, mapping.release
 
