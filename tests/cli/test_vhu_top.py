@@ -369,7 +369,7 @@ def test_every_key_works_and_the_terminal_is_left_as_it_was(window: Terminal, ca
     window.keys("w")
     window.wait("235 events in ", "the capture is written")
     window.resize(60, 15)
-    window.wait_for(lambda screen: len(screen.splitlines()) == 15 and "64 MiB 21 % 7" in screen, "another size")
+    window.wait_for(lambda screen: len(screen.splitlines()) == 15 and "64 MiB" in screen, "another size")
     window.resize(100, 30)
     window.keys("q")
     assert "vhu top" not in window.wait("ended with 0", "it ends").replace("vhu-top", "")
