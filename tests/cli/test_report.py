@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,22 @@ def test_says_what_is_wrong(words: list[str], code: int, said: str, tmp_path: Pa
     done = run(VHU, "report", *words, cwd=tmp_path)
     assert done.returncode == code
     assert one_line(done.stderr).startswith(f"vhu report: {said}")
+
+
+def test_what_is_no_file_or_a_link_stays_what_it_is(capture: Path, tmp_path: Path) -> None:
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link.html", tmp_path / "target.html"
+    os.mkfifo(pipe)
+    link.symlink_to(target)
+    taken: list[str] = []
+    reader = threading.Thread(target=lambda: taken.append(pipe.read_text()))
+    reader.start()
+    assert run(VHU, "report", capture, "-o", link).returncode == 0
+    assert run(VHU, "report", capture, "-o", pipe).returncode == 0
+    reader.join()
+    assert taken == [target.read_text()]
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert target.read_text().startswith("<!doctype html>")
 
 
 def test_a_page_that_is_there_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:

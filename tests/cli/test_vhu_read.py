@@ -19,7 +19,7 @@ from vhostuser.protocol.payloads import U64
 from vhostuser.trace.capture import create_capture, open_capture
 from vhostuser.trace.event import Event, FdNote, Message, Remark, Remarkable
 
-from .programs import VHU, one_line, vhu, words
+from .programs import VHU, one_line, run, vhu, words
 
 HOSTILE = FdNote(8, "file", "/srv/\x1b[2Jnotes\n", ino=99)
 
@@ -222,6 +222,13 @@ def test_what_can_not_be_is_said(
     assert (found, out) == (code, "")
     assert says.format(place=place) in err
     assert list(open_capture(file)) == session(), "the capture is as it was"
+
+
+def test_a_target_stays_as_it_was_where_there_is_nothing_to_read(place: Path) -> None:
+    target = place / "kept.pcapng"
+    target.write_bytes(b"an older capture")
+    assert run(VHU, "read", place / "missing.pcapng", "-w", target).returncode == 1
+    assert target.read_bytes() == b"an older capture"
 
 
 def test_memory_does_not_grow_with_a_capture(place: Path) -> None:

@@ -336,6 +336,7 @@ def test_a_listening_socket_may_be_given(place: Path) -> None:
         (["--listen", "fd:99", "--connect", "b"], "cannot use fd 99: Bad file descriptor (EBADF)"),
         (["--listen", "fd:0", "--connect", "b", "--run", "true"], "--run needs a path to connect to"),
         (["--listen", "a", "--connect", "b", "-w", "-", "--json"], "only one of them can be written to standard output"),
+        (["--listen", "a", "--connect", "b", "-w", "f", "--jsonl", "./f"], "-w and --jsonl name the same file"),
         (["--listen", "a", "--connect", "b", "--inject", "dely=1ms"], "--inject: there is no action 'dely'"),
         (["--listen", "a", "--connect", "b", "-e", "SHMEM_MAX"], "-e: there is no request or word 'SHMEM_MAX'"),
         (["--listen", "a", "--connect", "b", "-s", "nothing.py"], "nothing.py: No such file or directory"),
@@ -349,6 +350,27 @@ def test_what_can_not_be_done_is_said(place: Path, arguments: list[str], words_:
     assert done.stderr.startswith(f"vhu trace: {words_}")
     assert "Traceback" not in done.stderr
     assert not (place / "a").exists()
+
+
+def test_a_capture_stays_as_it_was_where_nothing_can_be_listened_on(place: Path) -> None:
+    (place / "kept.pcapng").write_bytes(b"an older capture")
+    (place / "file").write_bytes(b"no socket")
+    assert run(VHU, "trace", "--listen", "file", "--connect", "b", "-w", "kept.pcapng", cwd=place).returncode == 1
+    assert (place / "kept.pcapng").read_bytes() == b"an older capture"
+
+
+def test_a_front_end_that_run_started_may_end_after_its_session(place: Path) -> None:
+    connects = (
+        "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.close(); time.sleep(0.3)"
+    )
+    command = f"{shlex.join([sys.executable, '-c', connects])} $socket; exit 7"
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            fd = theirs.fileno()
+            program = Program(words(VHU, "trace", "--connect", f"fd:{fd}", "--run", command), pass_fds=[fd])
+        with program:
+            assert program.end() == 7
 
 
 # Rules, add-ons, queues

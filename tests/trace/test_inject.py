@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from vhostuser.protocol.numbers import BackendRequest, FrontendRequest
+from vhostuser.protocol.numbers import BackendRequest, FrontendRequest, ProtocolFeature
 from vhostuser.protocol.payloads import U64, Config, Mmap, VringState
 from vhostuser.protocol.state import Role
-from vhostuser.testing import memory_file, message
+from vhostuser.testing import DEADLINE, memory_file, message
 from vhostuser.trace.event import Remarkable
 from vhostuser.trace.inject import Injector, RuleError, parse_rule
 
@@ -246,3 +248,37 @@ def test_a_rule_may_ask_what_is_behind_an_fd() -> None:
 def test_a_filter_may_have_colons_of_its_own() -> None:
     assert parse_rule('drop:path=="/a:b"').matched == 0
     assert parse_rule('drop:path=="/a:b":3').done == 0
+
+
+def replies_of(between: Between, count: int) -> list[int]:
+    """The statuses of so many acknowledgements, in the order in which the front-end gets them."""
+    return [int.from_bytes(between.front.receive().payload, "little") for _ in range(count)]
+
+
+def test_a_refusal_waits_for_the_replies_that_are_owed_before_it() -> None:
+    with injecting("refuse=12:SET_VRING_NUM:3") as between:
+        agreed = message(Q.SET_PROTOCOL_FEATURES, U64(1 << ProtocolFeature.REPLY_ACK))
+        between.front.send(agreed + 3 * message(Q.SET_VRING_NUM, VringState(0, 8), flags=NEED_REPLY))
+        for _ in range(3):
+            between.back.receive()
+        between.back.send(ANSWER + ANSWER)
+        assert replies_of(between, 3) == [0, 0, 12]
+
+
+def test_a_refusal_while_the_way_back_is_full_stops_nothing() -> None:
+    filling = message(Q.GET_FEATURES, bytes(4000), flags=5)
+    with injecting("refuse=12:SET_VRING_NUM") as between:
+        between.back.socket.setblocking(False)
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sent += between.back.socket.send(filling[sent % len(filling) :])
+        between.front.send(message(Q.SET_VRING_NUM, VringState(0, 8), flags=NEED_REPLY))
+        between.back.socket.setblocking(True)
+        rest = filling[sent % len(filling) :] if sent % len(filling) else b""
+        writer = threading.Thread(target=between.back.send, args=(rest,))
+        writer.start()
+        whole = (sent + len(rest)) // len(filling)
+        came = [between.front.receive() for _ in range(whole + 1)]
+        writer.join(DEADLINE)
+    assert sorted(len(frame.payload) for frame in came) == [8, *[4000] * whole]

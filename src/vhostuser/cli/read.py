@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Final
 
 from ..limited_log import printable
@@ -94,7 +95,7 @@ def _convert(options: argparse.Namespace, path: str, chosen: Filter | None, dial
     """Write the capture, or what was chosen of it, to the one file that is named."""
     target = str(options.write or options.jsonl or options.chrome)
     _check(options, path, target)
-    events = _counted(_part(path, chosen, dialect))
+    events = _counted(_begun(_part(path, chosen, dialect)))
     if options.chrome:
         _write_chrome(events, target, dialect)
         return
@@ -114,7 +115,7 @@ def _check(options: argparse.Namespace, path: str, target: str) -> None:
         raise CommandError("standard output is a terminal", f"try: vhu read {path} -w - | wireshark -k -i -", Exit.USAGE)
     if os.path.exists(target) and os.path.exists(path) and os.path.samefile(target, path):
         raise CommandError(f"{target} is the capture itself", "try: another name", Exit.USAGE)
-    if options.filter is not None and not (os.path.isfile(path) or not os.path.exists(path)):
+    if options.filter is not None and (path == STANDARD or (os.path.exists(path) and not os.path.isfile(path))):
         raise CommandError(
             f"{path} is no file, and with -e it is read twice", "try: write all of it to a file first", Exit.USAGE
         )
@@ -123,6 +124,12 @@ def _check(options: argparse.Namespace, path: str, target: str) -> None:
 def _part(path: str, chosen: Filter | None, dialect: Dialect) -> Iterator[Event]:
     """All of a capture, or what a filter chooses of it."""
     return open_capture(path) if chosen is None else selected(lambda: open_capture(path), chosen.matches, dialect)
+
+
+def _begun(events: Iterator[Event]) -> Iterator[Event]:
+    """The same, once the first one is there: what can't be read leaves the target as it was."""
+    first = next(events, None)
+    return chain([] if first is None else [first], events)
 
 
 def _counted(events: Iterable[Event]) -> Iterator[Event]:

@@ -54,6 +54,11 @@ def _beside(capture: str) -> str:
 
 def write_page_to(place: Path, capture: str, dialect: Dialect) -> None:
     """Write the page beside its place, then move it there: what was there stays until the page is whole."""
+    if place.exists() and not place.is_file():  # a device, a pipe: it is written to, and stays what it is
+        _into(place, capture, dialect)
+        return
+    if place.is_symlink():  # which stays one, too
+        place = place.resolve()
     if place.exists() and os.path.exists(capture) and os.path.samefile(place, capture):
         raise CommandError(f"{place} is the capture itself", "try: another name with -o", Exit.USAGE)
     try:
@@ -65,6 +70,14 @@ def write_page_to(place: Path, capture: str, dialect: Dialect) -> None:
     except OSError as error:
         where = printable(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else str(place)
         raise CommandError(f"cannot write {place}: {where}: {error.strerror}", "try: another place with -o") from None
+
+
+def _into(place: Path, capture: str, dialect: Dialect) -> None:
+    try:
+        with place.open("w", encoding="utf-8") as page:
+            _write(capture, page, dialect)
+    except OSError as error:
+        raise CommandError(f"cannot write {place}: {error.strerror}", "try: another place with -o") from None
 
 
 def _to_standard_output(capture: str, dialect: Dialect) -> None:

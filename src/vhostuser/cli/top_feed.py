@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from abc import ABC, abstractmethod
 from typing import Final
 
 from ..errors import VhostUserError
@@ -21,7 +22,7 @@ PATIENCE: Final = 5.0
 """Seconds that a feed may take to end."""
 
 
-class Feed:
+class Feed(ABC):
     """Gives events to a board; `status` says what is going on, or why it ended."""
 
     def __init__(self, board: Board, status: str) -> None:
@@ -41,11 +42,12 @@ class Feed:
             self._thread.join(PATIENCE)
 
     def interrupt(self) -> None:
-        """Wake whatever waits."""
+        """Wake whatever waits, if anything does."""
+        return
 
+    @abstractmethod
     def feed(self) -> None:
         """Give all events to the board, until `ended`."""
-        raise NotImplementedError
 
     def _run(self) -> None:
         try:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import os
 import resource
 import socket
+import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,12 +29,13 @@ from ..transport.loop import Waker
 from .arguments import Parser
 from .children import Child
 from .filters import add_filter, filter_of
-from .outcome import CommandError, Exit, colours, complain, on_end
+from .outcome import CommandError, Exit, colours, complain, on_end, undone
 from .trace_ends import PATIENCE, BackEnd, FrontEnds, private_path, running
 from .trace_outputs import STANDARD, Captured, Outputs, json_shown, lines_shown, summary_shown
 
 PROGRAM: Final = "vhu trace"
 _BY_SIGNAL: Final = 128
+_LOOK: Final = 0.2
 GUESSED: Final = "guess"
 EPILOG: Final = f"""
 The front-end (QEMU) connects to A, and B is the back-end; either may be fd:N, an open socket. Front-ends are served one
@@ -105,6 +108,8 @@ def _check(options: argparse.Namespace) -> None:
         raise CommandError("--run needs a path to connect to", "try: without --listen", Exit.USAGE)
     if STANDARD in (options.write, options.jsonl) and (options.json or options.summary or options.write == options.jsonl):
         raise CommandError("only one of them can be written to standard output", code=Exit.USAGE)
+    if options.write and options.jsonl and os.path.realpath(options.write) == os.path.realpath(options.jsonl):
+        raise CommandError("-w and --jsonl name the same file", "try: two names", Exit.USAGE)
 
 
 def _raise_limit() -> None:
@@ -121,7 +126,7 @@ class Tracer:
         self._options, self._opened = options, opened
         self._rules = [_rule(text) for text in options.inject]
         self._alter = _all_of([*(Addon(path, _report) for path in options.script), *_injectors(self._rules)])
-        self.outputs = opened.enter_context(_outputs(options))
+        self.outputs = opened.enter_context(Outputs(PROGRAM))
         self._waker = opened.enter_context(Waker())
         self._proxy: Proxy | None = None
         self._ended, self._sessions, self._began = False, 0, time.monotonic()
@@ -130,6 +135,7 @@ class Tracer:
         """End it all; from a signal handler."""
         self._ended = True
         self._waker.set()
+        self.outputs.hurry()
         if self._proxy is not None:
             self._proxy.stop()
 
@@ -139,6 +145,8 @@ class Tracer:
         private = opened.enter_context(private_path()) if options.run else ""
         back_end = opened.enter_context(contextlib.closing(BackEnd(options.connect or private)))
         front_ends = opened.enter_context(contextlib.closing(_front_ends(options.listen or private, self._waker)))
+        opened.enter_context(undone(front_ends.close))
+        _add_outputs(self.outputs, options)  # once the ends are there: a capture is emptied by it
         opened.callback(self.say_goodbye)
         opened.callback(self.outputs.end)
         process: Child | None = None
@@ -146,8 +154,17 @@ class Tracer:
             path = private if options.listen is None or options.connect is None else options.listen
             process = opened.enter_context(running(options.run, path))
         code = self._serve(front_ends, back_end, process)
+        if process is not None and options.connect is not None:
+            self._await(process)
         status = process.poll() if process and not self._ended and code == Exit.DONE else None
         return code if status is None else status if status >= 0 else _BY_SIGNAL - status
+
+    def _await(self, process: Child) -> None:
+        """Let a front-end end by itself: it may have something to do yet after its session."""
+        deadline = time.monotonic() + PATIENCE
+        while not self._ended and process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_LOOK)
 
     def _serve(self, front_ends: FrontEnds, back_end: BackEnd, process: Child | None) -> int:
         """Front-ends until there is no other; the exit code."""
@@ -201,9 +218,9 @@ def _front_ends(where: str, waker: Waker) -> FrontEnds:
         raise CommandError(str(error), advice) from None
 
 
-def _outputs(options: argparse.Namespace) -> Outputs:
+def _add_outputs(outputs: Outputs, options: argparse.Namespace) -> None:
     """All that is written, as the options say."""
-    chosen, outputs = filter_of(options), Outputs(PROGRAM)
+    chosen = filter_of(options)
     if options.summary:
         outputs.add(summary_shown(chosen, in_json=options.json))
     elif options.json:
@@ -215,7 +232,6 @@ def _outputs(options: argparse.Namespace) -> Outputs:
     for path, make in ((options.write, PcapngWriter), (options.jsonl, JsonlWriter)):
         if path is not None:
             outputs.add(Captured(path, make))
-    return outputs
 
 
 def _rule(text: str) -> InjectionRule:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import select
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +20,9 @@ from ..trace.summary import Summary
 from .outcome import STDOUT, CommandError, OutputClosed, complain, put
 
 STANDARD: Final = "-"
+STANDARD_OUTPUT: Final = "standard output"
+_LOOK: Final = 200
+"""Milliseconds between two looks at whether it is to end."""
 
 
 class Output(Protocol):
@@ -40,7 +44,7 @@ class Captured:
     """A file of events."""
 
     def __init__(self, path: str, make: Callable[[BinaryIO], Writer]) -> None:
-        self.name = "standard output" if path == STANDARD else path
+        self.name = STANDARD_OUTPUT if path == STANDARD else path
         self._file = FileIO(STDOUT, "wb", closefd=False) if path == STANDARD else FileIO(path, "wb")
         try:
             self._writer = make(self._file)
@@ -72,7 +76,7 @@ class Captured:
 class Shown:
     """What the items of a conversation become: called with each that the filter lets pass."""
 
-    name = "standard output"
+    name = STANDARD_OUTPUT
 
     def __init__(self, show: Callable[[Item], None], chosen: Filter | None, finish: Callable[[], None]) -> None:
         self._show, self._filter, self._finish = show, chosen, finish
@@ -133,6 +137,7 @@ class Outputs:
         self._all: list[Output] = []
         self._lock = threading.Lock()
         self.messages, self.failed = 0, False
+        self._hurried = False
 
     def __enter__(self) -> Self:
         return self
@@ -144,6 +149,10 @@ class Outputs:
         """Let an output have what comes from now on."""
         self._live.append(output)
         self._all.append(output)
+
+    def hurry(self) -> None:
+        """It is to end soon: wait for nobody who does not read. From a signal handler."""
+        self._hurried = True
 
     @property
     def written(self) -> list[str]:
@@ -167,6 +176,8 @@ class Outputs:
     def _try(self, output: Output, act: Callable[[], None]) -> None:
         """Do something with an output. Whatever is wrong with it, it is left out from then on, which is said once."""
         try:
+            if output.name == STANDARD_OUTPUT:
+                self._wait_for_room()
             act()
             return
         except OutputClosed:
@@ -181,3 +192,11 @@ class Outputs:
         self._live.remove(output)
         output.give_up()
         complain(self._program, f"no more is written to {output.name}: {why}; the session goes on")
+
+    def _wait_for_room(self) -> None:
+        """Until somebody reads standard output, as a pager may not for long. OutputClosed if it is to end meanwhile."""
+        poll = select.poll()
+        poll.register(STDOUT, select.POLLOUT)
+        while not poll.poll(_LOOK):
+            if self._hurried:
+                raise OutputClosed

@@ -27,9 +27,9 @@ from ..errors import VhostUserError
 from ..protocol.rules import BACKEND, FRONTEND, Channel
 from ..protocol.state import Role
 from .alterations import place_of, refusal, with_value
-from .conversation import Conversation, Exchange
 from .decoded import Decoded, decoded
 from .event import Message
+from .followed import Followed
 from .verdict import Verdict, both
 
 ALL: Final = "message"
@@ -120,12 +120,12 @@ class Addon:
         self._functions = _functions(_loaded(self.path))
         if not self._functions:
             raise AddonError(f"{self.path} has no function that is named after a request, nor `{ALL}`")
-        self._conversation = Conversation()
+        self._followed = Followed()
         self._reported: set[str] = set()
 
     def __call__(self, message: Message, fds: Sequence[int]) -> Verdict | None:
         """What becomes of a message."""
-        understood = self._understood(message)
+        understood, _ = self._followed.take(message)
         passing = Passing(message, understood, tuple(fds))
         found: Verdict | None = None
         name = understood.rule.name.lower() if understood.rule else ""
@@ -134,14 +134,7 @@ class Addon:
             if function is not None:
                 verdict = self._call(each, function, passing)
                 found = both(found, verdict)
-        return found
-
-    def _understood(self, message: Message) -> Decoded:
-        features = self._conversation.state(message.connection).protocol_acknowledged
-        settled = [item for item in self._conversation.take(message) if isinstance(item, Exchange)]
-        if message.asks or not settled:
-            return decoded(message, 0, features=features)
-        return settled[-1].reply or settled[-1].request
+        return self._followed.answered(message, found)
 
     def _call(self, name: str, function: Function, passing: Passing) -> Verdict | None:
         """What a function says; None, and a line about it, if it fails: somebody's slip is not to end the session."""

@@ -126,6 +126,11 @@ class Conversation:
         sides, self._sides = self._sides, {}
         return [item for side in sides.values() for item in self._given_up(side)]
 
+    def owed(self, connection: int, channel: Channel) -> int:
+        """How many requests of a channel wait for their reply."""
+        side = self._sides.get(connection)
+        return len(side.pending[channel]) if side else 0
+
     def state(self, connection: int) -> State:
         """What a connection has agreed on so far; masks in the released numbering."""
         side = self._sides.get(connection)

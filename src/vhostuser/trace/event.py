@@ -10,6 +10,8 @@ from ..protocol.numbers import HEADER_SIZE
 from ..protocol.rules import Channel
 from ..protocol.state import Role
 
+_KEPT_BACK: Final = ("dropped", "refused", "not delivered", "closed", "truncated to 0 ")
+"""How notes begin that say that a message did not go on."""
 START: Final = 128
 """Bytes of a request, or of what a device wrote, that are kept of a ring."""
 
@@ -66,6 +68,11 @@ class Message:
     def payload(self) -> bytes:
         """What follows the header."""
         return self.data[HEADER_SIZE:]
+
+    @property
+    def delivered(self) -> bool:
+        """It went on to the peer, though it may have been changed."""
+        return not any(part.startswith(_KEPT_BACK) for part in self.note.split(", "))
 
     @property
     def asks(self) -> bool:

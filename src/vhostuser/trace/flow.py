@@ -163,12 +163,14 @@ class Flow:
 
     def send(self, *, inserted_only: bool = False) -> None:
         """Send what is held, or only what was inserted; see `blocked`."""
+        if inserted_only and (self._started or not self.extra):
+            return  # it goes behind what is half gone, for which `blocked` is to stay as it is
         if self.paused_until and time.monotonic_ns() < self.paused_until:
             return
         self.paused_until, self.blocked = 0, False
         if self.extra and not self._started:
             self._send_each(self.extra)
-        if self.pieces and not inserted_only and not self.extra:
+        if self.pieces and not inserted_only and (self._started or not self.extra):
             self._started = True
             self._send_each(self.pieces)
 

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from .alterations import Change, change_of
-from .conversation import Conversation, Exchange
-from .decoded import Decoded, decoded
+from .conversation import Exchange
+from .decoded import Decoded
 from .event import Message
+from .followed import Followed
 from .rule_text import GRAMMAR, RuleError, cut
 from .verdict import Verdict, both
 
@@ -45,19 +46,12 @@ class Injector:
 
     def __init__(self, rules: Iterable[InjectionRule]) -> None:
         self.rules = tuple(rules)
-        self._conversation = Conversation()
+        self._followed = Followed()
 
     def __call__(self, message: Message, fds: Sequence[int]) -> Verdict | None:
         """What becomes of a message."""
-        features = self._conversation.state(message.connection).protocol_acknowledged
-        settled = [item for item in self._conversation.take(message) if isinstance(item, Exchange)]
-        if message.asks or not settled:
-            understood = decoded(message, 0, features=features)
-            exchange = Exchange(understood)
-        else:
-            exchange = settled[-1]
-            understood = exchange.reply or exchange.request
-        return self._judge(understood, exchange)
+        understood, exchange = self._followed.take(message)
+        return self._followed.answered(message, self._judge(understood, exchange))
 
     def _judge(self, message: Decoded, exchange: Exchange) -> Verdict | None:
         found: Verdict | None = None

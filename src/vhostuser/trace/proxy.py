@@ -21,10 +21,13 @@ from .event import Event, FdNote, Message, Remark, Remarkable
 from .flow import Flow
 from .splice import Splice
 from .takeover import broken, taken_over, who
+from .turns import Turns
 from .verdict import Alter, Verdict, Watch
 
 BACKLOG: Final = 1024
 """Events that may wait for the sink; from there on each message waits for one of them."""
+LONGEST: Final = 86400.0
+"""Seconds of one wait: a pause may be longer, the kernel's poll may not."""
 QUIET: Final = 0.001
 """Seconds of silence after which the sink gets what waits."""
 HELD: Final = 20_000_000
@@ -60,6 +63,7 @@ class Proxy:
         """`messages` counts those that came, on both channels."""
         self._sink, self._alter, self._watch = sink, alter, watch
         self._plain = alter is None and watch is None
+        self._turns = Turns()
         self._waiting: deque[Event] = deque()
         self._record = self._waiting.append
         self._waker = Waker()
@@ -119,7 +123,7 @@ class Proxy:
         if not self._paused:
             return quiet
         first = min(flow.paused_until for flow in self._paused)
-        left = max(0.0, (first - time.monotonic_ns()) / 1e9)
+        left = min(max(0.0, (first - time.monotonic_ns()) / 1e9), LONGEST)
         return min(left, quiet) if self._waiting else left
 
     def _resume(self) -> None:
@@ -207,8 +211,8 @@ class Proxy:
         self._record(message)
         if flow.gone or not (flow.pieces or flow.paused_until):
             flow.release()
-        if verdict and verdict.answer:
-            self._answer(splice, flow, verdict.answer)
+        if self._alter is not None and message.whole:
+            self._take_turns(splice, flow, message, verdict)
         while len(self._waiting) > BACKLOG:
             self._sink(self._waiting.popleft())
 
@@ -227,6 +231,17 @@ class Proxy:
         if verdict.delay:
             flow.paused_until = time.monotonic_ns() + verdict.delay
         return verdict
+
+    def _take_turns(self, splice: Splice, flow: Flow, message: Message, verdict: Verdict | None) -> None:
+        """Send the answers in a peer's stead whose turn has come with this message."""
+        if message.asks:
+            goes = verdict is None or not (verdict.close or verdict.data == b"")
+            self._turns.asked(message, verdict.answer if verdict else b"", goes=goes)
+        else:
+            self._turns.replied(message)
+        asking = flow if message.asks else splice.other(flow)
+        for data in self._turns.due(message.channel):
+            self._answer(splice, asking, data)
 
     def _answer(self, splice: Splice, flow: Flow, data: bytes) -> None:
         """Send `data` back to where the message came from, in the stead of whoever should have answered."""

@@ -36,6 +36,7 @@ class _Lane:
     """One channel: our end of it, and what has come of the next message."""
 
     def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)  # a peer that reads nothing is waited for with a deadline
         self.socket, self._decoder = sock, Decoder[OwnedFd]()
 
     def receive(self) -> list[Frame[OwnedFd]]:
@@ -194,7 +195,7 @@ class Replay:
         try:
             notes = tuple(described(fd.fileno()) for fd in frame.fds)
             if self._role is Role.BACKEND and frame.fds and (channel, frame.request) == _HANDOVER:
-                self._open(socket.socket(fileno=frame.fds[0].detach()))
+                self._open(_as_socket(frame.fds[0]))
             return Message(time.time_ns(), 0, channel, _OTHER[self._role], frame.pack(), notes)
         finally:
             close_all(frame.fds)
@@ -208,6 +209,16 @@ class Replay:
                 for found in (each for channel in came for each in self._take(channel)):
                     yield found
                     return
+
+
+def _as_socket(fd: OwnedFd) -> socket.socket:
+    """The socket that an fd is. RemoteProtocolError if it is none."""
+    try:
+        sock = socket.socket(fileno=fd.fileno())
+    except OSError as error:
+        raise RemoteProtocolError(f"SET_BACKEND_REQ_FD came with no socket: {error.strerror}", field="fds") from None
+    fd.detach()
+    return sock
 
 
 def _told(step: Step) -> str:

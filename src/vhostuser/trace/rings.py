@@ -50,7 +50,7 @@ class RingFollower:
 
     def passed(self, message: Message, fds: Sequence[int]) -> None:
         """A message passes, with fds that are open during this call. Quick, but where a ring stops: it is looked at then."""
-        if self._ended or message.channel is not Channel.FRONTEND or not message.whole or message.note.startswith("dropped"):
+        if self._ended or message.channel is not Channel.FRONTEND or not message.whole or not message.delivered:
             return
         if message.request not in self._states.requests:
             return

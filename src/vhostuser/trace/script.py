@@ -111,7 +111,7 @@ class Script:
         conversation, before = Conversation(), None
         for index, event in enumerate(events):
             items, self.end = conversation.take(event), index + 1
-            if not isinstance(event, Message) or event.note.startswith("dropped"):
+            if not isinstance(event, Message) or not event.delivered:
                 continue
             connection = event.connection if connection is None else connection
             ours = event.sender is role

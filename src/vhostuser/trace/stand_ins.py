@@ -8,9 +8,11 @@ import os
 import socket
 from typing import Final
 
+from ..protocol.numbers import END_OF_FILE_OFFSETS
 from ..protocol.numbers import FrontendRequest as Q
 from ..protocol.rules import Channel
 from ..transport.fds import OwnedFd, close_all
+from .capture_error import CaptureError
 from .event import FdNote, Message
 
 _SEALS: Final = {"seal": fcntl.F_SEAL_SEAL, "shrink": fcntl.F_SEAL_SHRINK, "grow": fcntl.F_SEAL_GROW}
@@ -84,7 +86,7 @@ class StandIns:
                 old.close()
             self._files[key] = real or _memory(note)
         kept = self._files[key].fileno()
-        with contextlib.suppress(OSError):  # sealed, or on disk and read-only
+        with contextlib.suppress(OSError, OverflowError):  # sealed, or on disk and read-only, or larger than any file
             if os.fstat(kept).st_size < note.size:
                 os.ftruncate(kept, note.size)
         if note.access == "r":
@@ -103,6 +105,8 @@ class StandIns:
 
 def _memory(note: FdNote) -> OwnedFd:
     """A memfd of the size and with the seals that were recorded; it takes no memory until it is touched."""
+    if note.size >= END_OF_FILE_OFFSETS:
+        raise CaptureError(f"no file has the {note.size} bytes that are recorded of {note.path or note.kind}")
     fd = OwnedFd(os.memfd_create("vhostuser-replay", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
     try:
         os.ftruncate(fd.fileno(), note.size)

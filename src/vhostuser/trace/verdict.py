@@ -18,7 +18,7 @@ class Verdict:
     data: bytes | None = None
     """What goes on in its place, with its fds; b"" for nothing. None: it goes on as it came."""
     answer: bytes = b""
-    """A message that goes back in the peer's stead."""
+    """A message that goes back in the peer's stead, once the replies that are owed before it have passed."""
     delay: int = 0
     """Nanoseconds that it waits, and all that comes behind it on its way."""
     close: bool = False
