@@ -56,8 +56,14 @@ FORBIDDEN: dict[str, tuple[int, ...]] = {
     "personality": (0xFFFF_FFFF,),
 }
 """Calls that do no harm if they are made after all."""
-REFUSED: dict[str, tuple[int, ...]] = {"clone3": (0, 0), "ioctl": (0, 0x5412, 0), "prctl": (4, 1, 0, 0, 0)}
-"""Calls that fail with an errno in all modes: of no size, TIOCSTI, PR_SET_DUMPABLE."""
+REFUSED: dict[str, tuple[int, ...]] = {
+    "clone3": (0, 0),
+    "ioctl": (0, 0x5412, 0),
+    "prctl": (4, 1, 0, 0, 0),
+    "fcntl": (0, 8, 0),
+    "setsockopt": (0, 1, 26, 0, 0),
+}
+"""Calls that fail with an errno in all modes: of no size, TIOCSTI, PR_SET_DUMPABLE, F_SETOWN, SO_ATTACH_FILTER."""
 
 
 def outcome(action: Action, number: int, arguments: tuple[int, ...]) -> int | str:

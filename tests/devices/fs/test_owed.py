@@ -214,6 +214,15 @@ def test_the_end_of_a_session_tries_once_more_and_says_what_is_lost(
     assert "lost" not in caplog.text
 
 
+def test_the_end_of_a_session_counts_what_is_still_mapped(
+    guest: Guest, file: HostFile, disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    guest.show(file, 0, 0, writable=True)
+    guest.store(0, b"stored", at=10)
+    guest.do(guest.window.end)
+    assert "6 bytes that the guest stored are lost" in caplog.text
+
+
 def test_f32_no_more_is_kept_than_there_is_room_for(
     guest: Guest, file: HostFile, path: Path, disk: Disk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

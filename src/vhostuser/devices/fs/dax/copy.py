@@ -243,11 +243,13 @@ class CopyWindow:
         """Write back all and forget it."""
         for key in list(self._files):
             self._write_file(key)
+        rows = list(self._segments)
+        if self._failed:
+            self._leave(rows)  # what still is in the window counts, too
         if lost := self._owed.clear():
             self._log.warning(
                 f"{lost} bytes that the guest stored are lost: they could not be written until its session ended"
             )
-        rows = list(self._segments)
         self._segments.clear()
         self._drop(rows)
         for owner in list(self._files.values()):
