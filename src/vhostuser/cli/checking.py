@@ -62,15 +62,19 @@ def listed(rules: Iterable[Rule[B]]) -> int:
 
 def conclude(options: argparse.Namespace, program: str, check: Callable[[], Iterator[Outcome]], advice: str) -> int:
     """Check, tell each outcome as it comes, and sum up; the exit code."""
-    strict = options.profile == STRICT
+    strict, outcomes, over = options.profile == STRICT, list[Outcome](), ""
     try:
-        outcomes = list(_told(options, check()))
+        for outcome in _told(options, check()):
+            outcomes.append(outcome)  # those before an error count
     except VhostUserError as error:
-        raise CommandError(str(error), advice, Exit.PEER) from None
+        over = str(error)
     if options.junit:
         Path(options.junit).write_text(junit(program, outcomes, strict=strict))
-    if not options.json:
+    if not options.json and (outcomes or not over):
         put(summary(outcomes))
+    if over:
+        after = f" (the last rule before was {outcomes[-1].rule.name})" if outcomes else ""
+        raise CommandError(over + after, advice, Exit.PEER)
     return Exit.FAILED if any(fails(outcome, strict=strict) for outcome in outcomes) else Exit.DONE
 
 

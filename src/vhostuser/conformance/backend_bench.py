@@ -104,6 +104,16 @@ class BackendBench(RawFrontend, RecordedWire):
         if not self.has(feature):
             raise NotApplicable(f"it does not offer {feature.name}")
 
+    def enable(self, index: int) -> None:
+        """Enable a ring, where that is to be done."""
+        if self.enables:
+            super().enable(index)
+
+    @property
+    def enables(self) -> bool:
+        """Rings have to be enabled; else they are from the start ("SET_FEATURES")."""
+        return bool(self.acknowledged >> VhostFeature.PROTOCOL_FEATURES & 1)
+
     def open_requests(self) -> RecordedWire:
         """Give the back-end its channel; our end of it."""
         ours, theirs = socket.socketpair()
@@ -150,7 +160,8 @@ class BackendBench(RawFrontend, RecordedWire):
         self.request(Q.SET_VRING_BASE, VringState(0, 0))
         self.request(Q.SET_VRING_ADDR, VringAddr(0, 0, 0, 0x3000, 0x2000, 0))
         self.request(Q.SET_VRING_KICK, U64(0), fds=[self.eventfd()])
-        self.request(Q.SET_VRING_ENABLE, VringState(0, 1))
+        if self.enables:
+            self.request(Q.SET_VRING_ENABLE, VringState(0, 1))
 
     # What a rule expects
 
@@ -201,6 +212,10 @@ class BackendBench(RawFrontend, RecordedWire):
         frame = self.receive_or_end()
         if frame is None:
             return
+        close_all(frame.fds)
+        if (frame.request, frame.flags & ~NEED_REPLY, len(frame.payload)) != (int(request), ACK, U64.STRUCT.size):
+            got = f"request {frame.request}, flags {frame.flags:#x}, {len(frame.payload)} bytes"
+            raise Deviation(f"a status for {_name(request)}, or the end of the connection", got)
         if not int.from_bytes(frame.payload, "little"):
             raise Deviation(f"{_name(request)} refused", "status 0")
 

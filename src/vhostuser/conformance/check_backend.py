@@ -14,11 +14,11 @@ from ..protocol.state import Role
 from ..trace.event import Event
 from ..virtio.numbers import DeviceId
 from .backend_bench import BackendBench, Offer
-from .outcome import Deviation, NotApplicable, Outcome, Result
+from .outcome import UNUSABLE, Deviation, NotApplicable, Outcome, Result
 from .peer import Peer
 from .probes import Probe
 from .rule import Rule
-from .wire import RecordedWire
+from .wire import RecordedWire, bound
 
 TIMEOUT = 5.0
 """Seconds that a back-end may take for an answer."""
@@ -57,7 +57,7 @@ def check_one(rule: Rule[BackendBench], peer: Peer, offer: Offer, *, timeout: fl
         return Outcome(rule, Result.SKIPPED, got=f"it does not offer {lacking}")
     began = time.monotonic()
     events: list[Event] = []
-    with BackendBench(_met(peer, timeout), offer, events, deadline=timeout) as bench:
+    with BackendBench(bound(_met(peer, timeout), timeout), offer, events, deadline=timeout) as bench:
         result, expected, got = _tried(rule, bench)
     if death := peer.crashed():
         result, got = Result.CRASHED, f"{got}; {death}" if got else death
@@ -92,4 +92,8 @@ def _tried(rule: Rule[BackendBench], bench: BackendBench) -> tuple[Result, str, 
         return Result.HUNG if deviation.hung else Result.BROKEN, deviation.expected, deviation.got
     except NotApplicable as why:
         return Result.SKIPPED, "", str(why)
+    except BlockingIOError:
+        return Result.HUNG, "a back-end that reads", f"a full socket for {bench.deadline:g} s"
+    except UNUSABLE as error:
+        return Result.BROKEN, "what can be used", f"{type(error).__name__}: {error}"
     return Result.KEPT, "", ""

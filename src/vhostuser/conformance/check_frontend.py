@@ -14,11 +14,13 @@ from ..trace.event import Event
 from . import front_end
 from .frontend_bench import FRONT_END, REST, FrontendBench, Reach
 from .frontend_peer import GRACE, FrontendPeer
-from .outcome import Deviation, NotApplicable, Outcome, Result
+from .outcome import UNUSABLE, Deviation, NotApplicable, Outcome, Result
 from .rule import Rule, Rules
 
 TIMEOUT = 5.0
 """Seconds that a front-end may take for its next message."""
+REACHED = 2
+"""Times of that after which what a front-end has come to is what it comes to, though it never is quiet."""
 QUIET = 1.0
 """Seconds of silence after which a front-end has said all that it says."""
 
@@ -37,8 +39,8 @@ def reach_of(peer: FrontendPeer, *, timeout: float = TIMEOUT, quiet: float = QUI
             bench.until(FrontendRequest.GET_FEATURES)
         except Deviation as deviation:
             raise VhostUserError(f"it does not ask for the features: {deviation}") from None
-        count = -1
-        while count != len(bench.seen):
+        count, end = -1, time.monotonic() + REACHED * timeout
+        while count != len(bench.seen) and time.monotonic() < end:
             count = len(bench.seen)
             bench.soon(lambda count=count: len(bench.seen) != count, within=quiet)  # type: ignore[misc]
         seen = bench.seen
@@ -92,4 +94,6 @@ def _tried(rule: Rule[FrontendBench], bench: FrontendBench) -> tuple[Result, str
         return Result.SKIPPED, "", str(why)
     except BlockingIOError:
         return Result.HUNG, "a front-end that reads", f"a full socket for {bench.deadline:g} s"
+    except UNUSABLE as error:
+        return Result.BROKEN, "what can be used", f"{type(error).__name__}: {error}"
     return Result.KEPT, "", ""

@@ -28,6 +28,7 @@ from ..transport.fds import OwnedFd
 from .outcome import Deviation, NotApplicable
 from .rule import Needs, Rules
 from .scripted_backend import MOMENTS, Body, Fds, ScriptedBackend
+from .seen import Seen
 from .wire import RecordedWire
 
 F, Q, B = ProtocolFeature, FrontendRequest, BackendRequest
@@ -70,6 +71,12 @@ class FrontendBench(ScriptedBackend):
         self.reach = reach
         self.rest = REST
         """Seconds of silence in which the front-end is at rest."""
+
+    def until(self, request: int, *, times: int = 1) -> Seen:
+        """As ScriptedBackend. One that uses no protocol features never asks for them."""
+        if request in (Q.GET_PROTOCOL_FEATURES, Q.SET_PROTOCOL_FEATURES) and not self.reach.protocol:
+            raise NotApplicable("it uses no protocol features")
+        return super().until(request, times=times)
 
     def need(self, feature: ProtocolFeature) -> None:
         """The rule makes no sense without this feature."""
@@ -263,8 +270,8 @@ class FrontendBench(ScriptedBackend):
         if self.main.fileno() < 0:
             return
         self.answers.clear()
-        count = -1
-        while count != len(self.seen) and not self.over:
+        count, end = -1, time.monotonic() + self.deadline
+        while count != len(self.seen) and not self.over and time.monotonic() < end:
             count = len(self.seen)
             busy = len(self.seen.running) < self.reach.rings
             self.soon(lambda before=count: len(self.seen) != before, within=self.rest * (BUSY if busy else 1))  # type: ignore[misc]

@@ -17,13 +17,13 @@ from typing import Final, Protocol, Self
 
 from ..errors import DeadlineExpired, VhostUserError
 from ..transport.listen import accept, listen
+from .peer import crash_in_words
 
 APPEARS: Final = 20.0
 """Seconds that a front-end may take to connect."""
 GRACE: Final = 2.0
 LINGERS: Final = 0.3
 """Seconds in which a front-end that is dying of a connection has died."""
-RUST_PANIC: Final = 101
 _STEP: Final = 0.1
 
 
@@ -110,9 +110,7 @@ class Launched:
     def crashed(self) -> str:
         """As FrontendPeer. One that lives on after its connection is told to end; a crash at that counts too."""
         code = self._finish()
-        if code is None or code in (-signal.SIGTERM, -signal.SIGKILL) or (code >= 0 and code != RUST_PANIC):
-            return ""
-        return _words_of(code)
+        return "" if code is None else crash_in_words(code, (signal.SIGTERM, signal.SIGKILL))
 
     def close(self) -> None:
         """End it, and listen no more."""

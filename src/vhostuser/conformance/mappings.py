@@ -80,7 +80,10 @@ def all_of(bench: BackendBench, *, answer: bool = True, status: int = 0, patienc
     The first request may take `patience` seconds, or half the deadline.
     """
     wire, patience = channel_of(bench), bench.deadline / 2 if patience is None else patience
+    end = time.monotonic() + patience + bench.deadline
     while readable(wire, patience):
+        if time.monotonic() > end:
+            raise Deviation("an end of its requests", f"one after the other for {bench.deadline:g} s", hung=True)
         frame = wire.receive()
         for fd in frame.fds:
             bench.keep(fd)

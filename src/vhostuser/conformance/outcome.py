@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 from ..trace.event import Event
 from .rule import Level, Rule
@@ -34,6 +35,10 @@ class Deviation(Exception):
     def __init__(self, expected: str, got: str, *, hung: bool = False) -> None:
         super().__init__(f"expected {expected}, got {got}")
         self.expected, self.got, self.hung = expected, got, hung
+
+
+UNUSABLE: Final = (OSError, ValueError, OverflowError, struct.error)
+"""What comes of numbers, files and eventfds of a peer's that are of no use."""
 
 
 class NotApplicable(Exception):

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
@@ -21,6 +21,7 @@ APPEARS: Final = 20.0
 """Seconds that a back-end may take to listen."""
 GRACE: Final = 2.0
 RUST_PANIC: Final = 101
+SHELL: Final = 128
 
 
 class Peer(Protocol):
@@ -87,13 +88,14 @@ class Started:
 
     def renew(self) -> None:
         """As Peer."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            try:
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            self._signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        self._signal(signal.SIGKILL)  # whom it has started and left
+        self._process.wait()
 
     def close(self) -> None:
         """End it."""
@@ -117,10 +119,21 @@ class Started:
         environment = {**os.environ, "socket": self._path}
         try:
             self._process = subprocess.Popen(
-                self._words, stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._output, env=environment
+                self._words,
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=self._output,
+                env=environment,
+                start_new_session=True,
             )
         except OSError as error:
             raise VhostUserError(f"cannot start {self._words[0]}: {error.strerror or error}") from None
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Send a signal to the command and all that it has started."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
 
     def _check(self) -> None:
         if self._process is not None and self._process.poll() is not None:
@@ -129,9 +142,15 @@ class Started:
     def _end(self) -> str:
         """How it ended, if it was by a signal or a panic."""
         code = self._process.poll() if self._process else None
-        if code is None or code in (0, 1) or (code > 0 and code != RUST_PANIC):
-            return ""
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}, a panic"
+        return "" if code is None else crash_in_words(code)
+
+
+def crash_in_words(code: int, orderly: Collection[int] = ()) -> str:
+    """How a process died that ended with this code, or the shell around it did (128 and the signal); empty if in order."""
+    number = -code if code < 0 else code - SHELL if code > SHELL else 0
+    if number and number not in orderly and number in set(signal.Signals):
+        return f"killed by {signal.Signals(number).name}"
+    return f"exit code {code}, a panic" if code == RUST_PANIC else ""
 
 
 class _Ended(Exception):

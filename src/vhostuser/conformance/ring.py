@@ -88,7 +88,7 @@ class Ring:
         self.bench.accepted(Q.SET_VRING_NUM, VringState(self.index, SIZE))
         self.bench.accepted(Q.SET_VRING_BASE, VringState(self.index, 0))
         self.bench.accepted(Q.SET_VRING_ADDR, self.bench.addresses(self.index, at=self.at))
-        self.bench.accepted(Q.SET_VRING_ENABLE, VringState(self.index, 1))
+        self.bench.enable(self.index)
 
     # Requests
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
-import struct
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -29,7 +28,7 @@ from ..virtio.block import BlockConfig
 from ..virtio.numbers import Feature
 from .outcome import Deviation
 from .seen import Conversation, Seen
-from .wire import RecordedWire
+from .wire import RecordedWire, bound
 
 F, Q = ProtocolFeature, FrontendRequest
 FEATURES: Final = mask((Feature.VERSION_1, VhostFeature.PROTOCOL_FEATURES))
@@ -58,7 +57,7 @@ class ScriptedBackend:
     """The back-end's end of a connection. What it waits for in vain is a Deviation."""
 
     def __init__(self, sock: socket.socket, events: list[Event], *, deadline: float) -> None:
-        _bound(sock, deadline)
+        bound(sock, deadline)
         self.main = RecordedWire(sock, events, Channel.FRONTEND, Role.BACKEND, deadline=deadline)
         self.events, self.deadline = events, deadline
         self.requests: RecordedWire | None = None
@@ -98,7 +97,7 @@ class ScriptedBackend:
         """Serve until something holds, at most so many seconds; whether it does."""
         end = time.monotonic() + within
         while not holds():
-            if self.over or not self.ready(end, main=True):
+            if self.over or time.monotonic() >= end or not self.ready(end, main=True):
                 return holds()
             self.take()
         return True
@@ -218,7 +217,7 @@ class ScriptedBackend:
             if self.requests:
                 self.requests.close()
             ours = socket.socket(fileno=frame.fds[0].detach())
-            _bound(ours, self.deadline)
+            bound(ours, self.deadline)
             self.requests = RecordedWire(ours, self.events, Channel.BACKEND, Role.BACKEND, deadline=self.deadline)
 
     def ready(self, end: float, *, main: bool, channel: RecordedWire | None = None) -> bool:
@@ -234,11 +233,6 @@ class ScriptedBackend:
             poll.register(channel, select.POLLIN)
         ready = [fd for fd, _ in poll.poll(max(0.0, end - time.monotonic()) * 1000)]
         return channel.fileno() in ready if channel else bool(ready)
-
-
-def _bound(sock: socket.socket, seconds: float) -> None:
-    """Let no send take longer: a front-end that reads nothing is a BlockingIOError."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6)))
 
 
 def _name(request: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import time
 from collections.abc import Iterable
 
@@ -59,3 +60,9 @@ class RecordedWire(Wire):
         """Close the socket; what was half sent is recorded."""
         self._sent.end()
         super().close()
+
+
+def bound(sock: socket.socket, seconds: float) -> socket.socket:
+    """Let no send take longer: a peer that reads nothing is a BlockingIOError. The socket."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6)))
+    return sock

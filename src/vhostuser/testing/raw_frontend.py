@@ -80,6 +80,10 @@ class RawFrontend(Wire):
         self.kick, self.err = self.eventfd(), self.eventfd()
         self.accepted(Q.SET_VRING_ERR, U64(index), fds=[self.err])
         self.accepted(Q.SET_VRING_KICK, U64(index), fds=[self.kick])
+        self.enable(index)
+
+    def enable(self, index: int) -> None:
+        """Let the back-end take requests from a ring."""
         self.accepted(Q.SET_VRING_ENABLE, VringState(index, 1))
 
     def start(self, *, protocol: int = PROTOCOL_FEATURES) -> Wire:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...protocol.numbers import NEED_REPLY, REPLY, VERSION, FrontendRequest, ProtocolFeature
+from ...protocol.numbers import NEED_REPLY, REPLY, VERSION, FrontendRequest, ProtocolFeature, VhostFeature
 from ...testing.files import message
 from ..backend_bench import BACK_END, BackendBench
 from ..family import declare
@@ -27,7 +27,7 @@ def need_reply_is_not_copied_into_a_reply(bench: BackendBench) -> None:
     bench.replied(Q.GET_FEATURES, flags=VERSION | NEED_REPLY)
 
 
-@BACK_END.rule(HEADER)
+@BACK_END.rule(HEADER, level=Level.SHOULD)
 def a_message_of_another_version_is_not_obeyed(bench: BackendBench) -> None:
     """The lower two bits of the flags are the version; a message of another one is not taken for one of version 1."""
     bench.request(Q.GET_FEATURES, flags=2)
@@ -53,7 +53,7 @@ def a_message_may_come_byte_by_byte(bench: BackendBench) -> None:
         raise Deviation("the reply to GET_FEATURES", "another message")
 
 
-@BACK_END.rule("Communication")
+@BACK_END.rule("Communication", features=[VhostFeature.PROTOCOL_FEATURES])
 def two_messages_may_come_at_once(bench: BackendBench) -> None:
     """A stream has no message borders: two requests in one segment are two requests, answered in order."""
     bench.send(message(Q.GET_FEATURES) + message(Q.GET_PROTOCOL_FEATURES))
@@ -127,7 +127,7 @@ def _other_versions() -> None:
             bench.ends(f"a message of version {version}")
 
         text = f"The lower two bits of the flags are the version, 1: a message of version {version} is not obeyed."
-        declare(BACK_END, HEADER, f"a_message_of_version_{version}_is_not_obeyed", text, check)
+        declare(BACK_END, HEADER, f"a_message_of_version_{version}_is_not_obeyed", text, check, level=Level.SHOULD)
 
 
 _other_versions()

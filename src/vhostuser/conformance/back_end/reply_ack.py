@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from ...protocol.numbers import NEED_REPLY, VERSION, FrontendRequest, ProtocolFeature
+from ...protocol.numbers import NEED_REPLY, VERSION, FrontendRequest, ProtocolFeature, VhostFeature
 from ...protocol.payloads import U64, Config, VringAddr, VringState
 from ...testing.files import message
 from ...transport.fds import HasFileno
@@ -18,6 +18,8 @@ from ..rule import Level
 F, Q = ProtocolFeature, FrontendRequest
 REPLY_ACK: Final = "VHOST_USER_PROTOCOL_F_REPLY_ACK"
 SIZE: Final = 128
+_OF_BIT_30: Final = (Q.SET_PROTOCOL_FEATURES, Q.SET_VRING_ENABLE)
+"""The requests of a back-end that has protocol features at all."""
 ADDRESSES: Final = VringAddr(0, 0, 0, 0x3000, 0x2000, 0)
 
 
@@ -101,7 +103,8 @@ def _silent(plain: Plain) -> None:
 
     text = f"{plain.request.name} without need_reply is not answered."
     features = [plain.feature] if plain.feature else []
-    declare(BACK_END, REPLY_ACK, f"{plain.name}_is_not_answered_unasked", text, check, protocol=features)
+    bits = [VhostFeature.PROTOCOL_FEATURES] if plain.request in _OF_BIT_30 else []
+    declare(BACK_END, REPLY_ACK, f"{plain.name}_is_not_answered_unasked", text, check, protocol=features, features=bits)
 
 
 def _once(plain: Plain) -> None:
