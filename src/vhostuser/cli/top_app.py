@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from typing import ClassVar, Final
 
 from rich.text import Text
+from textual import events
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
+from textual.geometry import Size
 from textual.widgets import Input, Static
 
 from ..limited_log import printable
@@ -67,12 +70,20 @@ class Top(App[None]):
             loop.call_soon_threadsafe(self.exit)
 
         on_end(end)
-        self.set_interval(EVERY, self.draw)
+        self.set_interval(EVERY, self._again)
         self.call_after_refresh(self.draw)
 
     def on_resize(self) -> None:
         """Another size, another picture."""
         self.call_after_refresh(self.draw)
+
+    def _again(self) -> None:
+        """Look at the terminal's size oneself: SIGWINCH may be blocked, or be lost between two sizes."""
+        size = Size(*shutil.get_terminal_size())
+        if size != self.screen.size:
+            self.screen.post_message(events.Resize(size, size))
+            self.refresh()
+        self.draw()
 
     def draw(self) -> None:
         """Show how things are now."""
