@@ -408,7 +408,8 @@ def test_a_live_connection_is_watched_in_the_terminal(window: Terminal, place: P
 
 @pytest.mark.timeout(240)
 def test_another_size_is_seen_though_its_signal_is_not(window: Terminal, capture: Path) -> None:
-    blocked = "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH]); os.execv(sys.argv[1], sys.argv[1:])"
+    block = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH])"
+    blocked = f"import os, signal, sys; {block}; os.execv(sys.argv[1], sys.argv[1:])"
     window.run([sys.executable, "-c", blocked, *vhu_words("top", capture)])
     window.wait("mapped 14 MiB in 7", "all of it")
     window.resize(60, 15)
