@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,6 +16,9 @@ from vhostuser.memory import mapping
 
 SETTLE = 2.0
 """Seconds that a thread or an fd may take to go after the test ended."""
+
+HELPERS = {f"tests.{path.stem}" for path in Path(__file__).parent.iterdir()} - {"tests.__init__", "tests.conftest"}
+pytest.register_assert_rewrite(*HELPERS)  # so that `python -O` leaves their asserts, too
 
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
