@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from tests.fuzz import corpus
-from tests.fuzz.targets import LONGEST, TARGETS, load
+from tests.fuzz.targets import KEPT, LONGEST, TARGETS, load
 
-KEPT: Final = Path(".fuzz")
 SLOWEST: Final = 25
 """Seconds that one input may take."""
 
@@ -37,14 +36,14 @@ def _words() -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0, help="0 is another one each time")
     parser.add_argument("corpus", type=Path, nargs="?", help="a directory; else a new one")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def _options(words: argparse.Namespace) -> list[str]:
     """What libFuzzer is told; input may come from its dictionary."""
     options = [f"-max_total_time={words.seconds}", f"-seed={words.seed}", f"-max_len={LONGEST}", f"-timeout={SLOWEST}"]
     dictionary = Path(__file__).parent / "oss_fuzz" / f"{words.target}.dict"
-    return [*options, "-print_final_stats=1", "-rss_limit_mb=4096", f"-dict={dictionary}"]
+    return [*options, "-print_final_stats=1", "-len_control=20", "-rss_limit_mb=4096", f"-dict={dictionary}"]
 
 
 def _fuzz(target: str, options: list[str]) -> None:

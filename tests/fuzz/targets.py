@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 TARGETS: Final = ("decode", "messages", "regions", "memory", "rings", "fuse", "inflight")
 COMPILED: Final = ("messages", "regions", "rings", "inflight", "decode")
 """Those that reach compiled code: worth their time under sanitizers."""
+KEPT: Final = Path(".fuzz")
+"""What runs leave behind."""
 LONGEST: Final = 2048
 """Bytes of an input."""
 
