@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final
 
 from tests.fuzz.taking import Taker
@@ -25,6 +26,7 @@ PAGES: Final = 4
 STEPS: Final = 40
 TOP: Final = 1 << 64
 STARTS: Final = (0, PAGE, 2 * PAGE, 3 * PAGE, 4 * PAGE, 8 * PAGE, TOP - PAGE, TOP - 2 * PAGE, TOP - 3 * PAGE)
+CONTENT: Final = [bytes((at * 7 + at // 256 + 101 * file) % 256 for at in range(PAGES * PAGE)) for file in range(2)]
 Known = tuple[MemoryRegion, int]
 """A region, and which file it is of."""
 
@@ -90,12 +92,22 @@ class Table:
     def translate(self, address: int, size: int) -> None:
         """`slices`, byte by byte."""
         found, why = outcome_of(lambda: [bytes(piece) for piece in self.memory.slices(address, size)], MemoryFault)
-        places = [self.byte(address + at, user=False) for at in range(size)]
-        if None in places or address + size > TOP:
+        expected = self.bytes_at(address, size)
+        if expected is None:
             check(found == "MemoryFault", "there is no such memory", address, size)
             return
-        expected = bytes(self.contents[file][offset] for file, offset in filter(None, places))
         check(isinstance(found, list) and b"".join(found) == expected, "slices", address, size, why)
+
+    def bytes_at(self, address: int, size: int) -> bytes | None:
+        """The bytes at a guest address, from one border of a region to the next; None if one of them is not there."""
+        borders = {edge for region, _ in self.known for edge in (region.guest_addr, region.guest_addr + region.size)}
+        cuts = [address, *sorted(edge for edge in borders if address < edge < address + size), address + size]
+        found = b""
+        for start, end in pairwise(cuts if size else []):
+            if (place := self.byte(start, user=False)) is None:
+                return None
+            found += self.contents[place[0]][place[1] : place[1] + end - start]
+        return found
 
     def lay(self, address: int, size: int) -> None:
         """A ring at a user address: in one region, or a fault."""
@@ -145,10 +157,10 @@ def one_input(data: bytes) -> None:
     taker = Taker(data)
     with watched():
         solid = [taker.flag() for _ in range(2)]
-        files = [memory_file(PAGES, fill=_content(number), seal=seal) for number, seal in enumerate(solid)]
+        files = [memory_file(PAGES, fill=CONTENT[number], seal=seal) for number, seal in enumerate(solid)]
         files.append(read_only(files[0]))
-        first = bytearray(_content(0))
-        table = Table(files, [first, bytearray(_content(1)), first], _session())
+        first = bytearray(CONTENT[0])
+        table = Table(files, [first, bytearray(CONTENT[1]), first], _session())
         try:
             for _ in range(STEPS):
                 if taker.left:
@@ -177,10 +189,6 @@ def _step(table: Table, taker: Taker) -> None:
 def _session() -> Session:
     feature = 1 << ProtocolFeature.CONFIGURE_MEM_SLOTS
     return Session(Role.BACKEND, State(protocol_offered=feature, protocol_acknowledged=feature, max_slots=6))
-
-
-def _content(number: int) -> bytes:
-    return bytes((at * 7 + at // 256 + 101 * number) % 256 for at in range(PAGES * PAGE))
 
 
 def _region(taker: Taker) -> Known:

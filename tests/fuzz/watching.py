@@ -11,9 +11,12 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Final
+from unittest import mock
 
+from vhostuser.limited_log import LimitedLog
 from vhostuser.testing.usage import Usage
 
 SETTLE: Final = 5.0
@@ -58,7 +61,9 @@ def watched() -> Iterator[None]:
     logger.addHandler(faults)
     threading.excepthook = sys.unraisablehook = faults.note
     try:
-        yield
+        with warnings.catch_warnings(), mock.patch.object(LimitedLog, "_may_pass", return_value=True):
+            warnings.simplefilter("error", ResourceWarning)  # an fd that is dropped unclosed
+            yield
         _settle(before)
     finally:
         threading.excepthook, sys.unraisablehook = hooks
