@@ -96,7 +96,9 @@ class Guest:
 
     def __init__(self, server: Server) -> None:
         self.server, self.unique = server, 0
-        self.nodes, self.handles = [ROOT_ID], [0]
+        self.nodes, self.handles = [ROOT_ID], [(ROOT_ID, 0)]
+        self.asked, self.paired = ROOT_ID, 0
+        """The node of the request, and that of the handle in it."""
 
     def ask(self, taker: Taker, opcode: int) -> None:
         """One request, whose answer must be right."""
@@ -117,11 +119,14 @@ class Guest:
         self.server.serve(chain_of(header.pack() + body, room=[4096]))
 
     def _request(self, taker: Taker, opcode: int) -> bytes:
+        self.paired = 0
         body, extended = self._body(taker, opcode), taker.byte() if taker.rarely() else 0
         size = taker.number(4) if taker.rarely() else IN_HEADER_SIZE + len(body)
         user = taker.pick((0, 1000, os.geteuid(), 0xFFFFFFFF)) if taker.rarely() else os.geteuid()
         group = taker.pick((0, 1000, os.getegid(), 0xFFFFFFFF)) if taker.rarely() else os.getegid()
-        header = s.InHeader(size, opcode, self.unique, self._node(taker), user, group, 1, extended)
+        node = self._node(taker)
+        self.asked = self.paired if self.paired and self.unique % 4 else node
+        header = s.InHeader(size, opcode, self.unique, self.asked, user, group, 1, extended)
         data = header.pack() + body
         return data[: taker.below(len(data) + 1)] if taker.rarely() else data
 
@@ -144,7 +149,7 @@ class Guest:
             if name in NODES:
                 value = self._node(taker)
             elif name in HANDLES:
-                value = taker.pick(self.handles)
+                self.paired, value = taker.pick(self.handles)
             elif name == "size" and layout in (s.WriteIn, s.SetxattrIn):
                 value = size
             elif name in ("mode", "umask"):
@@ -174,13 +179,14 @@ class Guest:
             self._remember(opcode, got[OUT_HEADER_SIZE:])
 
     def _remember(self, opcode: int, body: bytes) -> None:
+        node = self.asked
         if opcode in FOUND:
             node = s.EntryOut.unpack(body[: s.EntryOut.STRUCT.size]).nodeid
             self.nodes = [*self.nodes[:6], node] if node else self.nodes
         for known, start in OPENED.items():
             if opcode == known:
                 handle = s.OpenOut.unpack(body[start : start + s.OpenOut.STRUCT.size]).fh
-                self.handles = [*self.handles[:6], handle]
+                self.handles = [*self.handles[:6], (node, handle)]
 
 
 def one_input(data: bytes) -> None:
