@@ -4,12 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 CACHE := $(or $(VHOSTUSER_CACHE),.cache)
+FUZZ_TARGETS := decode messages regions memory rings fuse inflight
+FUZZ_COMPILED := messages regions rings inflight decode
+FUZZ_SECONDS := 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format vm picture bench bench-vm soak fuzz clean
+.PHONY: help setup demo test check format vm picture bench bench-vm soak fuzz fuzz-long fuzz-targets clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make a virtual environment with the package and its tools in it
 
@@ -62,12 +65,25 @@ soak: setup ## a million pairs of map and unmap: nothing may leak; and a disk un
 	$(BIN)/python benchmarks/soak.py
 	$(BIN)/python benchmarks/blk.py --soak 30 || test $$? -eq 3
 
-fuzz: setup ## throw random input at both sides, and flip the fields of live rings for a minute a format
+fuzz: setup ## throw random input at both sides, flip the fields of live rings, and fuzz seven targets a minute each
 	$(BIN)/python -m pytest -q tests/property --hypothesis-seed=random
 	set -ex; for pure in '' 1; do \
 	  export VHOSTUSER_PURE=$$pure FLIP_SECONDS=60 FLOOD_ROUNDS=3907; \
 	  $(BIN)/python -m pytest -q tests/hostile/test_flipping.py tests/hostile/test_storms.py; \
 	done
+	$(MAKE) fuzz-targets FUZZ_SECONDS=60
+
+fuzz-long: ## the seven targets, 15 minutes each, and those that reach compiled code again under sanitizers
+	$(MAKE) fuzz-targets FUZZ_SECONDS=900
+
+fuzz-targets: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	@failed=; for target in $(FUZZ_TARGETS); do \
+	  $(BIN)/python -m tests.fuzz.run $$target --seconds $(FUZZ_SECONDS) || failed="$$failed $$target"; \
+	done; for target in $(FUZZ_COMPILED); do \
+	  $(BIN)/python -m tests.fuzz.sanitized $$target --seconds $(FUZZ_SECONDS) || failed="$$failed $$target(sanitized)"; \
+	done; \
+	test -z "$$failed" || { echo "these have found something, see .fuzz/crashes:$$failed"; exit 1; }
 
 clean: ## remove what was built; the cache stays (rm -r .cache takes that too)
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.property.strategies import QUEUES, bodies, features, frames, integers, states, virtio_masks
+from tests.session_invariants import invariants
 from vhostuser.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from vhostuser.protocol.dialects import DIALECTS, Dialect
 from vhostuser.protocol.framing import Frame, reply_frame
-from vhostuser.protocol.numbers import END_OF_ADDRESSES, missing_requirements
-from vhostuser.protocol.payloads import MemoryRegion, XenMemoryRegion
 from vhostuser.protocol.rules import RULES, Channel
 from vhostuser.protocol.session import Session
 from vhostuser.protocol.state import Owed, Ring, Role, State, reply_owed
@@ -63,29 +60,6 @@ def test_any_reply_is_taken_in_or_ends_the_connection_without_a_trace(
     except RemoteProtocolError as error:
         refused = error
     assert refused is None or (end.state is state and (refused.fatal or refused.request == "GET_SHMEM_CONFIG"))
-
-
-def invariants(state: State, rings: int) -> None:
-    """What holds in every state that a session can come to."""
-    held: list[bool] = [
-        not state.acknowledged & ~state.offered,
-        not state.protocol_acknowledged & ~state.protocol_offered,
-        not missing_requirements(state.protocol_acknowledged),
-        len(state.rings) == rings,
-        all(not ring.quiesced or (ring.started and not ring.enabled) for ring in state.rings),
-        all(ring.active == (ring.started and ring.enabled) for ring in state.rings),
-        not state.running or any(ring.started for ring in state.rings),
-        disjoint(state.regions),
-    ]
-    if not all(held):
-        raise AssertionError(f"{held}: {state}")
-
-
-def disjoint(regions: tuple[MemoryRegion | XenMemoryRegion, ...]) -> bool:
-    """No two regions share a byte, none is empty, all end within the address space."""
-    edges = sorted((region.guest_addr, region.guest_addr + region.size) for region in regions)
-    apart = all(before[1] <= after[0] for before, after in pairwise(edges))
-    return apart and all(start < end <= END_OF_ADDRESSES for start, end in edges)
 
 
 @given(data=st.data(), offered=virtio_masks, protocol=features)

@@ -183,15 +183,17 @@ cdef class Server:
 
     cdef bint lift(self, void *core, vhu_request *request) noexcept nogil:
         """Forget a mapping. What lies side by side is taken away by one system call, in `settle`, before anything else."""
-        cdef Entry *last = &self.gone[self.gone_count - 1]
+        cdef Entry *last
         if request.header.flags != ASKING or not self.streaming:
             self.settle()
             if not (<WindowCore>core).lift(request.body.shm_offset, request.body.len):
                 return False
             self.unmaps += 1
             return True
-        if self.gone_count and (core != self.emptied or request.body.shm_offset != last.start + last.len):
-            self.settle()
+        if self.gone_count:
+            last = &self.gone[self.gone_count - 1]
+            if core != self.emptied or request.body.shm_offset != last.start + last.len:
+                self.settle()
         if not (<WindowCore>core).forget(request.body.shm_offset, request.body.len, &self.gone[self.gone_count]):
             return False
         if not self.gone_count:
@@ -202,10 +204,11 @@ cdef class Server:
     cdef void settle(self) noexcept nogil:
         """Take away what was forgotten. What the kernel leaves there is a mapping again, and its request was refused."""
         cdef Entry *entry = &self.gone[0]
-        cdef Entry *last = &self.gone[self.gone_count - 1]
+        cdef Entry *last
         cdef int at, count = self.gone_count
         if not count:
             return
+        last = &self.gone[count - 1]
         self.gone_count = 0
         if (<WindowCore>self.emptied).restore(entry.start, last.start + last.len - entry.start):
             self.unmaps += count
