@@ -7,16 +7,21 @@ import contextlib
 import json
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
+from ..conformance.frontend_peer import Awaited
 from ..conformance.peer import Listening
 from ..errors import VhostUserError
 from ..fuzzing.act import Conversation
+from ..fuzzing.as_back_end import back_end_conversations
 from ..fuzzing.as_front_end import front_end_conversations
 from ..fuzzing.campaign import Campaign
+from ..fuzzing.front_target import FrontendTarget, Relaunched
 from ..fuzzing.summary import fields_of, lines_of
 from ..fuzzing.target import BackendTarget, Restarted, Target
+from ..protocol.state import Role
 from .arguments import Parser, between, checked, number, seconds
 from .outcome import CommandError, Exit, complain, interrupt, on_end, put
 
@@ -36,8 +41,7 @@ exit status: 0 nothing was found; 1 something was; 2 usage; 3 the peer is not th
 def fuzz(arguments: list[str]) -> int:
     """Run `vhu fuzz`; its exit code."""
     options = _parser().parse_args(arguments)
-    if not options.socket and not options.run:
-        raise CommandError("there is no peer to talk to", f"try: {PROGRAM} SOCKET, or --run CMD", Exit.USAGE)
+    _settle(options)
     on_end(interrupt)
     try:
         with _target(options) as (target, make):
@@ -46,9 +50,27 @@ def fuzz(arguments: list[str]) -> int:
         raise CommandError(str(error), "try: --run CMD, which starts it again when it ends", Exit.PEER) from None
 
 
+def _settle(options: argparse.Namespace) -> None:
+    """Who we are and where; CommandError if that can't be."""
+    if options.listen and (options.socket or options.role == Role.FRONTEND.value):
+        raise CommandError("--listen is for a hostile back-end, and names the socket", f"try: {PROGRAM} --help", Exit.USAGE)
+    options.role = Role.BACKEND if options.listen else Role(options.role or Role.FRONTEND)
+    options.socket = options.socket or options.listen or ""
+    if not options.socket and not options.run:
+        raise CommandError("there is no peer to talk to", f"try: {PROGRAM} SOCKET, or --run CMD", Exit.USAGE)
+    if options.seed is None:
+        options.seed = secrets.randbelow(SEEDS)
+
+
 def _parser() -> Parser:
     parser = Parser(PROGRAM, "Be a hostile vhost-user peer, and find what makes the other side crash, hang or leak.", EPILOG)
-    parser.add_argument("socket", nargs="?", metavar="SOCKET", help="where the back-end listens")
+    parser.add_argument(
+        "socket", nargs="?", metavar="SOCKET", help="where the back-end listens; as the back-end: where to listen"
+    )
+    parser.add_argument("--listen", metavar="SOCKET", help="be the back-end, and listen there")
+    parser.add_argument(
+        "--as", dest="role", choices=[role.value for role in Role], help="the side to be: front-end (default) or back-end"
+    )
     parser.add_argument("--run", metavar="CMD", help="the peer's command line, started when it is not there")
     parser.add_argument("--time", type=checked(seconds), default=TIME, metavar="S", help=f"seconds (default {TIME:g})")
     parser.add_argument("--count", type=between(1, SEEDS), metavar="N", help="at most so many conversations")
@@ -64,17 +86,25 @@ def _parser() -> Parser:
 @contextlib.contextmanager
 def _target(options: argparse.Namespace) -> Iterator[tuple[Target, Callable[[int], Conversation]]]:
     """The peer, and what is said to it."""
-    if options.seed is None:
-        options.seed = secrets.randbelow(SEEDS)
     with contextlib.ExitStack() as stack:
-        peer = (
-            stack.enter_context(Restarted(options.run, path=options.socket or ""))
-            if options.run
-            else Listening(options.socket, patience=options.timeout)
-        )
-        target = BackendTarget(peer, timeout=options.timeout)
-        stack.callback(target.close)
-        yield target, front_end_conversations(options.seed, target.offer)
+        if options.role is Role.BACKEND:
+            front = FrontendTarget(stack.enter_context(_front_end(options)), timeout=options.timeout)
+            stack.callback(front.close)
+            yield front, back_end_conversations(options.seed, front.asked)
+        else:
+            back = BackendTarget(stack.enter_context(_back_end(options)), timeout=options.timeout)
+            stack.callback(back.close)
+            yield back, front_end_conversations(options.seed, back.offer)
+
+
+def _front_end(options: argparse.Namespace) -> AbstractContextManager[Awaited | Relaunched]:
+    return Relaunched(options.run, path=options.socket) if options.run else Awaited(options.socket)
+
+
+def _back_end(options: argparse.Namespace) -> AbstractContextManager[Listening | Restarted]:
+    if options.run:
+        return Restarted(options.run, path=options.socket)
+    return contextlib.nullcontext(Listening(options.socket, patience=options.timeout))
 
 
 def _conclude(options: argparse.Namespace, target: Target, campaign: Campaign) -> int:

@@ -8,7 +8,7 @@ from typing import Final
 from ..protocol.layout import Field, Payload
 from ..protocol.numbers import HEADER_SIZE, VERSION
 from ..protocol.payloads import HEADER, MemoryRegion, MemoryTable
-from ..protocol.rules import RULES, Channel, Rule
+from ..protocol.rules import FRONTEND, RULES, Channel, Rule
 
 ALL: Final = 1 << 32
 """More bytes than any message has."""
@@ -34,8 +34,10 @@ class Act:
     """So many of its bytes are sent, and nothing after them."""
     changed: str = ""
     """The mutation that made it, or made it wrong; empty if it is as it should be."""
+    answers: int = -1
+    """Of a back-end: the request that it answers; -1 if it is none of these."""
     at: int = 0
-    """For a back-end: the number of the front-end's message that it answers, or follows."""
+    """Of a back-end: which of these requests that is, from 0; of what answers none, how many messages come before it."""
 
     @property
     def rule(self) -> Rule | None:
@@ -44,8 +46,9 @@ class Act:
 
     @property
     def name(self) -> str:
-        """The request's name."""
-        return self.rule.name if self.rule else f"request {self.request}"
+        """The request's name; of an answer, that of what it answers."""
+        rule = FRONTEND.get(self.answers) or self.rule
+        return rule.name if rule else f"request {self.request}"
 
     @property
     def honest_size(self) -> bool:
@@ -63,7 +66,8 @@ class Act:
 
     def fields(self) -> list[Field]:
         """The fields of the payload that it has; words where it declares none."""
-        payload = self.rule.payload if self.rule else None
+        answered = FRONTEND.get(self.answers)
+        payload = answered.answer if answered else self.rule.payload if self.rule else None
         found = _declared(payload, len(self.payload))
         found = [field for field in found if field.offset + field.size <= len(self.payload)]
         return found or [Field("word", "u64", at, _WORD) for at in range(0, len(self.payload) - _WORD + 1, _WORD)]

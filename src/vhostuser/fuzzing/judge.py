@@ -41,7 +41,8 @@ class Judge:
         asked = [index for index in same if _may_be_answered(self._asked[index])]
         if not asked:
             which = "asked for none" if same else "was not sent, or is answered already"
-            return f"a reply to request {frame.request}, which {which}"
+            rule = RULES[Channel.FRONTEND].get(frame.request)
+            return f"a reply to {rule.name if rule else f'request {frame.request}'}, which {which}"
         act = self._asked[asked[0]]
         del self._asked[: asked[0] + 1]
         return _form(frame, act)

@@ -7,16 +7,16 @@ from dataclasses import replace
 from random import Random
 from typing import Final
 
-from ..conformance.backend_bench import Offer
 from ..protocol.numbers import HEADER_SIZE, MAX_FDS, MAX_PAYLOAD, NEED_REPLY, REPLY, VERSION
 from ..protocol.payloads import U64
 from ..protocol.rules import BACKEND, FRONTEND, Channel
 from .act import Act
 from .fds import KINDS
-from .valid import plausible
 from .values import interesting
 
-Mutation = Callable[[Random, Offer, list[Act], int], None]
+More = Callable[[Random], Act]
+"""Makes another message, as it should be."""
+Mutation = Callable[[Random, More, list[Act], int], None]
 _FLAGS: Final = (0, 2, 3, 5, 0xD, 0x11, VERSION | 1 << 31, 0xFFFFFFFF, VERSION | NEED_REPLY, VERSION)
 _SIZES: Final = (
     0,
@@ -34,7 +34,7 @@ _NUMBERS: Final = (0, max(FRONTEND) + 1, max(FRONTEND) + 2, 64, 255, 1000, (1 <<
 _MORE: Final = (1, 2, 8, 9, 32, 33, MAX_FDS)
 
 
-def _value(random: Random, _: Offer, acts: list[Act], at: int) -> None:
+def _value(random: Random, _: More, acts: list[Act], at: int) -> None:
     act = acts[at]
     if not (fields := act.fields()):
         return _payload_size(random, _, acts, at)
@@ -47,7 +47,7 @@ def _value(random: Random, _: Offer, acts: list[Act], at: int) -> None:
     return None
 
 
-def _bits(random: Random, _: Offer, acts: list[Act], at: int) -> None:
+def _bits(random: Random, _: More, acts: list[Act], at: int) -> None:
     act = acts[at]
     if not act.payload:
         return _payload_size(random, _, acts, at)
@@ -56,13 +56,13 @@ def _bits(random: Random, _: Offer, acts: list[Act], at: int) -> None:
     return None
 
 
-def _header_size(random: Random, _: Offer, acts: list[Act], at: int) -> None:
+def _header_size(random: Random, _: More, acts: list[Act], at: int) -> None:
     size = len(acts[at].payload)
     found = random.choice((size + 1, max(0, size - 1), size + 8, max(0, size - 8), random.choice(_SIZES)))
     acts[at] = replace(acts[at], size=found, changed="header size")
 
 
-def _payload_size(random: Random, _: Offer, acts: list[Act], at: int) -> None:
+def _payload_size(random: Random, _: More, acts: list[Act], at: int) -> None:
     payload = acts[at].payload
     longer = payload + bytes(random.choice((1, 4, 8, 32, 256, MAX_PAYLOAD - len(payload))))
     acts[at] = replace(
@@ -70,61 +70,61 @@ def _payload_size(random: Random, _: Offer, acts: list[Act], at: int) -> None:
     )
 
 
-def _flags(random: Random, _: Offer, acts: list[Act], at: int) -> None:
+def _flags(random: Random, _: More, acts: list[Act], at: int) -> None:
     acts[at] = replace(acts[at], flags=random.choice(_FLAGS), changed="flags")
 
 
-def _number(random: Random, _: Offer, acts: list[Act], at: int) -> None:
+def _number(random: Random, _: More, acts: list[Act], at: int) -> None:
     acts[at] = replace(acts[at], request=random.choice((*_NUMBERS, *FRONTEND)), changed="number")
 
 
-def _fd_kind(random: Random, _: Offer, acts: list[Act], at: int) -> None:
+def _fd_kind(random: Random, _: More, acts: list[Act], at: int) -> None:
     fds = list(acts[at].fds) or ["memory"]
     fds[random.randrange(len(fds))] = random.choice(tuple(KINDS))
     acts[at] = replace(acts[at], fds=tuple(fds), changed="fd kind")
 
 
-def _no_fds(_: Random, __: Offer, acts: list[Act], at: int) -> None:
+def _no_fds(_: Random, __: More, acts: list[Act], at: int) -> None:
     acts[at] = replace(acts[at], fds=acts[at].fds[:-1], changed="fewer fds")
 
 
-def _more_fds(random: Random, _: Offer, acts: list[Act], at: int) -> None:
+def _more_fds(random: Random, _: More, acts: list[Act], at: int) -> None:
     more = (random.choice(tuple(KINDS)),) * random.choice(_MORE)
     acts[at] = replace(acts[at], fds=(acts[at].fds + more)[:MAX_FDS], changed="more fds")
 
 
-def _swap(random: Random, _: Offer, acts: list[Act], at: int) -> None:
+def _swap(random: Random, _: More, acts: list[Act], at: int) -> None:
     other = random.randrange(len(acts))
     acts[at], acts[other] = replace(acts[other], changed="order"), replace(acts[at], changed="order")
 
 
-def _repeat(random: Random, _: Offer, acts: list[Act], at: int) -> None:
+def _repeat(random: Random, _: More, acts: list[Act], at: int) -> None:
     acts[at:at] = [replace(acts[at], changed="repeat")] * random.choice((1, 1, 2, 2, 3, 16, 64))
 
 
-def _drop(_: Random, __: Offer, acts: list[Act], at: int) -> None:
+def _drop(_: Random, __: More, acts: list[Act], at: int) -> None:
     acts[at : at + 2] = [replace(act, changed="drop") for act in acts[at + 1 : at + 2]]
 
 
-def _insert(random: Random, offer: Offer, acts: list[Act], at: int) -> None:
-    acts.insert(at, replace(plausible(random, offer, random.choice(tuple(FRONTEND))), changed="insert"))
+def _insert(random: Random, more: More, acts: list[Act], at: int) -> None:
+    acts.insert(at, replace(more(random), changed="insert"))
 
 
-def _split(random: Random, _: Offer, acts: list[Act], at: int) -> None:
+def _split(random: Random, _: More, acts: list[Act], at: int) -> None:
     acts[at] = replace(acts[at], split=random.randrange(1, HEADER_SIZE + 1 + len(acts[at].payload)), changed="split")
 
 
-def _cut(random: Random, _: Offer, acts: list[Act], at: int) -> None:
+def _cut(random: Random, _: More, acts: list[Act], at: int) -> None:
     acts[at] = replace(acts[at], cut=random.randrange(1, HEADER_SIZE + 1 + len(acts[at].payload)), changed="cut")
     del acts[at + 1 :]
 
 
-def _close(_: Random, __: Offer, acts: list[Act], at: int) -> None:
+def _close(_: Random, __: More, acts: list[Act], at: int) -> None:
     acts[at] = replace(acts[at], changed="close")
     del acts[at + 1 :]
 
 
-def _unasked(random: Random, _: Offer, acts: list[Act], at: int) -> None:
+def _unasked(random: Random, _: More, acts: list[Act], at: int) -> None:
     channel = random.choice((Channel.FRONTEND, Channel.BACKEND, Channel.BACKEND))
     request = random.choice(tuple(FRONTEND if channel is Channel.FRONTEND else BACKEND))
     body = random.choice((U64(0).pack(), U64(1).pack(), b"", bytes(40)))
@@ -156,11 +156,11 @@ MANNERS: Final = ("right", "right", "right", "no", "short", "long", "wrong numbe
 _WEIGHTS: Final = [weight for weight, _ in MUTATIONS.values()]
 
 
-def mutated(random: Random, offer: Offer, acts: list[Act]) -> list[Act]:
+def mutated(random: Random, more: More, acts: list[Act]) -> list[Act]:
     """The conversation with one to four mutations; one in sixteen stays as it is."""
     acts = list(acts)
     for _ in range(0 if random.random() < 1 / 16 else random.choice((1, 1, 2, 2, 3, 4))):
         mutation = MUTATIONS[random.choices(tuple(MUTATIONS), _WEIGHTS)[0]][1]
         if acts:
-            mutation(random, offer, acts, random.randrange(len(acts)))
+            mutation(random, more, acts, random.randrange(len(acts)))
     return acts
