@@ -9,6 +9,7 @@ from typing import Final
 from ..trace.event import Event
 from .act import Conversation
 from .finding import Finding
+from .front_end import HONEST
 from .shrink import shrunk
 from .target import Kind, Target
 from .usage import Held, settled
@@ -36,7 +37,7 @@ class Leaks:
         self._since.append(talk)
         if len(self._since) < EVERY:
             return None
-        talks = [Conversation(talk.number, talk.acts[:1]), *self._since]
+        talks = [Conversation(talk.number, (HONEST,)), *self._since]  # it may be every connection that does it
         self._since.clear()
         before, now = self._before, self._settled(self._before, MOST)
         self._before = now
