@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import struct
@@ -54,6 +55,12 @@ class HostileBackend(ScriptedBackend):
             self.over = True
         self.had.over = self.over
         return self.had
+
+    def leave(self, seconds: float) -> None:
+        """Be a right back-end for so many seconds, or until the front-end has ended the connection."""
+        self._talk = replace(self._talk, acts=())
+        with contextlib.suppress(*_FAULTS):
+            self.soon(lambda: False, within=seconds)
 
     def usual(self, frame: Frame[OwnedFd]) -> bytes:
         """The answer of a right back-end; or those of the conversation are sent, and there is none."""

@@ -61,6 +61,8 @@ class FrontendTarget:
         with HostileBackend(sock, talk, [] if events is None else events, timeout=self._timeout, rest=self._rest) as back:
             had = back.have()
             self.asked = self.asked or back.answered
+            if not back.over and self._peer.retire():
+                back.leave(GRACE)  # that the back-end goes is what some die of, which says nothing about the conversation
         if death := self._peer.crashed():
             return Verdict(had, Kind.CRASH, death)
         if isinstance(self._peer, Relaunched):
