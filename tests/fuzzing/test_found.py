@@ -123,3 +123,4 @@ def test_a_back_end_that_nobody_starts_again_is_found_gone(tmp_path: Path) -> No
         target.close()
     (finding,) = played.findings
     assert (finding.kind, finding.again) == (Kind.CRASH, False)
+    assert replayed("crash", finding, tmp_path)[0] == "killed by SIGSEGV"

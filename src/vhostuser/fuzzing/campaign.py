@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from ..errors import VhostUserError
 from ..trace.event import Event
 from .act import Conversation
 from .finding import Finding
@@ -48,14 +49,15 @@ class Campaign:
             talk = self._make(self.conversations)
             self._lately.append(talk)
             self.conversations += 1
+            events: list[Event] = []
             try:
-                verdict = self._target.have(talk)
+                verdict = self._target.have(talk, events)
             except Gone as gone:
-                yield from self._lost(talk, gone.verdict)
+                yield from self._lost(talk, gone.verdict, events)
                 raise
             self._count(talk, verdict)
             if verdict.kind:
-                yield from self._found(talk, verdict, verdict.kind)
+                yield from self._found(Finding(verdict.kind, verdict.text, talk, verdict.had.last, events, again=False))
             elif found := self._leaks.look(talk, self._may_go_on()):
                 yield from self._kept(found)
 
@@ -68,21 +70,24 @@ class Campaign:
         self.messages += verdict.had.sent
         self.covered.update((act.name, act.changed or HONEST) for act in talk.acts)
 
-    def _lost(self, talk: Conversation, verdict: Verdict) -> Iterator[Finding]:
+    def _lost(self, talk: Conversation, verdict: Verdict, events: list[Event]) -> Iterator[Finding]:
         """The peer does not come back: what was seen of it is all there is."""
         if verdict.kind:
             self._count(talk, verdict)
-            yield from self._kept(Finding(verdict.kind, verdict.text, talk, verdict.had.last, again=False))
+            yield from self._kept(Finding(verdict.kind, verdict.text, talk, verdict.had.last, events, again=False))
 
-    def _found(self, talk: Conversation, verdict: Verdict, kind: Kind) -> Iterator[Finding]:
+    def _found(self, raw: Finding) -> Iterator[Finding]:
         """Something new is made shorter, and kept."""
-        raw = (kind, verdict.had.last)
-        if known := self._known.get(raw):
+        if known := self._known.get(raw.key):
             known.count += 1
             return
-        finding = self._shortest(talk, kind, verdict)
+        try:
+            finding = self._shortest(raw)
+        except VhostUserError:
+            yield from self._kept(raw)
+            raise
         yield from self._kept(finding)
-        self._known[raw] = self._known[finding.key]
+        self._known[raw.key] = self._known[finding.key]
 
     def _kept(self, finding: Finding) -> Iterator[Finding]:
         if known := self._known.get(finding.key):
@@ -92,20 +97,21 @@ class Campaign:
         self.findings.append(finding)
         yield finding
 
-    def _shortest(self, talk: Conversation, kind: Kind, verdict: Verdict) -> Finding:
+    def _shortest(self, raw: Finding) -> Finding:
+        """The same by the shortest conversation; as it was seen, if it is not seen again."""
         may_go_on = self._may_go_on()
 
         def fails(shorter: Conversation) -> bool:
-            return self._target.have(shorter).kind is kind
+            return self._target.have(shorter).kind is raw.kind
 
         culprit = next((each for each in reversed(self._lately) for _ in range(AGAIN) if fails(each)), None)
         self._lately.clear()
         if culprit is None:
-            return Finding(kind, verdict.text, talk, verdict.had.last, self._events(talk, kind)[0], again=False)
+            return raw
         short = shrunk(culprit, fails, may_go_on)
-        events, again = self._events(short, kind)
-        last = short.acts[-1].name
-        return Finding(kind, again.text if again.kind is kind else verdict.text, short, last, events)
+        events, again = self._events(short, raw.kind)
+        text = again.text if again.kind is raw.kind else raw.text
+        return Finding(raw.kind, text, short, short.acts[-1].name, events)
 
     def _events(self, talk: Conversation, kind: Kind) -> tuple[list[Event], Verdict]:
         """What is said in a conversation, written down."""
