@@ -7,7 +7,6 @@ import contextlib
 import json
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +22,7 @@ from ..fuzzing.summary import fields_of, lines_of
 from ..fuzzing.target import BackendTarget, Restarted, Target
 from ..protocol.state import Role
 from .arguments import Parser, between, checked, number, seconds
-from .outcome import CommandError, Exit, complain, interrupt, on_end, put
+from .outcome import CommandError, Exit, complain, interrupt, on_end, put, undone
 
 PROGRAM: Final = "vhu fuzz"
 TIME: Final = 60.0
@@ -88,23 +87,29 @@ def _target(options: argparse.Namespace) -> Iterator[tuple[Target, Callable[[int
     """The peer, and what is said to it."""
     with contextlib.ExitStack() as stack:
         if options.role is Role.BACKEND:
-            front = FrontendTarget(stack.enter_context(_front_end(options)), timeout=options.timeout)
+            front = FrontendTarget(_front_end(options, stack), timeout=options.timeout)
             stack.callback(front.close)
             yield front, back_end_conversations(options.seed, front.asked)
         else:
-            back = BackendTarget(stack.enter_context(_back_end(options)), timeout=options.timeout)
+            back = BackendTarget(_back_end(options, stack), timeout=options.timeout)
             stack.callback(back.close)
             yield back, front_end_conversations(options.seed, back.offer)
 
 
-def _front_end(options: argparse.Namespace) -> AbstractContextManager[Awaited | Relaunched]:
-    return Relaunched(options.run, path=options.socket) if options.run else Awaited(options.socket)
+def _front_end(options: argparse.Namespace, stack: contextlib.ExitStack) -> Awaited | Relaunched:
+    if not options.run:
+        return stack.enter_context(Awaited(options.socket))
+    peer = Relaunched(options.run, path=options.socket)
+    stack.enter_context(undone(peer.kill))
+    return stack.enter_context(peer)
 
 
-def _back_end(options: argparse.Namespace) -> AbstractContextManager[Listening | Restarted]:
-    if options.run:
-        return Restarted(options.run, path=options.socket)
-    return contextlib.nullcontext(Listening(options.socket, patience=options.timeout))
+def _back_end(options: argparse.Namespace, stack: contextlib.ExitStack) -> Listening | Restarted:
+    if not options.run:
+        return Listening(options.socket, patience=options.timeout)
+    peer = Restarted(options.run, path=options.socket)
+    stack.enter_context(undone(peer.kill))
+    return stack.enter_context(peer)
 
 
 def _conclude(options: argparse.Namespace, target: Target, campaign: Campaign) -> int:

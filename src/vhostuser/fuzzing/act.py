@@ -82,10 +82,6 @@ class Conversation:
     manner: str = "right"
     """How the requests of the other side are answered that come meanwhile."""
 
-    def of(self, acts: list[Act]) -> Conversation:
-        """The same with other messages."""
-        return replace(self, acts=tuple(acts))
-
 
 def _declared(payload: type[Payload] | None, size: int) -> list[Field]:
     if payload is None:

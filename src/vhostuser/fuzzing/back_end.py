@@ -14,7 +14,7 @@ from ..conformance.outcome import Deviation
 from ..conformance.scripted_backend import ScriptedBackend
 from ..conformance.wire import RecordedWire
 from ..protocol.framing import Frame
-from ..protocol.numbers import HEADER_SIZE, REPLY
+from ..protocol.numbers import HEADER_SIZE
 from ..protocol.rules import Channel
 from ..protocol.state import Role
 from ..trace.event import Event, Message
@@ -126,12 +126,12 @@ class HostileBackend(ScriptedBackend):
     def _look(self, frame: Frame[OwnedFd], channel: Channel) -> None:
         """Say what is wrong with a message of the front-end's."""
         found = understood(Message(0, 0, channel, Role.FRONTEND, frame.pack()), 0)
-        refusal = frame.flags & REPLY and len(frame.payload) in REFUSALS and "flags" not in found.fault
-        if found.fault and not refusal and channel is Channel.FRONTEND:
+        if channel is Channel.FRONTEND and found.fault:
             self.had.wrong = f"{found.name}: {found.fault}"
-        elif found.fault and not refusal and not self._unknown(frame.request):
+        elif channel is Channel.BACKEND and found.fault and not self._nonsense and len(frame.payload) not in REFUSALS:
             self.had.wrong = f"on the back-end channel: {found.fault}"
 
-    def _unknown(self, request: int) -> bool:
-        """We have asked what nobody knows, or asked in a way that nobody understands."""
-        return any(act.changed and act.channel is Channel.BACKEND for act in self._talk.acts) or request < 0
+    @property
+    def _nonsense(self) -> bool:
+        """Something is asked in a way that nobody understands: who knows what is answered."""
+        return any(act.changed and act.channel is Channel.BACKEND for act in self._talk.acts)

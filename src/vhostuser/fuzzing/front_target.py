@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import socket
 from typing import Final
@@ -30,6 +32,12 @@ class Relaunched(Launched):
         """As Launched."""
         self.starts += 1
         return super().accept()
+
+    def kill(self) -> None:
+        """End it, and all that it has started, at once."""
+        if self._process:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def _finish(self) -> int | None:
         code = super()._finish()

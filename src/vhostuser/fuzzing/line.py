@@ -30,7 +30,7 @@ class Line:
     def __init__(self, sock: socket.socket, channel: Channel, role: Role, events: list[Event] | None = None) -> None:
         sock.setblocking(False)
         self.socket, self._decoder = sock, Decoder[OwnedFd]()
-        self.sent = self.over = False
+        self.over = False
         self._sent = None if events is None else Recorder(events, channel, role)
         self._came = None if events is None else Recorder(events, channel, OTHER[role])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import subprocess
 import time
@@ -92,6 +94,12 @@ class Restarted(Started):
             self.death = self.death or self._end()
         super().renew()
         self._process = None
+
+    def kill(self) -> None:
+        """End it, and all that it has started, at once."""
+        if self._process:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def _start(self) -> None:
         if self._process:
