@@ -46,7 +46,7 @@ def fuzz(arguments: list[str]) -> int:
         with _target(options) as (target, make):
             return _conclude(options, target, Campaign(target, make, seconds=options.time, most=options.count))
     except VhostUserError as error:
-        raise CommandError(str(error), "try: --run CMD, which starts it again when it ends", Exit.PEER) from None
+        raise CommandError(str(error), getattr(error, "advice", ""), Exit.PEER) from None
 
 
 def _settle(options: argparse.Namespace) -> None:
