@@ -26,6 +26,7 @@ ROWS = [
     {"testing", "devices", "drivers", "aio"},
     {"vm", "trace"},
     {"conformance"},
+    {"fuzzing"},
     {"cli"},
     {"package"},
 ]

@@ -15,7 +15,7 @@ PROGRAM: Final = "vhu"
 COMMANDS: Final = (
     *("demo", "info", "attach", "drive"),
     *("trace", "read", "report", "top", "map", "replay", "wireshark"),
-    *("check", "explain", "vm", "doctor"),
+    *("check", "fuzz", "explain", "vm", "doctor"),
 )
 """Each is a module here with a function of its name, and loaded when it is asked for: to start one must not cost all."""
 OVERVIEW: Final = f"""\
@@ -39,6 +39,7 @@ vhu {VERSION}: vhost-user from both sides, with shared memory regions
                                       one side of a capture against a live peer: where it differs
   vhu wireshark install               let Wireshark understand captures
   vhu check back-end /tmp/s           hold a peer to the specification, rule by rule; or: check front-end --listen /tmp/s
+  vhu fuzz /tmp/s --time 60           be a hostile front-end, by a seed: what makes a back-end crash, hang or leak
   vhu vm run --share .                a Linux guest with our devices: a shell, or one command; fetch, args, xml
   vhu doctor                          what this machine can do, and how to mend what it can not
   vhu explain SHMEM_MAP               what a message, feature bit or raw header means

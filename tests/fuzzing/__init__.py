@@ -1,0 +1,1 @@
+"""`vhu fuzz`: what it finds, and that it finds nothing where nothing is."""
