@@ -54,14 +54,20 @@ def test_p05_a_front_end_is_killed_with_files_open_and_mapped(sock: Path, place:
     )
     with listening(sock, *options, "--reconnect", module=FS) as back:
         read(sock)
-        idle = usage(back.process.pid)
+        pid = serving_pid(back.process.pid)
+        idle = usage(pid)
         for _ in range(2):
-            killed(sock)
-            wait_until(lambda: no_more(usage(back.process.pid), idle), "all is given back", within=SECONDS)
+            killed(sock, pid)
+            wait_until(lambda: no_more(usage(pid), idle), "all is given back", within=SECONDS)
             read(sock)
         back.signal(signal.SIGTERM)
         assert back.end() == 0
     assert not sock.exists()
+
+
+def serving_pid(pid: int) -> int:
+    """The process that serves: the one that was started waits for it."""
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
 
 
 def read(sock: Path) -> None:
@@ -76,10 +82,11 @@ def no_more(now: Usage, then: Usage) -> bool:
     return all(one <= other for one, other in zip(now, then, strict=True))
 
 
-def killed(sock: Path) -> None:
-    """A front-end that opens and maps files, and is killed."""
+def killed(sock: Path, pid: int) -> None:
+    """A front-end that opens and maps files, which process `pid` has then, and is killed."""
     words = [sys.executable, "-W", "error", "-c", VISITOR, str(sock), str(FILES), str(MAPPED)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as visitor:
         assert visitor.stdout is not None
         assert int(visitor.stdout.readline()) > 0
+        assert usage(pid).fds > FILES
         visitor.kill()
