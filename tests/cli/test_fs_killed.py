@@ -1,8 +1,10 @@
-"""P05 of `vhu-fs`: its front-end is killed with files open and mapped in the session, and nothing of them stays."""
+"""P05, P17 of `vhu-fs`: its front-end is killed with files open and mapped, or torn off anywhere, and nothing stays."""
 
 from __future__ import annotations
 
+import random
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from vhostuser.testing import usage, wait_until
 from vhostuser.testing.usage import Usage
 
 from .programs import FS, SECONDS, listening
+from .test_daemons import SCRIPT
 
 FILES, MAPPED = 64, 24
 VISITOR = """
@@ -90,3 +93,21 @@ def killed(sock: Path, pid: int) -> None:
         assert int(visitor.stdout.readline()) > 0
         assert usage(pid).fds > FILES
         visitor.kill()
+
+
+def test_p17_connections_to_a_share_that_are_torn_off_at_any_byte_leave_nothing(sock: Path, place: Path) -> None:
+    (place / "shared").mkdir()
+    (place / "shared" / "7").write_bytes(b"of the host")
+    dice = random.Random(17)
+    with listening(sock, "--shared-dir", place / "shared", "--sandbox", "none", "--reconnect", module=FS) as back:
+        read(sock)
+        pid = serving_pid(back.process.pid)
+        idle = usage(pid)
+        for _ in range(80):
+            with socket.socket(socket.AF_UNIX) as front:
+                front.connect(str(sock))
+                front.sendall(SCRIPT[: dice.randrange(len(SCRIPT))])
+        wait_until(lambda: no_more(usage(pid), idle), "nothing is left", within=SECONDS)
+        read(sock)
+        back.signal(signal.SIGTERM)
+        assert back.end() == 0

@@ -1,4 +1,4 @@
-"""The back-end channel, from its other ends: a back-end that awaits an answer, and a front-end that hears of its rings."""
+"""The back-end channel, from its other ends; and answers, of either channel, that nobody asked for."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from vhostuser.testing.raw_backend import PROTOCOL_FEATURES
 from vhostuser.testing.wire import ACK
 from vhostuser.transport.fds import close_all
 
+from .conftest import Attacked
 from .devices import Scripted
 
 B, Q, F = BackendRequest, FrontendRequest, ProtocolFeature
@@ -82,3 +83,14 @@ def test_w37_a_front_end_hears_of_no_ring_that_it_has_not(index: int) -> None:
             raw.channel.refused(request, VringState(index, 0))
             raw.channel.accepted(request, VringState(0, 0))
         assert frontend.counters.refused == 2
+
+
+def test_w21_a_reply_ahead_of_its_request_puts_a_back_end_out_of_step(attacked: Attacked) -> None:
+    """As above at a front-end: the real reply is then one that nobody waits for, and the end."""
+    raw, frontend = attacked
+    raw.main.send(message(Q.GET_STATUS, U64(7), flags=ACK))
+    assert frontend.request(Q.GET_STATUS) == U64(7)
+    with pytest.raises(RemoteProtocolError):
+        frontend.request(Q.GET_FEATURES)
+    with pytest.raises(Disconnected):
+        frontend.request(Q.GET_STATUS)
