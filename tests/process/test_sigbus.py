@@ -12,13 +12,14 @@ import pytest
 from vhostuser.testing import DEADLINE
 
 SCRIPT = """
-import ctypes, faulthandler, os, signal, sys
+import faulthandler, os, resource, signal, sys
 from tests.hostile.rig import MEMORY, RINGS, ConnectedSplit, backend_of, echoes, prepared
 from tests.virtio_rig import BUFFERS
 from tests.wire.devices import Scripted
 from vhostuser.memory.mapping import map_file
 from vhostuser.testing import raw_frontend, sparse_file
 
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 when, own = sys.argv[1:]
 called = []
 
