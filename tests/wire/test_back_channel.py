@@ -1,0 +1,96 @@
+"""The back-end channel, from its other ends; and answers, of either channel, that nobody asked for."""
+
+from __future__ import annotations
+
+import random
+import struct
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from vhostuser import Disconnected, RemoteProtocolError
+from vhostuser.protocol.numbers import REPLY, BackendRequest, FrontendRequest, ProtocolFeature
+from vhostuser.protocol.payloads import U64, Mmap, VringState
+from vhostuser.testing import DEADLINE, RawBackend, memory_file, message, raw_frontend
+from vhostuser.testing.raw_backend import PROTOCOL_FEATURES
+from vhostuser.testing.wire import ACK
+from vhostuser.transport.fds import close_all
+
+from .conftest import Attacked
+from .devices import Scripted
+
+B, Q, F = BackendRequest, FrontendRequest, ProtocolFeature
+PAGE = 4096
+YES = message(B.SHMEM_MAP, U64(0), flags=ACK)
+WRONG = {
+    **{f"w01_version_{flags}": message(B.SHMEM_MAP, U64(0), flags=flags | REPLY) for flags in (0, 2, 3)},
+    **{f"w02_bit_{bit}": message(B.SHMEM_MAP, U64(0), flags=ACK | 1 << bit) for bit in range(4, 32)},
+    **{f"w03_size_{size}": message(B.SHMEM_MAP, flags=ACK, size=size) for size in (4097, 1 << 16, 1 << 31, (1 << 32) - 1)},
+    "w21_of_nothing_asked": message(B.CONFIG_CHANGE_MSG, U64(0), flags=ACK),
+    "w21_of_no_request": message(77, U64(0), flags=ACK),
+    "w21_a_request": message(B.SHMEM_MAP, Mmap(0, 0, 0, PAGE)),
+    "w50_random": random.Random(50).randbytes(1 << 16),
+    "w50_http": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "w50_other_role": message(Q.GET_FEATURES),
+    "w51_big_endian": struct.pack(">IIIQ", B.SHMEM_MAP, ACK, 8, 0),
+}
+
+
+@pytest.mark.parametrize("data", WRONG.values(), ids=WRONG)
+def test_what_is_no_acknowledgement_ends_the_channel_alone(data: bytes) -> None:
+    """Whether it comes instead of the answer, or waits in the socket when the device asks."""
+    device = Scripted()
+    with raw_frontend(device) as raw, memory_file() as file, ThreadPoolExecutor(1) as pool:
+        channel = raw.start()
+        assert device.ready.wait(DEADLINE)
+        for early in (False, True):
+            if early:
+                channel.send(data)
+            waits = pool.submit(device.shm[0].map, file, shm_offset=0, len=PAGE)
+            close_all(channel.receive().fds)
+            if not early:
+                channel.send(data)
+            with pytest.raises((RemoteProtocolError, Disconnected)):
+                waits.result(DEADLINE)
+            channel.closes()
+            assert not device.shm[0].mappings
+            raw.alive()
+            channel = raw.open_requests()
+        channel.send(YES)
+        device.shm[0].map(file, shm_offset=0, len=PAGE)
+
+
+def test_w21_an_answer_ahead_of_its_request_deceives_nobody_but_its_sender() -> None:
+    """It can't be told from one that came in time: the device counts a mapping, and the next answers are still checked."""
+    device = Scripted()
+    with raw_frontend(device) as raw, memory_file() as file:
+        channel = raw.start()
+        assert device.ready.wait(DEADLINE)
+        channel.send(YES + YES)
+        device.shm[0].map(file, shm_offset=0, len=PAGE)
+        assert len(device.shm[0].mappings) == 1
+        with pytest.raises(RemoteProtocolError):
+            device.shm[0].unmap(shm_offset=0, len=PAGE)
+        raw.alive()
+
+
+@pytest.mark.parametrize("index", [1, 0xFF, 0xFFFF, 0x10000, 0x10001, 0xFFFFFFFF])
+def test_w37_a_front_end_hears_of_no_ring_that_it_has_not(index: int) -> None:
+    features = PROTOCOL_FEATURES | 1 << F.INBAND_NOTIFICATIONS
+    with RawBackend(protocol_features=features) as raw, raw.frontend(inband=True) as frontend:
+        assert "INBAND_NOTIFICATIONS" in frontend.protocol_features
+        for request in (B.VRING_CALL, B.VRING_ERR):
+            raw.channel.refused(request, VringState(index, 0))
+            raw.channel.accepted(request, VringState(0, 0))
+        assert frontend.counters.refused == 2
+
+
+def test_w21_a_reply_ahead_of_its_request_puts_a_back_end_out_of_step(attacked: Attacked) -> None:
+    """As above at a front-end: the real reply is then one that nobody waits for, and the end."""
+    raw, frontend = attacked
+    raw.main.send(message(Q.GET_STATUS, U64(7), flags=ACK))
+    assert frontend.request(Q.GET_STATUS) == U64(7)
+    with pytest.raises(RemoteProtocolError):
+        frontend.request(Q.GET_FEATURES)
+    with pytest.raises(Disconnected):
+        frontend.request(Q.GET_STATUS)
