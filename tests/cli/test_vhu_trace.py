@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shlex
 import signal
 import socket
@@ -277,6 +278,28 @@ def test_run_starts_the_front_end_and_ends_with_it(place: Path) -> None:
         assert done.returncode == 7
         done = run(VHU, "trace", "--connect", place / "b", "--run", "kill -9 $$")
         assert done.returncode == 137
+
+
+def test_the_command_of_run_may_open_as_many_fds_as_without_us(place: Path) -> None:
+    """The tracer raises its own limit, which processes inherit."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    limits = (min(hard, 300) if hard > 0 else 300, hard)
+    command = words(
+        VHU, "trace", "--connect", place / "b", "--run", f"ulimit -S -n > {place}/soft; ulimit -H -n > {place}/hard"
+    )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(place / "b"))
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limits),
+        )
+    assert done.returncode == 0, done.stderr
+    assert (place / "soft").read_text() == f"{limits[0]}\n"
+    assert (place / "hard").read_text() in (f"{hard}\n", "unlimited\n")
 
 
 def test_run_starts_the_back_end(place: Path) -> None:

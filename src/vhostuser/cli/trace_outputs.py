@@ -78,9 +78,12 @@ class Shown:
 
     name = STANDARD_OUTPUT
 
-    def __init__(self, show: Callable[[Item], None], chosen: Filter | None, finish: Callable[[], None]) -> None:
+    def __init__(
+        self, show: Callable[[Item], None], chosen: Filter | None, finish: Callable[[], None], kind: str | None = None
+    ) -> None:
+        """`kind` is of the device, for what is in its queues."""
         self._show, self._filter, self._finish = show, chosen, finish
-        self._conversation = Conversation()
+        self._conversation = Conversation(kind=kind)
 
     def take(self, event: Event) -> None:
         """Show what it settles."""
@@ -101,31 +104,31 @@ class Shown:
 
 
 def lines_shown(chosen: Filter | None, *, colour: bool, absolute: bool, kind: str | None = None) -> Shown:
-    """One line an item; `kind` is of the device, for what is in its queues."""
-    lines = Lines(colour=colour, absolute=absolute, kind=kind)
+    """One line an item."""
+    lines = Lines(colour=colour, absolute=absolute)
 
     def show(item: Item) -> None:
         line = lines.line(item)
         if line is not None:
             put(line)
 
-    return Shown(show, chosen, lambda: None)
+    return Shown(show, chosen, lambda: None, kind)
 
 
-def json_shown(chosen: Filter | None, *, absolute: bool) -> Shown:
+def json_shown(chosen: Filter | None, *, absolute: bool, kind: str | None = None) -> Shown:
     """One JSON object an item."""
     lines = Lines(colour=False, absolute=absolute)
-    return Shown(lambda item: put(json.dumps(lines.json(item))), chosen, lambda: None)
+    return Shown(lambda item: put(json.dumps(lines.json(item))), chosen, lambda: None, kind)
 
 
-def summary_shown(chosen: Filter | None, *, in_json: bool) -> Shown:
+def summary_shown(chosen: Filter | None, *, in_json: bool, kind: str | None = None) -> Shown:
     """Nothing until the end, and then a table."""
     summary = Summary()
 
     def finish() -> None:
         put(json.dumps(summary.as_json()) if in_json else summary.table())
 
-    return Shown(summary.take, chosen, finish)
+    return Shown(summary.take, chosen, finish, kind)
 
 
 class Outputs:

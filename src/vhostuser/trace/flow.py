@@ -16,6 +16,7 @@ from ..protocol.rules import Channel
 from ..protocol.state import Role
 from ..transport.fds import OwnedFd, close_all
 from ..transport.socket import WouldBlock, receive_some, send_some
+from . import clock
 
 _NOW: Final = int(socket.MSG_DONTWAIT)
 """A socket's own blocking mode may be shared with other processes, so it is left alone."""
@@ -202,8 +203,10 @@ class Flow:
         if not _native.accelerated or self.data or self.extra or self.raw or self.paused_until:
             return None
         got = _native.passing.pass_on(self.source.fileno(), self.target.fileno())
-        if got is None or isinstance(got[1], bytes):
-            return got
+        if got is None:
+            return None
+        if isinstance(got[1], bytes):
+            return clock.START + got[0], got[1]
         self._ahead, self._went = got
         return None
 

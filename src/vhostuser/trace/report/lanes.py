@@ -76,7 +76,7 @@ class Lanes:
         if row is None:
             return False
         columns = self._table.columns
-        columns["r"][row] = used.at - int(columns["t"][row])
+        columns["r"][row] = max(0, used.at - int(columns["t"][row]))
         columns["a"][row] = self._texts.number(_used(used))
         columns["f"][row] = ASKED
         return True
