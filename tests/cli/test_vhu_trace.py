@@ -123,6 +123,23 @@ def test_json_filter_and_absolute_times(place: Path) -> None:
         ended(it.program)
 
 
+def test_times_count_from_the_beginning_also_where_a_filter_leaves_it_out(place: Path) -> None:
+    with tracing(place, "--once", "--jsonl", place / "later", "-e", "GET_FEATURES", "--json") as traced:
+        front, back = traced.connected()
+        with front, back:
+            front.send(NUM)
+            back.receive()
+            front.send(ASK)
+            back.receive()
+            back.send(ANSWER)
+            front.receive()
+            front.end()
+        shown = json.loads(traced.program.line())
+        assert traced.program.end() == 0
+    began = next(iter(open_capture(place / "later"))).at
+    assert shown["t"] == round((shown["at"] - began) / 1e9, 6) > 0
+
+
 @pytest.mark.parametrize("options", [["-c"], ["-c", "--json"]])
 def test_a_summary_comes_in_the_end(place: Path, options: list[str]) -> None:
     with tracing(place, *options) as it:

@@ -22,7 +22,7 @@ from vhostuser.trace.filter_fields import ARGUMENTS
 from vhostuser.trace.flat import as_json
 from vhostuser.trace.jsonl import JsonlWriter, read_jsonl
 from vhostuser.trace.pairing import MOST_ASKED, Pairing
-from vhostuser.trace.requests import BLK, FS, KINDS
+from vhostuser.trace.requests import BLK, FS, KINDS, words_of
 from vhostuser.virtio.block import RANGE, BlockRequest
 
 from .building import Q, Wire, items_of
@@ -212,6 +212,31 @@ def test_what_is_known_of_an_event_is_no_part_of_it() -> None:
     first, second = blk(BlockRequest.IN), used(1)
     known = Pairing()
     assert (known.of(first), known.of(second)) == (first, second)
+
+
+def test_an_answer_belongs_to_the_request_that_was_offered_when_it_says() -> None:
+    """The same head may be offered anew before it is told that it was given back."""
+    first = replace(fuse(Opcode.OPEN), at=100)
+    second = replace(fuse(Opcode.READ), at=300)
+    again = replace(used(0), at=300, after=200)
+    orders: list[list[Offered | Used]] = [[first, again, second], [first, second, again]]
+    for told in orders:
+        known = Pairing()
+        found = [each for each in map(known.of, told) if isinstance(each, Used)]
+        assert [each.asked for each in found] == [first]
+        last = known.of(replace(used(0), at=350, after=50))
+        assert isinstance(last, Used)
+        assert last.asked == second
+
+
+def test_an_answer_that_is_another_requests_is_unknown() -> None:
+    """A driver that has taken its memory back may have written there before anybody looked."""
+    data = s.OutHeader(s.OutHeader.STRUCT.size, 0, 8).pack()
+    for wrong in (data, bytes(16)):
+        _, item = session(fuse(Opcode.FLUSH), used(16, wrong, b"\0"))
+        assert isinstance(item, Used)
+        assert words_of(item) == "16 bytes, answer unknown"
+        assert "status" not in flat(item)
 
 
 def test_requests_that_are_never_answered_are_forgotten_in_the_end() -> None:

@@ -79,14 +79,21 @@ class Shown:
     name = STANDARD_OUTPUT
 
     def __init__(
-        self, show: Callable[[Item], None], chosen: Filter | None, finish: Callable[[], None], kind: str | None = None
+        self,
+        show: Callable[[Item], None],
+        chosen: Filter | None,
+        *,
+        kind: str | None,
+        begin: Callable[[int], object] = lambda at: None,
+        finish: Callable[[], None] = lambda: None,
     ) -> None:
-        """`kind` is of the device, for what is in its queues."""
-        self._show, self._filter, self._finish = show, chosen, finish
+        """`kind` is of the device, for what is in its queues; `begin` hears when events come, shown or not."""
+        self._show, self._filter, self._begin, self._finish = show, chosen, begin, finish
         self._conversation = Conversation(kind=kind)
 
     def take(self, event: Event) -> None:
         """Show what it settles."""
+        self._begin(event.at)
         self._show_each(self._conversation.take(event))
 
     def end(self) -> None:
@@ -112,13 +119,13 @@ def lines_shown(chosen: Filter | None, *, colour: bool, absolute: bool, kind: st
         if line is not None:
             put(line)
 
-    return Shown(show, chosen, lambda: None, kind)
+    return Shown(show, chosen, kind=kind, begin=lines.begin)
 
 
 def json_shown(chosen: Filter | None, *, absolute: bool, kind: str | None = None) -> Shown:
     """One JSON object an item."""
     lines = Lines(colour=False, absolute=absolute)
-    return Shown(lambda item: put(json.dumps(lines.json(item))), chosen, lambda: None, kind)
+    return Shown(lambda item: put(json.dumps(lines.json(item))), chosen, kind=kind, begin=lines.begin)
 
 
 def summary_shown(chosen: Filter | None, *, in_json: bool, kind: str | None = None) -> Shown:
@@ -128,7 +135,7 @@ def summary_shown(chosen: Filter | None, *, in_json: bool, kind: str | None = No
     def finish() -> None:
         put(json.dumps(summary.as_json()) if in_json else summary.table())
 
-    return Shown(summary.take, chosen, finish, kind)
+    return Shown(summary.take, chosen, kind=kind, finish=finish)
 
 
 class Outputs:

@@ -70,8 +70,8 @@ class _Trace:
     def __init__(self) -> None:
         self._began: int | None = None
         self._tracks = Tracks()
-        self._open: dict[tuple[int, int, int], tuple[int, str]] = {}
-        """When requests were offered, and what they are in words, by connection, queue and head."""
+        self._open: dict[tuple[int, int, int, int], str] = {}
+        """Requests in words, by connection, queue, head, and when they were offered."""
         self._history = History(keep=False)
         self._mapped = -1
         self._arrows = 0
@@ -90,15 +90,14 @@ class _Trace:
                 yield from self._instant(item.connection, "remarks", item.at, item.about.value, about)
             case Offered():
                 if len(self._open) < MOST_OPEN:
-                    words = words_of(item)
-                    self._open[item.connection, item.queue, item.head] = (item.at, words)
+                    self._open[_key(item)] = words_of(item)
             case Used():
                 yield from self._used(item)
         yield from self._count(item)
 
     def end(self) -> Iterator[Json]:
         """The requests that were never given back."""
-        for (connection, queue, head), (at, words) in self._open.items():
+        for (connection, queue, head, at), words in self._open.items():
             yield from self._instant(connection, _queue(queue), at, f"{words}, never used", {"head": head})
 
     def _exchange(self, exchange: Exchange) -> Iterator[Json]:
@@ -124,12 +123,14 @@ class _Trace:
 
     def _used(self, used: Used) -> Iterator[Json]:
         connection, track = used.connection, _queue(used.queue)
-        seen = self._open.pop((connection, used.queue, used.head), None)
-        name = seen[1] if seen else f"request {used.head}"
-        if seen is None and used.after < 0:
+        asked = used.asked
+        name = words_of(asked) if asked else f"request {used.head}"
+        if asked is None and used.after < 0:
             yield from self._instant(connection, track, used.at, name, as_json(used))
             return
-        offered = seen[0] if seen else used.at - used.after
+        offered = asked.at if asked else used.at - used.after
+        if asked:
+            self._open.pop(_key(asked), None)
         span = self._at(offered), self._at(used.at)
         slice = self._tracks.slice(_process(connection), track, span, name, as_json(used))
         yield from self._tracks.told(slice)
@@ -152,6 +153,10 @@ class _Trace:
 
 def _process(connection: int) -> str:
     return f"connection {connection}"
+
+
+def _key(offered: Offered) -> tuple[int, int, int, int]:
+    return offered.connection, offered.queue, offered.head, offered.at
 
 
 def _queue(queue: int) -> str:

@@ -183,14 +183,14 @@ OWN: Final[dict[str, Asked]] = {
     "bytes": Asked(Kind.NUMBER, "of the request with its header; of a disk's request, of its data", _bytes),
     "head": Asked(Kind.NUMBER, "the id of a ring's request", _head),
     "written": Asked(Kind.NUMBER, "bytes the device wrote", lambda item: (item.written,) if isinstance(item, Used) else ()),
-    "kind": Asked(Kind.TEXT, "blk, fs or raw: the device of a ring", _kind),
+    "kind": Asked(Kind.TEXT, "the device of a ring (blk, fs, raw)", _kind),
     "type": Asked(Kind.NAMED, "of a disk's request; of an IOTLB message", _type),
     "sector": Asked(Kind.NUMBER, "of a disk's request", _sector),
     "opcode": Asked(Kind.NAMED, "of a FUSE request", _opcode),
     "unique": Asked(Kind.NUMBER, "the id of a FUSE request", _in_ring("unique")),
     "nodeid": Asked(Kind.NUMBER, "of a FUSE request, or of its answer", _in_ring("nodeid")),
     "name": Asked(Kind.TEXT, "in a FUSE request", lambda item: [str(each) for each in _listed(item, "names")]),
-    "status": Asked(Kind.TEXT, "of a ring's answer: OK, IOERR, ENOENT ...", _in_ring("status")),
+    "status": Asked(Kind.TEXT, "of a ring's answer (OK, IOERR, ENOENT)", _in_ring("status")),
 }
 """Fields of items; those of payloads, and of FUSE's arguments and answers, are besides them."""
 

@@ -47,7 +47,7 @@ class Lines:
 
     def json(self, item: Item) -> dict[str, object]:
         """The item as a flat object, its time as on its line."""
-        return as_json(item, began=None if self._absolute else self._start(item.at))
+        return as_json(item, began=None if self._absolute else self.begin(item.at))
 
     def _painted(self, piece: Piece) -> str:
         text = printable(piece.text)
@@ -68,14 +68,14 @@ class Lines:
 
     def _time(self, at: int) -> str:
         if not self._absolute:
-            return f"{(at - self._start(at)) / _SECOND:.4f}".replace("-0.0000", "0.0000")
+            return f"{(at - self.begin(at)) / _SECOND:.4f}".replace("-0.0000", "0.0000")
         try:
             return f"{datetime.fromtimestamp(at // 1000 / 1e6, UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
         except (ValueError, OverflowError, OSError):
             return f"{at / _SECOND:.6f}"
 
-    def _start(self, at: int) -> int:
-        """When it began: what this is the first item of counts from there."""
+    def begin(self, at: int) -> int:
+        """When it began: `at`, if that is the first thing that happened."""
         if self._began is None:
             self._began = at
         return self._began

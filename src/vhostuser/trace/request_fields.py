@@ -11,7 +11,7 @@ from ..fuse.rules import IN_HEADER_SIZE, OUT_HEADER_SIZE, RULES
 from ..protocol.layout import Payload
 from ..virtio.block import HEADER, RANGE, BlockRequest
 from .event import Offered, Used
-from .requests import BLK, FS, OPCODES, STATUSES, TYPES
+from .requests import BLK, FS, OPCODES, STATUSES, TYPES, out_header
 
 Fields = dict[str, object]
 _RANGES: Final = (BlockRequest.DISCARD, BlockRequest.WRITE_ZEROES, BlockRequest.SECURE_ERASE)
@@ -86,9 +86,9 @@ def _numbers(layout: type[Payload], data: bytes) -> Fields:
 
 
 def _fs_answer(used: Used) -> Fields:
-    if min(len(used.start), used.written) < OUT_HEADER_SIZE:
+    header = out_header(used.asked, used)
+    if header is None:
         return {}
-    header = s.OutHeader(*s.OutHeader.STRUCT.unpack_from(used.start))
     if header.error:
         return {"status": errno.errorcode.get(-header.error, f"error {header.error}")}
     return {"status": "OK"} | _result(used.asked, used.start[OUT_HEADER_SIZE : header.len])

@@ -212,14 +212,23 @@ def _fs_answer(offered: Offered | None, used: Used) -> str:
     rule = _rule_of(offered)
     if rule and not rule.replies and not used.written:
         return "no answer"
-    if len(used.start) < OUT_HEADER_SIZE or used.written < OUT_HEADER_SIZE:
+    header = out_header(offered, used)
+    if header is None:
         return f"{used.written} bytes, answer unknown"
-    header = s.OutHeader(*s.OutHeader.STRUCT.unpack_from(used.start))
     if header.error:
         return errno.errorcode.get(-header.error, f"error {header.error}")
     fields = _result(rule, used.start[OUT_HEADER_SIZE : header.len]) if rule else ""
     note = f" (len {header.len}, but {used.written} bytes)" if header.len != used.written else ""
     return f"OK {header.len - OUT_HEADER_SIZE} bytes{fields}{note}"
+
+
+def out_header(offered: Offered | None, used: Used) -> s.OutHeader | None:
+    """The header of an answer; None if it was not seen, or is another request's: its memory is the driver's again."""
+    if min(len(used.start), used.written) < OUT_HEADER_SIZE:
+        return None
+    header = s.OutHeader(*s.OutHeader.STRUCT.unpack_from(used.start))
+    asked = _in_header(offered).unique if offered and len(offered.start) >= IN_HEADER_SIZE else header.unique
+    return header if header.len >= OUT_HEADER_SIZE and header.unique == asked else None
 
 
 def _rule_of(offered: Offered | None) -> Rule | None:
