@@ -63,8 +63,8 @@ def test_what_a_guest_asks_its_disk_and_its_share_is_seen_in_the_rings(tmp_path:
     """`--queues` between QEMU and each daemon: the guest's requests in words and fields, with how long they took."""
     with ExitStack() as opened:
         (tmp_path / "files").mkdir()
-        wanted = make(tmp_path / "files" / "whole", 4 * MIB)
-        disk = make(tmp_path / "disk", 8 * MIB)
+        wanted = make(tmp_path / "files" / "whole", MIB)
+        disk = make(tmp_path / "disk", 4 * MIB)
         share = Share(opened, "files", tmp_path / "files", "--readonly", window=False)
         opened.enter_context(listening(tmp_path / "disk.sock", "--blk-file", tmp_path / "disk", module=BLK))
         of_share = queues_traced(opened, share.socket, tmp_path / "share")
@@ -84,7 +84,7 @@ def test_what_a_guest_asks_its_disk_and_its_share_is_seen_in_the_rings(tmp_path:
             assert tracer.end() == 0, tracer.said
     read = answered(tmp_path / "disk.jsonl", "kind==blk and type==IN and status==OK and latency>0ns")
     assert read, "some of them take longer than it takes to look"
-    assert {each["sector"] * 512 + each["bytes"] <= 8 * MIB and each["bytes"] % 512 == 0 for each in read} == {True}
+    assert {each["sector"] * 512 + each["bytes"] <= 4 * MIB and each["bytes"] % 512 == 0 for each in read} == {True}
     files = answered(tmp_path / "share.jsonl", "kind==fs and status==OK and latency>0ns")
     assert {"INIT", "LOOKUP", "OPEN", "READ"} & {each["opcode"] for each in files} >= {"READ"}
     assert [each["opcode"] for each in answered(tmp_path / "share.jsonl", "name==none")] in ([], ["LOOKUP"])
