@@ -85,6 +85,7 @@ def _parser() -> Parser:
     parser.add_argument("-c", "--summary", action="store_true", help="no lines, but a table of them all in the end")
     parser.add_argument("-t", "--absolute", action="store_true", help="times of day instead of seconds since the beginning")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("-q", "--quiet", action="store_true", help="do not say in the end how much it was")
     parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="default: auto")
     parser.add_argument("-w", "--write", metavar="FILE", help="write a capture for Wireshark (pcapng); - is standard output")
     parser.add_argument("--jsonl", metavar="FILE", help="write a capture in JSON Lines; - is standard output")
@@ -201,6 +202,8 @@ class Tracer:
 
     def say_goodbye(self) -> None:
         """How much it was, on standard error."""
+        if self._options.quiet:
+            return
         seconds = time.monotonic() - self._began
         plural = "" if self._sessions == 1 else "s"
         counted = f"{self.outputs.messages} messages on {self._sessions} connection{plural} in {seconds:.1f} s"
