@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shlex
 import signal
 import socket
@@ -120,6 +121,23 @@ def test_json_filter_and_absolute_times(place: Path) -> None:
         assert (found["msg"], found["dir"], found["reply"]) == ("GET_FEATURES", "F>B", 1 << 30)
         assert found["t"] > 1_600_000_000
         ended(it.program)
+
+
+def test_times_count_from_the_beginning_also_where_a_filter_leaves_it_out(place: Path) -> None:
+    with tracing(place, "--once", "--jsonl", place / "later", "-e", "GET_FEATURES", "--json") as traced:
+        front, back = traced.connected()
+        with front, back:
+            front.send(NUM)
+            back.receive()
+            front.send(ASK)
+            back.receive()
+            back.send(ANSWER)
+            front.receive()
+            front.end()
+        shown = json.loads(traced.program.line())
+        assert traced.program.end() == 0
+    began = next(iter(open_capture(place / "later"))).at
+    assert shown["t"] == round((shown["at"] - began) / 1e9, 6) > 0
 
 
 @pytest.mark.parametrize("options", [["-c"], ["-c", "--json"]])
@@ -277,6 +295,28 @@ def test_run_starts_the_front_end_and_ends_with_it(place: Path) -> None:
         assert done.returncode == 7
         done = run(VHU, "trace", "--connect", place / "b", "--run", "kill -9 $$")
         assert done.returncode == 137
+
+
+def test_the_command_of_run_may_open_as_many_fds_as_without_us(place: Path) -> None:
+    """The tracer raises its own limit, which processes inherit."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    limits = (min(hard, 300) if hard > 0 else 300, hard)
+    command = words(
+        VHU, "trace", "--connect", place / "b", "--run", f"ulimit -S -n > {place}/soft; ulimit -H -n > {place}/hard"
+    )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(place / "b"))
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limits),
+        )
+    assert done.returncode == 0, done.stderr
+    assert (place / "soft").read_text() == f"{limits[0]}\n"
+    assert (place / "hard").read_text() in (f"{hard}\n", "unlimited\n")
 
 
 def test_run_starts_the_back_end(place: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -45,6 +47,7 @@ class Shark:
             give_up(str(error))
         self.home = place / "home"
         self.home.mkdir()
+        self._environment = {"HOME": str(self.home), "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
         self._place = place
         self._script = place / "vhostuser.lua"
         self._script.write_text(dissector())
@@ -72,7 +75,7 @@ class Shark:
         script = [] if plain else ["-X", f"lua_script:{self._script}"]
         done = subprocess.run(
             [*_someone_else(), *self._command, *script, "-r", str(path), *options],
-            env={"HOME": str(self.home), "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC"},
+            env=self._environment,
             capture_output=True,
             text=True,
             timeout=SECONDS,
@@ -81,6 +84,28 @@ class Shark:
         assert not done.stderr, done.stderr
         assert not done.returncode
         return str(done.stdout)
+
+    def start(self, *options: str) -> subprocess.Popen[str]:
+        """It at work, with what is installed at home; its stdout and stderr are pipes.
+
+        It looks for dumpcap beside the program that runs, which is the loader: so that is started from here. There has to
+        be a folder of extcap programs of the system, too.
+        """
+        loader, *rest = self._command
+        beside = self._place / "bin"
+        beside.mkdir()
+        (self._place / "lib" / Path(loader).parent.name / "wireshark/extcap").mkdir(parents=True)
+        shutil.copy(loader, beside / "tshark")
+        words = [loader, *rest[:-1], str(Path(rest[-1]).with_name("dumpcap"))]
+        (beside / "dumpcap").write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+        (beside / "dumpcap").chmod(0o755)
+        return subprocess.Popen(
+            [*_someone_else(), str(beside / "tshark"), *rest, *options],
+            env=self._environment | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def table(self, path: Path, *fields: str, filter: str = "") -> list[list[str]]:
         """Fields, or expressions, of each packet."""

@@ -12,7 +12,7 @@ from vhostuser.protocol.state import Role
 from vhostuser.trace.conversation import Item
 from vhostuser.trace.event import Event, FdNote, Message, Offered, Remarkable, Used
 from vhostuser.trace.filter import DEEPEST, LONGEST, FilterError, parse_filter
-from vhostuser.trace.filter_fields import OWN, PAYLOAD, WORDS
+from vhostuser.trace.filter_fields import NAMED, OWN, WORDS
 from vhostuser.trace.filter_help import GRAMMAR
 
 from .building import BEGAN, FEATURES, B, Q, Wire, items_of
@@ -211,7 +211,7 @@ def test_an_error_shows_nothing_that_a_terminal_obeys() -> None:
 TOKENS = [
     *("and", "or", "not", "in", "(", ")", ",", "==", "!=", "<", ">", "<=", ">=", "=", "&&", "||", "!", "'", '"', " ", "$"),
     *("SHMEM_MAP", "SHMEM_*", "[z-a]", "*" * 20, "0x10", "4K", "100us", "1s", "EINVAL", "front-end", "time", "'a b'"),
-    *[*WORDS, *OWN, *PAYLOAD],
+    *[*WORDS, *OWN, *NAMED],
 ]
 
 
@@ -234,7 +234,7 @@ def test_any_text_is_a_filter_or_an_error(text: str) -> None:
     assert not said or said[2].strip(" ^") == ""
 
 
-@pytest.mark.parametrize("name", [*WORDS, *OWN, *PAYLOAD])
+@pytest.mark.parametrize("name", [*WORDS, *OWN, *NAMED])
 def test_the_help_has_every_word_and_field(name: str) -> None:
     assert f"  {name} " in GRAMMAR.replace("\n", " ")
     assert max(map(len, GRAMMAR.splitlines())) <= 120

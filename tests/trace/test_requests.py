@@ -11,7 +11,8 @@ from vhostuser.fuse import structs as s
 from vhostuser.fuse.numbers import Opcode
 from vhostuser.fuse.rules import IN_HEADER_SIZE, RULES
 from vhostuser.trace.event import START, Buffer, Offered, Used
-from vhostuser.trace.requests import BLK, FS, KINDS, RAW, Kinds, answer_words, guess_kind, request_words
+from vhostuser.trace.pairing import Kinds
+from vhostuser.trace.requests import BLK, FS, KINDS, RAW, answer_words, guess_kind, request_words
 from vhostuser.virtio.block import HEADER, RANGE, SECTOR, BlockRequest
 
 

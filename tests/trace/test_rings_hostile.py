@@ -74,6 +74,15 @@ def test_a_request_and_its_answer(stage: Stage) -> None:
     assert used.after == used.at - offered.at > 0
 
 
+def test_what_was_given_back_is_told_before_what_was_offered_then(stage: Stage) -> None:
+    """A look finds both, and the new request may have the old one's head."""
+    stage.rig.give((BUFFERS, 4, 0))
+    assert [kind for kind, _ in heads(stage.look())] == ["Offered"]
+    stage.answer()
+    stage.rig.give((BUFFERS + 0x1000, 4, 0))
+    assert [kind for kind, _ in heads(stage.look())] == ["Used", "Offered"]
+
+
 def test_an_indirect_request(stage: Stage) -> None:
     size = stage.rig.table(TABLE, (BUFFERS, 4, 0), (BUFFERS + 8, 4, WRITE))
     stage.rig.give((TABLE, size, INDIRECT))

@@ -9,10 +9,10 @@ from .wire cimport *
 
 cdef extern from *:
     """
-    static inline int64_t vhu_wall_clock(void)
-    { struct timespec t; clock_gettime(CLOCK_REALTIME, &t); return t.tv_sec * 1000000000LL + t.tv_nsec; }
+    static inline int64_t vhu_monotonic_clock(void)
+    { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec * 1000000000LL + t.tv_nsec; }
     """
-    int64_t vhu_wall_clock() nogil
+    int64_t vhu_monotonic_clock() nogil
 
 cdef enum:
     MOST_PAYLOAD = 4096
@@ -29,7 +29,7 @@ cdef struct Read:
 
 
 def pass_on(int source, int target):
-    """Pass on the message that waits at `source`: when its last byte came (ns since the epoch), and its bytes.
+    """Pass on the message that waits at `source`: when its last byte came (as time.monotonic_ns), and its bytes.
 
     None if nothing was read. Else what was read, for another one to go on with: pieces (bytes, fds, fds were lost), and how
     much of it has been sent.
@@ -71,6 +71,6 @@ cdef bint passed(Read *read, int source, int target) noexcept nogil:
         if read.rest != header.size or read.counts[1] or read.truncated:
             read.rest = max(read.rest, 0)
             return False
-    read.at = vhu_wall_clock()
+    read.at = vhu_monotonic_clock()
     read.sent = max(send(target, read.data, HEADER_SIZE + header.size, MSG_DONTWAIT | MSG_NOSIGNAL), 0)
     return read.sent == HEADER_SIZE + <Py_ssize_t>header.size

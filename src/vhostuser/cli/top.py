@@ -7,13 +7,13 @@ import contextlib
 import os
 import sys
 import termios
-import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Final
 
 from ..trace.board import Board
+from ..trace.clock import now
 from .arguments import Parser, add_dialect, dialect_of
 from .filters import checked_filter
 from .outcome import STDOUT, CommandError, Exit, colours, undone
@@ -43,7 +43,7 @@ def top(arguments: list[str]) -> int:
         raise CommandError("it needs a terminal", "try: vhu trace, vhu read or vhu map")
     show = _shown()
     live = options.back_end is not None
-    board = Board(dialect_of(options), clock=time.time_ns if live else None)
+    board = Board(dialect_of(options), clock=now if live else None)
     keys = Keys(board, Path.cwd(), options.write)
     if options.filter:
         keys.chosen = checked_filter(options.filter)

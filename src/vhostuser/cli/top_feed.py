@@ -12,7 +12,7 @@ from ..trace.board import Board
 from ..trace.capture import CaptureError, open_capture
 from ..trace.moment import before_the_end
 from ..trace.proxy import Proxy
-from ..trace.rings import RingFollower
+from ..trace.session import session
 from ..transport.listen import AddressError
 from ..transport.loop import Waker
 from .outcome import CommandError
@@ -113,13 +113,10 @@ class OfProxy(Feed):
                 self.status = f"a front-end came, but {error}"
                 continue
             self.status = f"session {number} at {self._listen}"
-            follower = RingFollower(self.board.take, number) if self._queues else None
-            self._proxy = Proxy(front, back, self.board.take, connection=number, watch=follower)
-            if follower is not None:
-                follower.start()
-            if self.ended:
-                self._proxy.stop()
-            self._proxy.run()
+            with session(front, back, self.board.take, connection=number, queues=self._queues) as self._proxy:
+                if self.ended:
+                    self._proxy.stop()
+                self._proxy.run()
             number += 1
             self.status = f"session {number - 1} is over; waiting for a front-end at {self._listen}"
             if self._front_ends.only_one or self._back_end.only_one:

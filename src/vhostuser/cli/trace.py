@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import logging
 import os
 import resource
 import socket
@@ -22,13 +23,14 @@ from ..trace.jsonl import JsonlWriter
 from ..trace.pcapng import PcapngWriter
 from ..trace.proxy import Proxy
 from ..trace.requests import KINDS
-from ..trace.rings import RingFollower
+from ..trace.session import session
 from ..trace.verdict import Alter, Verdict, both
 from ..transport.listen import AddressError
 from ..transport.loop import Waker
 from .arguments import Parser
 from .children import Child
 from .filters import add_filter, filter_of
+from .logs import log_to_stderr
 from .outcome import CommandError, Exit, colours, complain, on_end, undone
 from .trace_ends import PATIENCE, BackEnd, FrontEnds, private_path, running
 from .trace_outputs import STANDARD, Captured, Outputs, json_shown, lines_shown, summary_shown
@@ -62,9 +64,10 @@ def trace(arguments: list[str]) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     _check(options)
-    _raise_limit()
+    log_to_stderr(PROGRAM, logging.WARNING)
+    limit = _raise_limit()
     with contextlib.ExitStack() as opened:
-        tracer = Tracer(options, opened)
+        tracer = Tracer(options, opened, limit)
         on_end(tracer.stop)
         gc.freeze()  # what is there now stays: the collector need not look at it again and again
         code = tracer.run()
@@ -82,6 +85,7 @@ def _parser() -> Parser:
     parser.add_argument("-c", "--summary", action="store_true", help="no lines, but a table of them all in the end")
     parser.add_argument("-t", "--absolute", action="store_true", help="times of day instead of seconds since the beginning")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("-q", "--quiet", action="store_true", help="do not say in the end how much it was")
     parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="default: auto")
     parser.add_argument("-w", "--write", metavar="FILE", help="write a capture for Wireshark (pcapng); - is standard output")
     parser.add_argument("--jsonl", metavar="FILE", help="write a capture in JSON Lines; - is standard output")
@@ -112,18 +116,20 @@ def _check(options: argparse.Namespace) -> None:
         raise CommandError("-w and --jsonl name the same file", "try: two names", Exit.USAGE)
 
 
-def _raise_limit() -> None:
-    """Room for as many fds as this process may have: what peers send each other is open here for a moment."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+def _raise_limit() -> int:
+    """Room for as many fds as this process may have: what peers send each other is open here for a moment. The old limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return soft
 
 
 class Tracer:
     """A run of the command: one session after the other."""
 
-    def __init__(self, options: argparse.Namespace, opened: contextlib.ExitStack) -> None:
-        self._options, self._opened = options, opened
+    def __init__(self, options: argparse.Namespace, opened: contextlib.ExitStack, limit: int) -> None:
+        """`limit` is how many fds the command of --run may open."""
+        self._options, self._opened, self._limit = options, opened, limit
         self._rules = [_rule(text) for text in options.inject]
         self._alter = _all_of([*(Addon(path, _report) for path in options.script), *_injectors(self._rules)])
         self.outputs = opened.enter_context(Outputs(PROGRAM))
@@ -152,7 +158,7 @@ class Tracer:
         process: Child | None = None
         if options.run:
             path = private if options.listen is None or options.connect is None else options.listen
-            process = opened.enter_context(running(options.run, path))
+            process = opened.enter_context(running(options.run, path, self._limit))
         code = self._serve(front_ends, back_end, process)
         if process is not None and options.connect is not None:
             self._await(process)
@@ -187,22 +193,17 @@ class Tracer:
 
     def _pass_on(self, front: socket.socket, back: socket.socket) -> None:
         """One session."""
-        number, take = self._sessions, self.outputs.take
+        number, queues = self._sessions, bool(self._options.queues)
         self._sessions += 1
-        follower = RingFollower(take, number) if self._options.queues else None
-        self._proxy = Proxy(front, back, take, connection=number, alter=self._alter, watch=follower)
-        if follower is not None:
-            follower.start()
-        try:
+        with session(front, back, self.outputs.take, connection=number, alter=self._alter, queues=queues) as self._proxy:
             if self._ended:
                 self._proxy.stop()
             self._proxy.run()
-        finally:
-            if follower is not None:
-                follower.close()
 
     def say_goodbye(self) -> None:
         """How much it was, on standard error."""
+        if self._options.quiet:
+            return
         seconds = time.monotonic() - self._began
         plural = "" if self._sessions == 1 else "s"
         counted = f"{self.outputs.messages} messages on {self._sessions} connection{plural} in {seconds:.1f} s"
@@ -220,14 +221,13 @@ def _front_ends(where: str, waker: Waker) -> FrontEnds:
 
 def _add_outputs(outputs: Outputs, options: argparse.Namespace) -> None:
     """All that is written, as the options say."""
-    chosen = filter_of(options)
+    chosen, kind = filter_of(options), None if options.queues == GUESSED else options.queues
     if options.summary:
-        outputs.add(summary_shown(chosen, in_json=options.json))
+        outputs.add(summary_shown(chosen, in_json=options.json, kind=kind))
     elif options.json:
-        outputs.add(json_shown(chosen, absolute=options.absolute))
+        outputs.add(json_shown(chosen, absolute=options.absolute, kind=kind))
     elif STANDARD not in (options.write, options.jsonl):
         colour = colours() if options.color == "auto" else options.color == "always"
-        kind = None if options.queues == GUESSED else options.queues
         outputs.add(lines_shown(chosen, colour=colour, absolute=options.absolute, kind=kind))
     for path, make in ((options.write, PcapngWriter), (options.jsonl, JsonlWriter)):
         if path is not None:

@@ -136,9 +136,13 @@ def private_path() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def running(command: str, path: str) -> Iterator[Child]:
-    """The command of --run in a shell, with `path` as `$socket` and in place of `{socket}`; it ends with the block."""
+def running(command: str, path: str, limit: int) -> Iterator[Child]:
+    """The command of --run in a shell, with `path` as `$socket` and in place of `{socket}`; it ends with the block.
+
+    It may open `limit` fds, as it might without us.
+    """
     quoted = shlex.quote(path)
-    words = ["/bin/sh", "-c", f"export socket={quoted}\n{command.replace('{socket}', quoted)}"]
+    before = f"ulimit -S -n {'unlimited' if limit < 0 else limit}\nexport socket={quoted}\n"
+    words = ["/bin/sh", "-c", before + command.replace("{socket}", quoted)]
     with child(words) as process, undone(process.kill):
         yield process

@@ -78,12 +78,22 @@ class Shown:
 
     name = STANDARD_OUTPUT
 
-    def __init__(self, show: Callable[[Item], None], chosen: Filter | None, finish: Callable[[], None]) -> None:
-        self._show, self._filter, self._finish = show, chosen, finish
-        self._conversation = Conversation()
+    def __init__(
+        self,
+        show: Callable[[Item], None],
+        chosen: Filter | None,
+        *,
+        kind: str | None,
+        begin: Callable[[int], object] = lambda at: None,
+        finish: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`kind` is of the device, for what is in its queues; `begin` hears when events come, shown or not."""
+        self._show, self._filter, self._begin, self._finish = show, chosen, begin, finish
+        self._conversation = Conversation(kind=kind)
 
     def take(self, event: Event) -> None:
         """Show what it settles."""
+        self._begin(event.at)
         self._show_each(self._conversation.take(event))
 
     def end(self) -> None:
@@ -101,31 +111,31 @@ class Shown:
 
 
 def lines_shown(chosen: Filter | None, *, colour: bool, absolute: bool, kind: str | None = None) -> Shown:
-    """One line an item; `kind` is of the device, for what is in its queues."""
-    lines = Lines(colour=colour, absolute=absolute, kind=kind)
+    """One line an item."""
+    lines = Lines(colour=colour, absolute=absolute)
 
     def show(item: Item) -> None:
         line = lines.line(item)
         if line is not None:
             put(line)
 
-    return Shown(show, chosen, lambda: None)
+    return Shown(show, chosen, kind=kind, begin=lines.begin)
 
 
-def json_shown(chosen: Filter | None, *, absolute: bool) -> Shown:
+def json_shown(chosen: Filter | None, *, absolute: bool, kind: str | None = None) -> Shown:
     """One JSON object an item."""
     lines = Lines(colour=False, absolute=absolute)
-    return Shown(lambda item: put(json.dumps(lines.json(item))), chosen, lambda: None)
+    return Shown(lambda item: put(json.dumps(lines.json(item))), chosen, kind=kind, begin=lines.begin)
 
 
-def summary_shown(chosen: Filter | None, *, in_json: bool) -> Shown:
+def summary_shown(chosen: Filter | None, *, in_json: bool, kind: str | None = None) -> Shown:
     """Nothing until the end, and then a table."""
     summary = Summary()
 
     def finish() -> None:
         put(json.dumps(summary.as_json()) if in_json else summary.table())
 
-    return Shown(summary.take, chosen, finish)
+    return Shown(summary.take, chosen, kind=kind, finish=finish)
 
 
 class Outputs:

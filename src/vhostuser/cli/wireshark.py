@@ -1,4 +1,4 @@
-"""`vhu wireshark`: the dissector, into the folder where Wireshark looks for it."""
+"""`vhu wireshark`: the dissector, and the way to capture live, into the folders where Wireshark looks for them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Final
 
 from ..trace.dissector import dissector
 from .arguments import Parser
+from .extcap import NAME as EXTCAP
+from .extcap import extcap, script
 from .outcome import CommandError, Exit, put
 
 PROGRAM: Final = "vhu wireshark"
@@ -22,20 +24,31 @@ fields to filter by:
 
 They load no dissector when root starts them. The folder is ~/.local/lib/wireshark/plugins; Help > About Wireshark > Folders
 says so, too.
+
+install --extcap puts a program into ~/.local/lib/wireshark/extcap besides, by which they have an interface vhost-user: it is
+`vhu trace` between the sockets that are set for it.
+
+  tshark -i vhost-user -o extcap.vhost_user.listen:/tmp/a -o extcap.vhost_user.connect:/tmp/b
 """
 
 
 def wireshark(arguments: list[str]) -> int:
     """Run `vhu wireshark`; its exit code."""
+    if arguments[:1] == ["extcap"]:  # Wireshark itself asks
+        return extcap(arguments[1:])
     parser = Parser(PROGRAM, "Let Wireshark and tshark understand vhost-user.", EPILOG)
     parser.add_argument("action", choices=["install", "show"], help="put the dissector into place, or print it")
     parser.add_argument("--dir", type=Path, metavar="D", help="instead of the user's folder for plugins")
+    parser.add_argument("--extcap", action="store_true", help="install the interface for live captures, too")
     options = parser.parse_args(arguments)
     if options.action == "show":
         put(dissector().rstrip("\n"))
         return Exit.DONE
     place = install(options.dir or plugins())
     put(f"{place}\nRestart Wireshark, or: Analyze > Reload Lua Plugins")
+    if options.extcap:
+        place = install_extcap(options.dir or plugins().with_name("extcap"))
+        put(f"{place}\nRestart Wireshark, or: Capture > Refresh Interfaces")
     return Exit.DONE
 
 
@@ -45,13 +58,23 @@ def plugins() -> Path:
 
 
 def install(folder: Path) -> Path:
-    """Write the dissector beside its place, then move it there; where that is."""
-    place = folder / NAME
+    """Write the dissector; where that is."""
+    return _put_there(folder / NAME, dissector())
+
+
+def install_extcap(folder: Path) -> Path:
+    """Write what Wireshark runs to capture live; where that is."""
+    return _put_there(folder / EXTCAP, script(), mode=0o755)
+
+
+def _put_there(place: Path, text: str, *, mode: int = 0o644) -> Path:
+    """Write a file beside its place, then move it there."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".vhu.") as scratch:
-            written = Path(scratch) / NAME
-            written.write_text(dissector(), encoding="utf-8")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".vhu.") as scratch:
+            written = Path(scratch) / place.name
+            written.write_text(text, encoding="utf-8")
+            written.chmod(mode)
             os.replace(written, place)
     except OSError as error:
         raise CommandError(f"cannot write {place}: {error.strerror}", "try: --dir with another folder") from None

@@ -16,15 +16,16 @@ from .conversation import Conversation, Exchange, Item
 from .event import Event, Offered, Remark, Used
 from .flat import as_json
 from .history import History
-from .requests import Kinds, request_words
+from .requests import words_of
 from .tracks import Json, Tracks
 
 CHANNELS: Final = {Channel.FRONTEND: "main channel", Channel.BACKEND: "back-end channel"}
 COUNTER: Final = "mapped bytes"
 MOST_OPEN: Final = 65536
 """Requests in rings that are remembered until they are given back."""
-_SHORTEST: Final = 0.001
-"""Microseconds that a reply is drawn, so that an arrow has something to end in."""
+ALL: Final = "all connections"
+_SHORTEST: Final = 1
+"""Nanoseconds that a reply is drawn, so that an arrow has something to end in."""
 
 
 class Sink(Protocol):
@@ -39,9 +40,17 @@ def write_chrome(events: Iterable[Event], file: Sink, *, dialect: Dialect = RELE
     file.write('{"displayTimeUnit": "ns", "traceEvents": [')
     before = "\n"
     for each in _traced(events, dialect):
-        file.write(before + json.dumps(each))
+        file.write(before + _as_text(each))
         before = ",\n"
     file.write("\n]}\n")
+
+
+def _as_text(each: Json) -> str:
+    """JSON in ASCII, without the halves of characters that undecodable names are kept as: a reader may choke on them."""
+    text = json.dumps(each)
+    if "\\ud" not in text:
+        return text
+    return json.dumps(json.loads(json.dumps(each, ensure_ascii=False).encode(errors="replace")))
 
 
 def _traced(events: Iterable[Event], dialect: Dialect) -> Iterator[Json]:
@@ -56,14 +65,13 @@ def _traced(events: Iterable[Event], dialect: Dialect) -> Iterator[Json]:
 
 
 class _Trace:
-    """Makes events of the trace. Times are microseconds since the first event: more digits would not survive."""
+    """Makes events of the trace. Times count from the first event: more digits would not survive."""
 
     def __init__(self) -> None:
         self._began: int | None = None
         self._tracks = Tracks()
-        self._open: dict[tuple[int, int, int], tuple[int, str]] = {}
-        """When requests were offered, and what they are in words, by connection, queue and head."""
-        self._kinds = Kinds()
+        self._open: dict[tuple[int, int, int, int], str] = {}
+        """Requests in words, by connection, queue, head, and when they were offered."""
         self._history = History(keep=False)
         self._mapped = -1
         self._arrows = 0
@@ -82,15 +90,14 @@ class _Trace:
                 yield from self._instant(item.connection, "remarks", item.at, item.about.value, about)
             case Offered():
                 if len(self._open) < MOST_OPEN:
-                    words = request_words(item, self._kinds.of(item))
-                    self._open[item.connection, item.queue, item.head] = (item.at, words)
+                    self._open[_key(item)] = words_of(item)
             case Used():
                 yield from self._used(item)
         yield from self._count(item)
 
     def end(self) -> Iterator[Json]:
         """The requests that were never given back."""
-        for (connection, queue, head), (at, words) in self._open.items():
+        for (connection, queue, head, at), words in self._open.items():
             yield from self._instant(connection, _queue(queue), at, f"{words}, never used", {"head": head})
 
     def _exchange(self, exchange: Exchange) -> Iterator[Json]:
@@ -100,12 +107,15 @@ class _Trace:
             yield from self._instant(connection, track, exchange.at, name + ", no reply" * exchange.unanswered, about)
             return
         start, end = self._at(exchange.at), self._at(reply.message.at)
-        asked = self._tracks.slice(connection, track, start, end, name + ", refused" * exchange.refused, about)
-        answered = self._tracks.slice(connection, f"{track}: replies", end, end + _SHORTEST, name, {})
+        process, title = _process(connection), name + ", refused" * exchange.refused
+        asked = self._tracks.slice(process, track, (start, end), title, about)
+        answered = self._tracks.slice(process, f"{track}: replies", (end, end + _SHORTEST), name, {})
         yield from self._tracks.told(asked, answered, *self._arrow(asked, answered, name))
 
     def _arrow(self, asked: Json, answered: Json, name: str) -> Iterator[Json]:
-        """From a request to its reply."""
+        """From a request to its reply, if both are slices: it binds to nothing else."""
+        if not asked["ph"] == answered["ph"] == "X":
+            return
         self._arrows += 1
         arrow: Json = {"name": name, "cat": "reply", "id": self._arrows}
         yield arrow | {"ph": "s"} | {key: asked[key] for key in ("pid", "tid", "ts")}
@@ -113,13 +123,16 @@ class _Trace:
 
     def _used(self, used: Used) -> Iterator[Json]:
         connection, track = used.connection, _queue(used.queue)
-        seen = self._open.pop((connection, used.queue, used.head), None)
-        name = seen[1] if seen else f"request {used.head}"
-        if seen is None and used.after < 0:
+        asked = used.asked
+        name = words_of(asked) if asked else f"request {used.head}"
+        if asked is None and used.after < 0:
             yield from self._instant(connection, track, used.at, name, as_json(used))
             return
-        offered = seen[0] if seen else used.at - used.after
-        slice = self._tracks.slice(connection, track, self._at(offered), self._at(used.at), name, as_json(used))
+        offered = asked.at if asked else used.at - used.after
+        if asked:
+            self._open.pop(_key(asked), None)
+        span = self._at(offered), self._at(used.at)
+        slice = self._tracks.slice(_process(connection), track, span, name, as_json(used))
         yield from self._tracks.told(slice)
 
     def _count(self, item: Item) -> Iterator[Json]:
@@ -128,14 +141,22 @@ class _Trace:
         if self._history.mapped != self._mapped:
             self._mapped = self._history.mapped
             at = self._at(item.settled if isinstance(item, Exchange) else item.at)
-            yield {"ph": "C", "name": COUNTER, "pid": 0, "tid": 0, "ts": at, "args": {"bytes": self._mapped}}
+            yield from self._tracks.told(self._tracks.counter(ALL, COUNTER, at, {"bytes": self._mapped}))
 
     def _instant(self, connection: int, track: str, at: int, title: str, about: Json) -> Iterator[Json]:
-        return self._tracks.told(self._tracks.instant(connection, track, self._at(at), title, about))
+        return self._tracks.told(self._tracks.instant(_process(connection), track, self._at(at), title, about))
 
-    def _at(self, at: int) -> float:
+    def _at(self, at: int) -> int:
         """When that is in the trace; what is before its beginning, as in captures that were joined, is at it."""
-        return max(0, at - (self._began or 0)) / 1000
+        return max(0, at - (self._began or 0))
+
+
+def _process(connection: int) -> str:
+    return f"connection {connection}"
+
+
+def _key(offered: Offered) -> tuple[int, int, int, int]:
+    return offered.connection, offered.queue, offered.head, offered.at
 
 
 def _queue(queue: int) -> str:

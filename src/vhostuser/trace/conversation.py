@@ -19,6 +19,7 @@ from ..protocol.rules import Channel
 from ..protocol.state import Owed, State, reply_owed
 from .decoded import Decoded, decoded
 from .event import Event, Message, Offered, Remark, Remarkable, Used
+from .pairing import Pairing
 
 MOST_PENDING: Final = 1024
 """Requests of a channel that are remembered until they are answered; the oldest is given up for one more."""
@@ -32,7 +33,7 @@ class Exchange:
     reply: Decoded | None = None
     owed: Owed = Owed.NOTHING
     latency: int | None = None
-    """Nanoseconds from the request to its reply."""
+    """Nanoseconds from the request to its reply; None where a clock was set back between them."""
     orphan: bool = False
     """`request` is a reply that answers nothing."""
     waited: int | None = None
@@ -105,8 +106,9 @@ class Conversation:
     Keeps what is not answered yet, at most MOST_PENDING requests a channel, and what open connections have negotiated.
     """
 
-    def __init__(self, dialect: Dialect = RELEASED) -> None:
-        self._dialect = dialect
+    def __init__(self, dialect: Dialect = RELEASED, *, kind: str | None = None) -> None:
+        """`kind` is of the device, for what is in its rings (trace.requests); it is guessed where it is not told."""
+        self._dialect, self._pairing = dialect, Pairing(kind)
         self._sides: dict[int, _Side] = {}
         self._count = 0
         self._now = 0
@@ -117,7 +119,9 @@ class Conversation:
         if isinstance(event, Message):
             side = self._sides.get(event.connection) or self._sides.setdefault(event.connection, _Side())
             return list(self._asked(side, event, index) if event.asks else self._answered(side, event, index))
-        if isinstance(event, Remark) and event.about is Remarkable.CLOSED:
+        if isinstance(event, Offered | Used):
+            return [self._pairing.of(event)]
+        if event.about is Remarkable.CLOSED:
             return [*self._given_up(self._sides.pop(event.connection, None)), event]
         return [event]
 
@@ -160,7 +164,8 @@ class Conversation:
         request, owed = pending.popleft()
         reply = decoded(message, index, features=side.state.protocol_acknowledged, owed=owed)
         side.state = self._learned(side.state, reply, owed)
-        yield Exchange(request, reply, owed, message.at - request.message.at)
+        latency = message.at - request.message.at
+        yield Exchange(request, reply, owed, latency if latency >= 0 else None)
 
     def _given_up(self, side: _Side | None) -> Iterator[Item]:
         for pending in side.pending.values() if side else ():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
@@ -102,6 +102,8 @@ class Offered:
     buffers: tuple[Buffer, ...]
     start: bytes = b""
     """The first START bytes of what the device reads."""
+    kind: str = field(default="", compare=False)
+    """Of device (trace.requests), once a conversation has found out; no part of what was seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,9 @@ class Used:
     """The last byte of it (virtio-blk's status); empty if nothing is writable."""
     after: int = -1
     """Nanoseconds since it was offered; -1 if that was not seen."""
+    kind: str = field(default="", compare=False)
+    asked: Offered | None = field(default=None, compare=False, repr=False)
+    """The request, where a conversation has seen it; no part of what was seen now, as `kind`."""
 
 
 class Remarkable(Enum):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, NoReturn
 
 from .conversation import Item
-from .filter_fields import OWN, PAYLOAD, WORDS, Asked, Kind, Test, payload_reader
+from .filter_fields import NAMED, OWN, WORDS, Asked, Kind, Test, field_reader
 from .filter_values import EXAMPLES, VALUES, Value, equal, meant, number, ordered, request_names, requests
 
 LONGEST: Final = 4096
@@ -196,11 +196,11 @@ class _Parser:
         """A word that is true or not, or a request's name."""
         if token.text in WORDS:
             return WORDS[token.text][1]
-        if token.text in OWN or token.text in PAYLOAD or token.text == "time":
+        if token.text in OWN or token.text in NAMED or token.text == "time":
             self._fail(f"expected a comparison after {token.text}, such as {token.text}==...")
         names = None if number(token.text) is not None else requests(token.text)
         if names is None:
-            known = [*WORDS, *request_names(), *OWN, *PAYLOAD]
+            known = [*WORDS, *request_names(), *OWN, *NAMED]
             self._fail(f"there is no request or word {token.text[:40]!a}{meant(token.text, known)}", token)
         return equal(OWN["request"].read, names)
 
@@ -209,9 +209,9 @@ class _Parser:
             return Asked(Kind.TIME, "", self._clock.read)
         if token.text in OWN:
             return OWN[token.text]
-        if token.text not in PAYLOAD:
-            self._fail(f"there is no field {token.text[:40]!a}{meant(token.text, [*OWN, *PAYLOAD, 'time'])}", token)
-        return Asked(PAYLOAD[token.text], "", payload_reader(token.text))
+        if token.text not in NAMED:
+            self._fail(f"there is no field {token.text[:40]!a}{meant(token.text, [*OWN, *NAMED, 'time'])}", token)
+        return Asked(NAMED[token.text], "", field_reader(token.text))
 
     def _comparison(self, token: _Token) -> Test:
         asked, sign = self._field(token), self._take()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from ..fuse.numbers import Opcode
 from ..protocol.layout import Payload
 from ..protocol.numbers import NEED_REPLY, VRING_INDEX_MASK
 from ..protocol.numbers import FrontendRequest as Q
@@ -15,9 +16,10 @@ from ..protocol.rules import RULES, Channel, Rule
 from ..protocol.state import Owed, Role
 from .conversation import Exchange, Item
 from .event import FdNote, Offered, Remark, Remarkable, Used
+from .request_fields import argument_names, fields_of_answer, fields_of_request
 from .words import layout_of
 
-Values = Sequence[int] | Sequence[str]
+Values = Sequence[int | str]
 Reader = Callable[[Item], Values]
 """The values of a field in an item; empty if it has no such field."""
 Test = Callable[[Item], bool]
@@ -34,6 +36,7 @@ class Kind(Enum):
     REQUEST = "a request such as SHMEM_MAP or SET_VRING_*, or its number"
     SIDE = "front-end or back-end"
     ANSWER = "a number, or an errno such as EINVAL"
+    NAMED = "a name such as READ or IN, or a number"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,70 @@ def _head(item: Item) -> Values:
     return (item.head,) if isinstance(item, Offered | Used) else ()
 
 
+def _bytes(item: Item) -> Values:
+    """Of a message; of a disk's request, its data."""
+    return (len(item.message.data),) if isinstance(item, Exchange) else _ring_values(item, "bytes")
+
+
+def _ring_values(item: Item, name: str) -> list[int | str]:
+    """A field of a request in a ring, or of its answer; an answer has those of its request, too."""
+    match item:
+        case Offered():
+            found = [fields_of_request(item).get(name)]
+        case Used():
+            found = [fields_of_request(item.asked).get(name), fields_of_answer(item).get(name)]
+        case _:
+            return []
+    return [value for value in found if isinstance(value, int | str)]
+
+
+def _in_ring(name: str) -> Reader:
+    return lambda item: _ring_values(item, name)
+
+
+def _listed(item: Item, name: str) -> list[object]:
+    """What a request in a ring has several of."""
+    asked = item if isinstance(item, Offered) else item.asked if isinstance(item, Used) else None
+    found = fields_of_request(asked).get(name, ())
+    return found if isinstance(found, list) else []
+
+
+def _sector(item: Item) -> Values:
+    ranges = [each["sector"] for each in _listed(item, "ranges") if isinstance(each, dict)]
+    return [*_ring_values(item, "sector"), *ranges]
+
+
+def _opcode(item: Item) -> Values:
+    """By name and by number."""
+    names = _ring_values(item, "opcode")
+    return [*names, *(int(Opcode[name]) for name in names if isinstance(name, str) and name in Opcode.__members__)]
+
+
+def _type(item: Item) -> Values:
+    """Words of a disk's requests; numbers of IOTLB messages."""
+    if isinstance(item, Exchange):
+        return _of(item.request.body, "type")
+    return [each for each in _ring_values(item, "type") if isinstance(each, str)]
+
+
+def _of(body: Payload | None, name: str) -> list[int] | list[str]:
+    match body:
+        case MemoryTable() | XenMemoryTable():
+            if name == "num_regions":
+                return [len(body.regions)]
+            return [value for region in body.regions if isinstance(value := getattr(region, name, None), int)]
+        case ShmemConfig():
+            return [len(body.sizes)] if name == "num_regions" else list(body.sizes.values()) if name == "sizes" else []
+    value = getattr(body, name, None)
+    if isinstance(value, bytes):
+        return [value.hex()]
+    return [value] if isinstance(value, int) else []
+
+
+def _kind(item: Item) -> Values:
+    return (item.kind,) if isinstance(item, Offered | Used) else ()
+
+
 def _other(exchange: Exchange) -> str:
     """Whom a message goes to."""
     return "back-end" if exchange.message.sender is Role.FRONTEND else "front-end"
@@ -113,11 +180,19 @@ OWN: Final[dict[str, Asked]] = {
     "fds": Asked(Kind.NUMBER, "how many came, with the answer's", _exchange(lambda found: (sum(1 for _ in _fds(found)),))),
     "path": Asked(Kind.TEXT, "of an fd", _exchange(lambda found: [fd.path for fd in _fds(found)])),
     "ino": Asked(Kind.NUMBER, "the inode of an fd", _exchange(lambda found: [fd.ino for fd in _fds(found)])),
-    "bytes": Asked(Kind.NUMBER, "of the request with its header", _exchange(lambda found: (len(found.message.data),))),
+    "bytes": Asked(Kind.NUMBER, "of the request with its header; of a disk's request, of its data", _bytes),
     "head": Asked(Kind.NUMBER, "the id of a ring's request", _head),
     "written": Asked(Kind.NUMBER, "bytes the device wrote", lambda item: (item.written,) if isinstance(item, Used) else ()),
+    "kind": Asked(Kind.TEXT, "the device of a ring (blk, fs, raw)", _kind),
+    "type": Asked(Kind.NAMED, "of a disk's request; of an IOTLB message", _type),
+    "sector": Asked(Kind.NUMBER, "of a disk's request", _sector),
+    "opcode": Asked(Kind.NAMED, "of a FUSE request", _opcode),
+    "unique": Asked(Kind.NUMBER, "the id of a FUSE request", _in_ring("unique")),
+    "nodeid": Asked(Kind.NUMBER, "of a FUSE request, or of its answer", _in_ring("nodeid")),
+    "name": Asked(Kind.TEXT, "in a FUSE request", lambda item: [str(each) for each in _listed(item, "names")]),
+    "status": Asked(Kind.TEXT, "of a ring's answer (OK, IOERR, ENOENT)", _in_ring("status")),
 }
-"""Fields of items; those of payloads are besides them."""
+"""Fields of items; those of payloads, and of FUSE's arguments and answers, are besides them."""
 
 
 def _payload_fields() -> dict[str, Kind]:
@@ -135,34 +210,24 @@ def _payloads(rule: Rule) -> list[type[Payload]]:
 
 
 PAYLOAD: Final = _payload_fields()
+ARGUMENTS: Final = {name: Kind.NUMBER for name in argument_names() if name not in OWN}
+"""Fields of FUSE requests and answers."""
+NAMED: Final = {**ARGUMENTS, **PAYLOAD}
+"""Both."""
 
 
-def payload_reader(name: str) -> Reader:
-    """Reads a field of the payload, also of a reply of its own; of a table, that of all its regions."""
+def field_reader(name: str) -> Reader:
+    """Reads a field of a FUSE request, or of a payload: of a reply of its own, too, and of all regions of a table."""
 
     def read(item: Item) -> Values:
         if not isinstance(item, Exchange):
-            return _NONE
+            return _ring_values(item, name)
         found = _of(item.request.body, name)
         if item.owed is Owed.OWN and item.reply:
             return [*found, *_of(item.reply.body, name)]
         return found
 
     return read
-
-
-def _of(body: Payload | None, name: str) -> list[int] | list[str]:
-    match body:
-        case MemoryTable() | XenMemoryTable():
-            if name == "num_regions":
-                return [len(body.regions)]
-            return [value for region in body.regions if isinstance(value := getattr(region, name, None), int)]
-        case ShmemConfig():
-            return [len(body.sizes)] if name == "num_regions" else list(body.sizes.values()) if name == "sizes" else []
-    value = getattr(body, name, None)
-    if isinstance(value, bytes):
-        return [value.hex()]
-    return [value] if isinstance(value, int) else []
 
 
 def _message(test: Callable[[Exchange], bool]) -> Test:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from .filter_fields import OWN, PAYLOAD, WORDS, Kind
+from .filter_fields import ARGUMENTS, OWN, PAYLOAD, WORDS, Kind
 
-_COLUMNS: Final = 6
+_WIDTH: Final = 100
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:
@@ -15,8 +15,10 @@ def _table(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    rows = [names[start : start + _COLUMNS] for start in range(0, len(names), _COLUMNS)]
-    return "\n".join("  " + "".join(f"{name:16}" for name in row).rstrip() for row in rows)
+    room = max(map(len, names)) + 2
+    most = _WIDTH // room
+    rows = [names[start : start + most] for start in range(0, len(names), most)]
+    return "\n".join("  " + "".join(f"{name:{room}}" for name in row).rstrip() for row in rows)
 
 
 def _compared(kind: Kind) -> str:
@@ -29,7 +31,7 @@ FILTER is the name of a request (SHMEM_MAP; with * and ? of several: SET_VRING_*
 `and`, `or`, `not` and parentheses; `and` binds tighter than `or`. What has no such field matches no comparison with it.
 
   FIELD == VALUE, != < <= > >=   shmid==0  len>=2M  shm_offset<0x1000  latency>100us  reply==EINVAL  path==*.bin
-  FIELD in (VALUE, ...)          request in (SHMEM_MAP, SHMEM_UNMAP)
+  FIELD in (VALUE, ...)          request in (SHMEM_MAP, SHMEM_UNMAP)  opcode in (READ, WRITE)
 
 words:
 {_table((name, what) for name, (what, _) in WORDS.items())}
@@ -41,4 +43,7 @@ fields of every message, or of what was seen in a ring:
 fields of payloads, of the request and of a reply of its own, by the specification's names; sizes may
 end in K, M, G or T, bytes are text in hexadecimal:
 {_listed(sorted(PAYLOAD))}
+
+fields of FUSE requests in rings (--queues), and of their answers:
+{_listed(sorted(ARGUMENTS))}
 """

@@ -90,6 +90,7 @@ VALUES: Final[dict[Kind, Callable[[str], Value | None]]] = {
     Kind.REQUEST: requests,
     Kind.SIDE: side,
     Kind.ANSWER: answer,
+    Kind.NAMED: lambda text: names(text) if number(text) is None else number(text),
 }
 """How a value is read, by what the field is compared with. None is no value."""
 EXAMPLES: Final[dict[Kind, tuple[str, ...]]] = {Kind.REQUEST: _NAMES, Kind.SIDE: ("front-end", "back-end")}

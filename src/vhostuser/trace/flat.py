@@ -11,6 +11,8 @@ from ..protocol.state import Role
 from .conversation import Exchange, Item
 from .decoded import Decoded
 from .event import Buffer, FdNote, Message, Offered, Remark, Used
+from .request_fields import fields_of_answer, fields_of_request
+from .requests import RAW
 
 FORMAT: Final = 1
 """What `v` says: it changes when a name or a meaning does."""
@@ -30,12 +32,9 @@ def as_json(item: Item, *, began: int | None = None) -> Flat:
         case Remark():
             return head | {"connection": item.connection, "event": item.about.value, "text": item.text}
         case Offered():
-            return (
-                head | _ring(item, "offered") | {"buffers": [_buffer(each) for each in item.buffers], **_start(item.start)}
-            )
+            return _offered(head | _ring(item, "offered"), item)
         case Used():
-            after = {"lat_us": _microseconds(item.after)} if item.after >= 0 else {}
-            return head | _ring(item, "used") | {"written": item.written, **_start(item.start), **after}
+            return _used(head | _ring(item, "used"), item)
 
 
 def _exchange(exchange: Exchange) -> Flat:
@@ -124,7 +123,25 @@ def flat_fd(fd: FdNote) -> Flat:
 
 
 def _ring(item: Offered | Used, event: str) -> Flat:
-    return {"connection": item.connection, "event": event, "queue": item.queue, "head": item.head}
+    kind = {"kind": item.kind} if item.kind not in ("", RAW) else {}
+    return {"connection": item.connection, "event": event, "queue": item.queue, "head": item.head, **kind}
+
+
+def _offered(flat: Flat, item: Offered) -> Flat:
+    flat |= {"buffers": [_buffer(each) for each in item.buffers], **_start(item.start)}
+    return flat | _apart(fields_of_request(item), flat)
+
+
+def _used(flat: Flat, item: Used) -> Flat:
+    """With the fields of its request; those of the answer are apart, for many have the same names."""
+    flat |= {"written": item.written, **_start(item.start)}
+    if item.after >= 0:
+        flat["lat_us"] = _microseconds(item.after)
+    answer = fields_of_answer(item)
+    flat |= _apart(fields_of_request(item.asked), flat)
+    if "status" in answer:
+        flat["status"] = answer.pop("status")
+    return flat | ({"answer": answer} if answer else {})
 
 
 def _buffer(buffer: Buffer) -> Flat:

@@ -97,19 +97,19 @@ class Flights:
     def settle(self, others: Iterable[Place] = ()) -> list[Event]:
         """What there is to say after a look at all queues, in whose others requests came that lie at `others`.
 
-        What was given back just now is held, and all with it if it was never seen in progress.
+        What was given back just now is held. So is what was offered after that, for it may have the same head, and all that
+        was never seen in progress.
         """
         newer, elsewhere = Places(self.fresh), Places(others)
         newer.add(others)
         held: list[Event] = [_kept(flight, event, newer) for flight, event in self._held]
-        late = any(flight.late for flight in self._fresh)
-        given = [_kept(flight, used, elsewhere if flight and flight.late else newer) for flight, used in self._given]
-        flights = [flight for flight, _ in self._given]
-        offered = [_kept(each, event, elsewhere) for each, event in zip(self._fresh, self._offered, strict=True)]
-        self._held = [*zip(self._fresh, offered, strict=True)] if late else []
-        self._held += zip(flights, given, strict=True)
+        offered = [(each, _kept(each, event, elsewhere)) for each, event in zip(self._fresh, self._offered, strict=True)]
+        before = [(flight, _kept(flight, used, newer)) for flight, used in self._given if not _is_late(flight)]
+        late = [(flight, _kept(flight, used, elsewhere)) for flight, used in self._given if _is_late(flight)]
+        waits = bool(before) or any(map(_is_late, self._fresh))
+        self._held = [*before, *(offered if waits else ()), *late]
         self._offered, self._fresh, self._given = [], [], []
-        return held if late else [*held, *offered]
+        return held if waits else [*held, *(event for _, event in offered)]
 
     def flush(self) -> list[Event]:
         """All that there is to say."""
@@ -159,6 +159,10 @@ class Flights:
         waiting.popleft()
         if not waiting:
             del self._by_head[flight.head]
+
+
+def _is_late(flight: Flight | None) -> bool:
+    return flight is not None and flight.late
 
 
 def _kept(flight: Flight | None, event: Kept, newer: Places) -> Kept:

@@ -16,6 +16,7 @@ from ..protocol.rules import Channel
 from ..protocol.state import Role
 from ..transport.fds import OwnedFd, close_all
 from ..transport.socket import WouldBlock, receive_some, send_some
+from . import clock
 
 _NOW: Final = int(socket.MSG_DONTWAIT)
 """A socket's own blocking mode may be shared with other processes, so it is left alone."""
@@ -45,7 +46,7 @@ class Flow:
         self.pieces: list[Piece] = []
         """What has not gone of it, and the fds that go with the first byte of each piece."""
         self.extra: list[Piece] = []
-        """What goes besides, as soon as no message is half gone: answers in the peer's stead."""
+        """What goes besides, between two messages: answers in the peer's stead."""
         self.whole = False
         """What is held is a message."""
         self.fault = ""
@@ -74,6 +75,11 @@ class Flow:
     def sent(self) -> bool:
         """What is held has all gone, or can't go anywhere."""
         return self.gone or not self.pieces
+
+    @property
+    def done(self) -> bool:
+        """Nothing more comes, and all has gone."""
+        return self.ended and not (self.pieces or self.extra)
 
     @property
     def reads(self) -> bool:
@@ -158,16 +164,18 @@ class Flow:
         self.pieces = [(data, self.fds)] if data else []
 
     def insert(self, data: bytes) -> None:
-        """Let these bytes go to `target` too, between two messages, and wait for nothing: see `extra`."""
+        """Let these bytes go to `target` too, behind the message that is held, if one is whole: see `extra`."""
         self.extra.append((data, []))
+        self._started = self._started or (self._taken and bool(self.pieces))
 
     def send(self, *, inserted_only: bool = False) -> None:
         """Send what is held, or only what was inserted; see `blocked`."""
         if inserted_only and (self._started or not self.extra):
             return  # it goes behind what is half gone, for which `blocked` is to stay as it is
+        self.blocked = False
         if self.paused_until and time.monotonic_ns() < self.paused_until:
             return
-        self.paused_until, self.blocked = 0, False
+        self.paused_until = 0
         if self.extra and not self._started:
             self._send_each(self.extra)
         if self.pieces and not inserted_only and (self._started or not self.extra):
@@ -202,8 +210,10 @@ class Flow:
         if not _native.accelerated or self.data or self.extra or self.raw or self.paused_until:
             return None
         got = _native.passing.pass_on(self.source.fileno(), self.target.fileno())
-        if got is None or isinstance(got[1], bytes):
-            return got
+        if got is None:
+            return None
+        if isinstance(got[1], bytes):
+            return clock.START + got[0], got[1]
         self._ahead, self._went = got
         return None
 

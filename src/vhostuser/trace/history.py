@@ -122,9 +122,9 @@ class History:
             *(exchange.settled, exchange.index),
         )
         placed.refused = _why_not(exchange)
-        if placed.refused:
+        if placed.refused or not body.len:
             placed.end = placed.begin
-        elif body.len:
+        else:
             self._insert(placed)
         if self._keep:
             self.placed.append(placed)

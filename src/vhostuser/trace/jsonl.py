@@ -1,7 +1,7 @@
 """Captures as JSON Lines: one line an event, for `jq` and for people; read back exactly.
 
-`raw` and the names of `records` are the event. The rest (`t`, `msg`, `flags`, `fields`, ...) is what they mean, for whoever
-does not decode. `capture.schema.json`, in this package, describes a line.
+`raw` and the names of `records` are the event. The rest (`t`, `msg`, `flags`, `fields`, `kind`, `answer`, ...) is what they
+mean, for whoever does not decode. `capture.schema.json`, in this package, describes a line.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from typing import BinaryIO, Final
 
 from ..protocol.numbers import NEED_REPLY, REPLY
 from .capture_error import CaptureError, EndsEarly
-from .event import Event, Message, Remark, Remarkable
+from .event import Event, Message, Offered, Remark, Remarkable, Used
 from .meaning import understood
+from .pairing import Pairing
 from .records import Record, event_of, mapping, record_of
+from .request_fields import fields_of_answer, fields_of_request
+from .requests import RAW
 from .stream import loaded, put
 
 VERSION: Final = 1
@@ -30,15 +33,18 @@ class JsonlWriter:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._began: int | None = None
-        self._count = 0
+        self._count, self._pairing = 0, Pairing()
 
     def write(self, event: Event) -> None:
         """Add an event. CaptureError if it can't be written, after which nothing more should be."""
         if self._began is None:
             self._began = event.at
         record: Record = {"v": VERSION, "t": round((event.at - self._began) / 1e9, 9), **record_of(event)}
-        if isinstance(event, Message):
-            record |= _meaning(event, self._count)
+        match event:
+            case Message():
+                record |= _meaning(event, self._count)
+            case Offered() | Used():
+                record |= _ring_meaning(self._pairing.of(event))
         self._count += 1
         line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
         if len(line) >= LONGEST:
@@ -56,6 +62,15 @@ def _meaning(message: Message, index: int) -> Record:
     header = {"msg": known.name, "id": message.request, "flags": _flags(message.flags), "size": len(message.payload)}
     fault = {"fault": known.fault} if known.fault else {}
     return header | {"fields": _plain(known.values())} | fault
+
+
+def _ring_meaning(event: Offered | Used) -> Record:
+    """What a request in a ring says, and its answer, for people; nothing where nobody knows what device that is."""
+    if event.kind == RAW:
+        return {}
+    if isinstance(event, Offered):
+        return {"kind": event.kind, "fields": fields_of_request(event)}
+    return {"kind": event.kind, "fields": fields_of_request(event.asked), "answer": fields_of_answer(event)}
 
 
 def _flags(flags: int) -> list[str]:

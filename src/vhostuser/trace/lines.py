@@ -18,7 +18,7 @@ from .event import Offered, Remark, Remarkable, Used
 from .flat import as_json
 from .history import status_in_words
 from .phrases import LONGEST, cut, fds_in_words, payload_in_words
-from .requests import RequestWords
+from .requests import words_of
 
 __all__ = ("ARROWS", "Lines", "as_json", "duration")
 
@@ -36,14 +36,10 @@ class Piece(NamedTuple):
 
 
 class Lines:
-    """Makes a line of each item; times are seconds since `began` (else the first item), or the day and time in UTC.
+    """Makes a line of each item; times are seconds since `began` (else the first item), or the day and time in UTC."""
 
-    What a queue's requests say depends on the `kind` of device (trace.requests), which is guessed where it is not told.
-    """
-
-    def __init__(self, *, colour: bool, absolute: bool = False, began: int | None = None, kind: str | None = None) -> None:
+    def __init__(self, *, colour: bool, absolute: bool = False, began: int | None = None) -> None:
         self._colour, self._absolute, self._began = colour, absolute, began
-        self._requests = RequestWords(kind)
 
     def line(self, item: Item) -> str | None:
         """The line of an item, without a newline; None for what is not worth one."""
@@ -51,7 +47,7 @@ class Lines:
 
     def json(self, item: Item) -> dict[str, object]:
         """The item as a flat object, its time as on its line."""
-        return as_json(item, began=None if self._absolute else self._start(item.at))
+        return as_json(item, began=None if self._absolute else self.begin(item.at))
 
     def _painted(self, piece: Piece) -> str:
         text = printable(piece.text)
@@ -67,19 +63,19 @@ class Lines:
                 yield from _remark(item)
             case Offered() | Used():
                 yield from _connection(item.connection)
-                words = cut(self._requests.of(item), LONGEST)
+                words = cut(words_of(item), LONGEST)
                 yield from _offered(item, words) if isinstance(item, Offered) else _used(item, words)
 
     def _time(self, at: int) -> str:
         if not self._absolute:
-            return f"{(at - self._start(at)) / _SECOND:.4f}".replace("-0.0000", "0.0000")
+            return f"{(at - self.begin(at)) / _SECOND:.4f}".replace("-0.0000", "0.0000")
         try:
             return f"{datetime.fromtimestamp(at // 1000 / 1e6, UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
         except (ValueError, OverflowError, OSError):
             return f"{at / _SECOND:.6f}"
 
-    def _start(self, at: int) -> int:
-        """When it began: what this is the first item of counts from there."""
+    def begin(self, at: int) -> int:
+        """When it began: `at`, if that is the first thing that happened."""
         if self._began is None:
             self._began = at
         return self._began

@@ -16,6 +16,7 @@ from typing import Final
 
 from ..protocol.rules import Channel
 from ..transport.loop import Waker
+from .clock import now
 from .describe import described
 from .event import Event, FdNote, Message, Remark, Remarkable
 from .flow import Flow
@@ -78,7 +79,7 @@ class Proxy:
     def run(self) -> None:
         """Pass messages on until the main channel has ended, or `stop`."""
         try:
-            self._record(Remark(time.time_ns(), self.connection, Remarkable.OPENED, who(self._main)))
+            self._record(Remark(now(), self.connection, Remarkable.OPENED, who(self._main)))
             self._add(self._main)
             while not self._main.over and not self._reason:
                 self._turn(self._timeout() if self._paused else QUIET if self._waiting else -1.0)
@@ -95,27 +96,33 @@ class Proxy:
 
     def tell(self, event: Event) -> None:
         """Let `event` go to the sink too, behind what waits; from any thread."""
-        self._waiting.append(event)
+        self._record(event)
         self._waker.set()
+
+    def has_room(self) -> bool:
+        """What waits for the sink is not too much yet: who tells what need not be told has to ask."""
+        return len(self._waiting) < BACKLOG
 
     # The loop
 
     def _turn(self, timeout: float) -> bool:
-        """Wait for something to do, and do it; whether there was. When there is nothing, the sink gets what waits."""
-        ready = self._poll.poll(timeout, _MOST)
-        for fd, events in ready:
+        """Wait for something to pass, and pass it on; whether there was. When there is nothing, the sink gets what waits."""
+        passed = False
+        for fd, events in self._poll.poll(timeout, _MOST):
             place = self._at.get(fd)
             if place is None:
                 self._waker.clear()
-            elif events == select.EPOLLIN:
+                continue
+            passed = True
+            if events == select.EPOLLIN:
                 self._read(place[0], place[2])
             else:
                 self._serve(place, events)
         if self._paused:
             self._resume()
-        if not ready:
+        if not passed:
             self._tell_waiting()
-        return bool(ready)
+        return passed
 
     def _timeout(self) -> float:
         """Seconds until there is something to do with no fd ready for it; below 0 for never."""
@@ -128,9 +135,9 @@ class Proxy:
 
     def _resume(self) -> None:
         """Go on with the flows that have waited long enough."""
-        now = time.monotonic_ns()
+        moment = time.monotonic_ns()
         for flow, splice in [*self._paused.items()]:
-            if now >= flow.paused_until:
+            if moment >= flow.paused_until:
                 del self._paused[flow]
                 self._write(splice, flow)
 
@@ -138,8 +145,16 @@ class Proxy:
         """Give the sink what waits, until there is something else to do."""
         while self._waiting:
             self._sink(self._waiting.popleft())
-            if self._poll.poll(0, 1):
+            if self._has_work():
                 return
+
+    def _has_work(self) -> bool:
+        """Something may pass. What was told meanwhile is no work: it is among what waits."""
+        ready = self._poll.poll(0, 2)
+        if ready and ready[0][0] not in self._at:
+            self._waker.clear()
+            return len(ready) > 1
+        return bool(ready)
 
     def _serve(self, place: _Place, events: int) -> None:
         """There is room again at a socket, or its peer is gone."""
@@ -160,7 +175,7 @@ class Proxy:
             self._tell_plain(flow, *passed)
             return
         if flow.read():
-            at, data = time.time_ns(), flow.data
+            at, data = now(), flow.data
             if self._plain and flow.send_at_once():
                 self._tell_plain(flow, at, data)
                 return
@@ -190,7 +205,7 @@ class Proxy:
 
     def _pass(self, splice: Splice, flow: Flow) -> None:
         """Pass on what is held, and tell it."""
-        at, verdict = time.time_ns(), None
+        at, verdict = now(), None
         notes: tuple[FdNote, ...] = ()
         flow.paused_until = 0
         if flow.fault:
@@ -206,15 +221,22 @@ class Proxy:
         note = verdict.note if verdict else "not delivered" if flow.gone else ""
         message = Message(at, self.connection, flow.channel, flow.sender, flow.data, notes, flow.whole, note)
         self.messages += flow.whole
-        if self._watch is not None:
-            self._watch.passed(message, [fd.fileno() for fd in flow.fds])
-        self._record(message)
+        self._show(flow, message)
         if flow.gone or not (flow.pieces or flow.paused_until):
             flow.release()
         if self._alter is not None and message.whole:
             self._take_turns(splice, flow, message, verdict)
         while len(self._waiting) > BACKLOG:
             self._sink(self._waiting.popleft())
+
+    def _show(self, flow: Flow, message: Message) -> None:
+        """Record a message and let it be watched: what a request begins comes behind it, what a reply ends before that."""
+        if message.asks:
+            self._record(message)
+        if self._watch is not None:
+            self._watch.passed(message, [fd.fileno() for fd in flow.fds])
+        if not message.asks:
+            self._record(message)
 
     # What is done to messages
 
@@ -249,8 +271,7 @@ class Proxy:
         back.insert(data)
         back.send(inserted_only=True)
         self._end(splice, back)
-        now = time.time_ns()
-        self._record(Message(now, self.connection, flow.channel, back.sender, data, note="answered in its stead"))
+        self._record(Message(now(), self.connection, flow.channel, back.sender, data, note="answered in its stead"))
 
     def _hand_over(self, flow: Flow) -> tuple[FdNote, ...]:
         """Keep the socket of the back-end channel, and let one of our own go on in its place; what the kept one is.
@@ -262,7 +283,7 @@ class Proxy:
             front, mine, theirs = taken_over(flow)
         except OSError as error:
             text = f"the back-end channel is not seen: {error.strerror or error}"
-            self._record(Remark(time.time_ns(), self.connection, Remarkable.LOST, text))
+            self._record(Remark(now(), self.connection, Remarkable.LOST, text))
             return ()
         flow.fds = [theirs]
         flow.pieces[0] = (flow.pieces[0][0], flow.fds)
@@ -296,12 +317,12 @@ class Proxy:
             return
         if flow.lost and not self._reason:
             text = f"fds of a message from the {flow.sender.value} were lost: this process may open no more"
-            self._record(Remark(time.time_ns(), self.connection, Remarkable.LOST, text))
+            self._record(Remark(now(), self.connection, Remarkable.LOST, text))
             self.stop("the tracer ended it, since fds were lost")
         if flow.paused_until:
             self._paused[flow] = splice
         if text := splice.settle(flow):
-            self._record(Remark(time.time_ns(), self.connection, Remarkable.NOTE, text))
+            self._record(Remark(now(), self.connection, Remarkable.NOTE, text))
         self._register(splice)
         if splice.over and splice is not self._main:
             self._drop(splice)
@@ -311,7 +332,7 @@ class Proxy:
         if splice is not self._main:
             by = f"{splice.ended_by.value} closed" if splice.ended_by else "the tracer closed"
             text = f"{by} the {splice.channel.value} channel"
-            self._record(Remark(time.time_ns(), self.connection, Remarkable.NOTE, text))
+            self._record(Remark(now(), self.connection, Remarkable.NOTE, text))
         for sock in (splice.front, splice.back):
             fd = sock.fileno()
             if self._masks.pop(fd, -1) >= 0:
@@ -328,10 +349,10 @@ class Proxy:
         for splice in {id(place[0]): place[0] for place in self._at.values()}.values():
             self._drop(splice)
         self._main.close()
-        self._poll.close()
-        self._waker.close()
         if self._watch is not None:
             self._watch.close()
-        self._record(Remark(time.time_ns(), self.connection, Remarkable.CLOSED, reason))
+        self._poll.close()
+        self._waker.close()
+        self._record(Remark(now(), self.connection, Remarkable.CLOSED, reason))
         while self._waiting:
             self._sink(self._waiting.popleft())

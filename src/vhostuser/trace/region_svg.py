@@ -57,11 +57,11 @@ def _height(area: Area) -> int:
 
 
 def _area(area: Area, top: int, palette: Palette) -> Iterator[str]:
-    strip, below = top + _TITLE, top + _TITLE + _STRIP
+    strip, below, size = top + _TITLE, top + _TITLE + _STRIP, max(1, area.size)
     yield _text(_LEFT, top + 18, heading(area))
     yield f'<rect class="empty" x="{_LEFT}" y="{strip}" width="{_INNER}" height="{_STRIP}"/>'
     for placed in area.mappings:
-        x, width = _LEFT + _INNER * placed.shm_offset / area.size, max(1.0, _INNER * placed.len / area.size)
+        x, width = _LEFT + _INNER * placed.shm_offset / size, max(1.0, _INNER * placed.len / size)
         place = f'x="{x:.2f}" y="{strip}" width="{min(width, WIDTH - _LEFT - x):.2f}" height="{_STRIP}"'
         hue, faint = _HUES[palette.colour(placed.fd)], "" if placed.writable else ' fill-opacity=".65"'
         yield f'<rect class="map" {place} fill="{hue}"{faint}><title>{_safe(described(placed))}</title></rect>'

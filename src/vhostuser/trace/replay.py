@@ -16,6 +16,7 @@ from ..protocol.rules import Channel
 from ..protocol.state import Role
 from ..transport.fds import OwnedFd, close_all
 from ..transport.socket import WouldBlock, receive_some, send_all, wait
+from .clock import now
 from .decoded import fields_of
 from .describe import described
 from .differences import NOTHING, Difference, differences
@@ -196,7 +197,7 @@ class Replay:
             notes = tuple(described(fd.fileno()) for fd in frame.fds)
             if self._role is Role.BACKEND and frame.fds and (channel, frame.request) == _HANDOVER:
                 self._open(_as_socket(frame.fds[0]))
-            return Message(time.time_ns(), 0, channel, _OTHER[self._role], frame.pack(), notes)
+            return Message(now(), 0, channel, _OTHER[self._role], frame.pack(), notes)
         finally:
             close_all(frame.fds)
 

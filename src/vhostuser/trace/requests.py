@@ -21,15 +21,21 @@ BLK: Final = "blk"
 FS: Final = "fs"
 RAW: Final = "raw"
 KINDS: Final = (BLK, FS, RAW)
-MOST_ASKED: Final = 4096
-"""Requests without an answer that are remembered."""
 LONGEST_NAME: Final = 64
 """Characters that are shown of a name."""
-_OPCODES: Final = {int(each): each for each in Opcode}
-_TYPES: Final = {int(each): each for each in BlockRequest}
-_STATUSES: Final = {int(each): each.name for each in BlockStatus}
+OPCODES: Final = {int(each): each for each in Opcode}
+TYPES: Final = {int(each): each for each in BlockRequest}
+STATUSES: Final = {int(each): each.name for each in BlockStatus}
+"""Of FUSE, and of disks: requests, and what the last byte of an answer says."""
 _LARGE: Final = 1 << 32
 """What is above is shown in hexadecimal."""
+
+
+def words_of(event: Offered | Used) -> str:
+    """What an event says, as far as its conversation knows."""
+    if isinstance(event, Used):
+        return answer_words(event.asked, event, event.kind)
+    return request_words(event, event.kind)
 
 
 def request_words(offered: Offered, kind: str) -> str:
@@ -49,48 +55,12 @@ def guess_kind(offered: Offered) -> str:
     return BLK if _looks_like_blk(offered) else RAW
 
 
-class Kinds:
-    """The kinds of the devices of all connections: as told, or guessed from the first request that looks like one."""
-
-    def __init__(self, told: str | None = None) -> None:
-        self._told = told
-        self._guessed: dict[int, str] = {}
-
-    def of(self, event: Offered | Used) -> str:
-        """The kind of the device that an event is about."""
-        if self._told:
-            return self._told
-        known = self._guessed.get(event.connection)
-        if known is None and isinstance(event, Offered) and (kind := guess_kind(event)) != RAW:
-            known = self._guessed[event.connection] = kind
-        return known or RAW
-
-
-class RequestWords:
-    """Requests and their answers in words, as they come; an answer is understood by its request, which is remembered."""
-
-    def __init__(self, told: str | None = None) -> None:
-        self._kinds = Kinds(told)
-        self._asked: dict[tuple[int, int, int], Offered] = {}
-
-    def of(self, event: Offered | Used) -> str:
-        """What the event says."""
-        kind, key = self._kinds.of(event), (event.connection, event.queue, event.head)
-        if isinstance(event, Used):
-            asked = self._asked.pop(key, None)
-            return answer_words(asked, event, kind)
-        self._asked[key] = event
-        if len(self._asked) > MOST_ASKED:
-            del self._asked[next(iter(self._asked))]
-        return request_words(event, kind)
-
-
 def _looks_like_blk(offered: Offered) -> bool:
     """A type that there is, a reserved field that is small, and a status byte at the end."""
     if len(offered.start) < HEADER.size or not offered.buffers or not offered.buffers[-1].writable:
         return False
     kind, reserved, sector = HEADER.unpack_from(offered.start)
-    if kind not in _TYPES or reserved > 0xFFFF or sector >= 1 << 55:
+    if kind not in TYPES or reserved > 0xFFFF or sector >= 1 << 55:
         return False
     return _fits(kind, _readable(offered) - HEADER.size, _writable(offered) - 1)
 
@@ -114,7 +84,7 @@ def _looks_like_fs(offered: Offered) -> bool:
     if len(offered.start) < IN_HEADER_SIZE:
         return False
     header = _in_header(offered)
-    return header.len == _readable(offered) and header.opcode in _OPCODES and not header.total_extlen * 8 >= header.len
+    return header.len == _readable(offered) and header.opcode in OPCODES and not header.total_extlen * 8 >= header.len
 
 
 def _readable(offered: Offered) -> int:
@@ -150,7 +120,7 @@ def _blk_request(offered: Offered) -> str:
     if len(offered.start) < HEADER.size:
         return _no_request(offered, "a disk")
     kind, _, sector = HEADER.unpack_from(offered.start)
-    name = _TYPES[kind].name if kind in _TYPES else f"TYPE_{kind}"
+    name = TYPES[kind].name if kind in TYPES else f"TYPE_{kind}"
     match kind:
         case BlockRequest.IN:
             return f"{name} sector={sector} bytes={max(0, _writable(offered) - 1)}"
@@ -176,7 +146,7 @@ def _blk_answer(offered: Offered | None, used: Used) -> str:
     if not used.end:
         return f"{used.written} bytes, status unknown"
     status = used.end[0]
-    name = _STATUSES.get(status, f"status {status}")
+    name = STATUSES.get(status, f"status {status}")
     return name if used.written <= 1 else f"{name} {used.written - 1} bytes"
 
 
@@ -199,12 +169,12 @@ def _fs_request(offered: Offered) -> str:
 
 
 def _opcode(number: int) -> str:
-    return _OPCODES[number].name if number in _OPCODES else f"OPCODE_{number}"
+    return OPCODES[number].name if number in OPCODES else f"OPCODE_{number}"
 
 
 def _arguments(opcode: int, body: bytes) -> str:
     """The fields and names of a request, as far as its first bytes have them."""
-    rule = RULES.get(_OPCODES[opcode]) if opcode in _OPCODES else None
+    rule = RULES.get(OPCODES[opcode]) if opcode in OPCODES else None
     if rule is None:
         return ""
     words, start = "", 0
@@ -242,9 +212,9 @@ def _fs_answer(offered: Offered | None, used: Used) -> str:
     rule = _rule_of(offered)
     if rule and not rule.replies and not used.written:
         return "no answer"
-    if len(used.start) < OUT_HEADER_SIZE or used.written < OUT_HEADER_SIZE:
+    header = out_header(offered, used)
+    if header is None:
         return f"{used.written} bytes, answer unknown"
-    header = s.OutHeader(*s.OutHeader.STRUCT.unpack_from(used.start))
     if header.error:
         return errno.errorcode.get(-header.error, f"error {header.error}")
     fields = _result(rule, used.start[OUT_HEADER_SIZE : header.len]) if rule else ""
@@ -252,11 +222,20 @@ def _fs_answer(offered: Offered | None, used: Used) -> str:
     return f"OK {header.len - OUT_HEADER_SIZE} bytes{fields}{note}"
 
 
+def out_header(offered: Offered | None, used: Used) -> s.OutHeader | None:
+    """The header of an answer; None if it was not seen, or is another request's: its memory is the driver's again."""
+    if min(len(used.start), used.written) < OUT_HEADER_SIZE:
+        return None
+    header = s.OutHeader(*s.OutHeader.STRUCT.unpack_from(used.start))
+    asked = _in_header(offered).unique if offered and len(offered.start) >= IN_HEADER_SIZE else header.unique
+    return header if header.len >= OUT_HEADER_SIZE and header.unique == asked else None
+
+
 def _rule_of(offered: Offered | None) -> Rule | None:
     """The rule of the request that is answered, if it is known."""
     if offered is None or len(offered.start) < IN_HEADER_SIZE:
         return None
-    opcode = _OPCODES.get(_in_header(offered).opcode)
+    opcode = OPCODES.get(_in_header(offered).opcode)
     return RULES.get(opcode) if opcode else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -15,6 +14,7 @@ from ..protocol.numbers import FrontendRequest as Q
 from ..protocol.payloads import U64, MemoryRegion, MemoryTable, SingleRegion, VringAddr, VringState
 from ..protocol.rules import FRONTEND
 from ..transport.fds import OwnedFd
+from . import clock
 from .event import Event, Message, Remark, Remarkable
 from .packed_watch import PackedWatch
 from .ring_memory import RingMemory, SeenRegion
@@ -93,7 +93,7 @@ class RingStates:
 
     def look(self) -> bool:
         """Look at every ring; whether there was something to see."""
-        now, seen = time.time_ns(), False
+        now, seen = clock.now(), False
         for index, ring in self._rings.items():
             seen |= self._look(index, ring, now)
         fresh = {index: ring.watch.flights.fresh for index, ring in self._rings.items() if ring.watch}
@@ -160,7 +160,7 @@ class RingStates:
         ring.lost, ring.remarked = 0, now
 
     def _remark(self, about: Remarkable, text: str) -> None:
-        self._sink(Remark(time.time_ns(), self._connection, about, text))
+        self._sink(Remark(clock.now(), self._connection, about, text))
 
     # Messages
 
@@ -239,7 +239,7 @@ class RingStates:
 
     def _stop(self, index: int, *, base: int | None) -> None:
         """Look once more, and no more then."""
-        ring, now = self._rings[index], time.time_ns()
+        ring, now = self._rings[index], clock.now()
         self._look(index, ring, now)
         if ring.watch:
             self._tell(ring.watch.flights.flush())

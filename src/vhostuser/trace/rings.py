@@ -7,17 +7,20 @@ between two looks is counted.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from ..limited_log import printable
 from ..protocol.numbers import FrontendRequest as Q
 from ..protocol.rules import Channel
 from ..transport.fds import OwnedFd, close_all
-from .event import Event, Message
+from .clock import now
+from .event import Event, Message, Remark, Remarkable
 from .ring_states import RingStates
 
 log = logging.getLogger(__name__)
@@ -34,10 +37,12 @@ _WITH_MEMORY: Final = (Q.SET_MEM_TABLE, Q.ADD_MEM_REG)
 class RingFollower:
     """Follows the rings of one connection. `start` begins it; `close` takes a last look and lets go of everything.
 
-    `passed` is told of every message; `sink` gets what is seen, mostly in the follower's own thread.
+    `passed` is told of every message; `sink` gets what is seen, mostly in the follower's own thread, which looks at nothing
+    while the sink has no `room`. What goes wrong here ends the following, and nothing else.
     """
 
-    def __init__(self, sink: Callable[[Event], None], connection: int = 0) -> None:
+    def __init__(self, sink: Callable[[Event], None], connection: int = 0, room: Callable[[], bool] = lambda: True) -> None:
+        self._sink, self._connection, self._room = sink, connection, room
         self._states = RingStates(sink, connection)
         self._pending: deque[tuple[Message, list[OwnedFd]]] = deque()
         self._lock = threading.Lock()
@@ -54,10 +59,11 @@ class RingFollower:
             return
         if message.request not in self._states.requests:
             return
-        self._pending.append((message, self._kept(message, fds)))
-        stops = message.request == Q.GET_VRING_BASE and not message.asks
-        if stops or len(self._pending) > MOST_PENDING:
-            self.look()
+        with self._guarded():
+            self._pending.append((message, self._kept(message, fds)))
+            stops = message.request == Q.GET_VRING_BASE and not message.asks
+            if stops or len(self._pending) > MOST_PENDING:
+                self.look()
         self._wake.set()
 
     def _kept(self, message: Message, fds: Sequence[int]) -> list[OwnedFd]:
@@ -88,8 +94,9 @@ class RingFollower:
         if self._thread.ident:
             self._thread.join()
         if not failed:
-            self.look()
-            self._states.finish()
+            with self._guarded():
+                self.look()
+                self._states.finish()
         with self._lock:
             for _, fds in self._pending:
                 close_all(fds)
@@ -98,11 +105,20 @@ class RingFollower:
 
     def _run(self) -> None:
         pause = QUICKEST
-        try:
+        with self._guarded():
             while not self._ended:
-                pause = QUICKEST if self.look() else min(pause * SLOWER, SLOWEST)
-                if self._wake.wait(pause if self._states.following else None):
+                seen = self._room() and self.look()
+                pause = QUICKEST if seen else min(pause * SLOWER, SLOWEST)
+                if self._wake.wait(pause if self._states.following or self._pending else None):
                     self._wake.clear()
-        except Exception:
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Whatever goes wrong within ends the following, and is said once."""
+        try:
+            yield
+        except Exception as error:
             self._ended = True
-            log.exception("the rings are not followed any more")
+            text = printable(f"the rings are not followed any more: {type(error).__name__}: {error}")
+            log.error(text)
+            self._sink(Remark(now(), self._connection, Remarkable.LOST, text))

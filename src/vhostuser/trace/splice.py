@@ -57,7 +57,7 @@ class Splice:
 
     def settle(self, flow: Flow) -> str:
         """Pass the end of a flow on once all before it has gone; what happened in words, empty if nothing did."""
-        if flow.over or not (flow.gone or (flow.ended and flow.sent)):
+        if flow.over or not (flow.gone or flow.done):
             return ""
         flow.over = True
         other = self.other(flow)

@@ -29,8 +29,8 @@ class Lanes:
         self._texts, self._most = texts, most
         # Time, latency, lane, connection, messages of request and reply, name, words of both, flags
         self._table = Table("t", "r", "d", "c", "i", "j", "k", "w", "a", "f")
-        self._offered: dict[tuple[int, int, int], int] = {}
-        """Rows of requests in rings that are not given back yet, by connection, queue and head."""
+        self._offered: dict[tuple[int, int, int, int], int] = {}
+        """Rows of requests in rings that are not given back yet, by connection, queue, head, and when they were offered."""
 
     def take(self, item: Item) -> None:
         """One item of the conversation."""
@@ -43,8 +43,9 @@ class Lanes:
             case Exchange():
                 self._exchange(item)
             case Offered():
-                key = (item.connection, item.queue, item.head)
-                self._offered[key] = self._other(item.at, QUEUE, item.connection, f"queue {item.queue}", _offered(item))
+                self._offered[_key(item)] = self._other(
+                    item.at, QUEUE, item.connection, f"queue {item.queue}", _offered(item)
+                )
             case Used():
                 self._other(item.at, QUEUE, item.connection, f"queue {item.queue}", _used(item))
             case Remark():
@@ -72,14 +73,18 @@ class Lanes:
 
     def _given_back(self, used: Used) -> bool:
         """It ends a request that has a row."""
-        row = self._offered.pop((used.connection, used.queue, used.head), None)
+        row = self._offered.pop(_key(used.asked), None) if used.asked else None
         if row is None:
             return False
         columns = self._table.columns
-        columns["r"][row] = used.at - int(columns["t"][row])
+        columns["r"][row] = max(0, used.at - int(columns["t"][row]))
         columns["a"][row] = self._texts.number(_used(used))
         columns["f"][row] = ASKED
         return True
+
+
+def _key(offered: Offered) -> tuple[int, int, int, int]:
+    return offered.connection, offered.queue, offered.head, offered.at
 
 
 def _name(exchange: Exchange) -> str:

@@ -82,7 +82,7 @@ def _frame(history: History, region: Sequence[Placed]) -> _Frame:
     margin = max(1, end - begin) // 8
     needed = max(each.shm_offset + each.len for each in region if not each.refused or each is region[0])
     size = history.sizes.get((region[0].connection, region[0].shmid), 0) or needed
-    return _Frame(begin - margin, end + margin, size)
+    return _Frame(begin - margin, end + margin, max(1, size))
 
 
 def _axes(frame: _Frame) -> Iterator[str]:
