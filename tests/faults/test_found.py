@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
+from vhostuser import Device
+from vhostuser.testing import Served
 from vhostuser.transport.fds import OwnedFd
 
 
@@ -43,3 +45,21 @@ def test_a_file_that_fails_at_its_close_is_closed_and_no_error(monkeypatch: pyte
     close(gone.fileno())
     with pytest.raises(OSError, match="Bad file descriptor"):  # that one is a mistake of ours
         gone.close()
+
+
+class Threaded(Device):
+    """Has a thread a queue."""
+
+    queue_sizes = (16, 16, 16, 16)
+    queue_threads = True
+
+
+def test_a_connection_for_which_fds_are_lacking_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    eventfd = os.eventfd
+    served = Served(Threaded())
+    monkeypatch.setattr(os, "eventfd", refusing(errno.EMFILE, after=3, real=eventfd))
+    before = set(os.listdir("/proc/self/fd"))
+    served.connected().close()
+    served.join()
+    assert isinstance(served.error, OSError)
+    assert set(os.listdir("/proc/self/fd")) <= before
