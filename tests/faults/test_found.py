@@ -8,9 +8,15 @@ from collections.abc import Callable
 
 import pytest
 
-from vhostuser import Device
-from vhostuser.testing import Served
+from vhostuser import Device, Disconnected
+from vhostuser.memory import mapping
+from vhostuser.memory.table import new_quota
+from vhostuser.memory.window import Window
+from vhostuser.protocol.regions import Mapping
+from vhostuser.testing import Served, joined
 from vhostuser.transport.fds import OwnedFd
+
+from .worlds import PAGE, Mapper
 
 
 def refusing(number: int, *, after: int = 0, real: Callable[..., object] | None = None) -> Callable[..., object]:
@@ -63,3 +69,30 @@ def test_a_connection_for_which_fds_are_lacking_leaves_none(monkeypatch: pytest.
     served.join()
     assert isinstance(served.error, OSError)
     assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_window_is_closed_without_a_system_call_that_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    quota = new_quota("device", 16)
+    window = Window(0, 1 << 20, quota)
+    quota.add(1)
+    window.table.insert(Mapping(0, PAGE, 0, False))
+    monkeypatch.setattr(mapping, "restore", refusing(errno.ENOMEM))
+    window.close()
+    assert quota.used == 0
+
+
+def test_a_lost_connection_is_said_though_its_mappings_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Mapper()
+    with joined(device) as (frontend, served):
+        frontend.share_memory(1 << 20)
+        assert frontend.start_queue(0, size=16).exchange(b"map", 64) == b"yes"
+        served.stop()
+        with monkeypatch.context() as patch:
+            patch.setattr(mapping, "restore", refusing(errno.ENOMEM))
+            with pytest.raises(Disconnected):
+                frontend.serve(10)
+        assert frontend.shm[0].mappings
+        with pytest.raises(Disconnected):
+            frontend.serve(10)
+        assert not frontend.shm[0].mappings
+    device.close()
