@@ -10,10 +10,11 @@ import pytest
 
 from vhostuser import Device, Disconnected
 from vhostuser.memory import mapping
+from vhostuser.memory.core import WindowCore
 from vhostuser.memory.table import new_quota
 from vhostuser.memory.window import Window
-from vhostuser.protocol.regions import Mapping
-from vhostuser.testing import Served, joined
+from vhostuser.protocol.regions import Mapping, MappingTable, Quota
+from vhostuser.testing import Served, joined, memory_file
 from vhostuser.transport.fds import OwnedFd
 
 from .worlds import PAGE, Mapper
@@ -96,3 +97,17 @@ def test_a_lost_connection_is_said_though_its_mappings_are_left(monkeypatch: pyt
             frontend.serve(10)
         assert not frontend.shm[0].mappings
     device.close()
+
+
+def test_a_file_that_is_looked_at_in_vain_is_mapped_unsealed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is mapped already when it is looked at the second time: the table must have it."""
+    base, table, quota = mapping.reserve(1 << 20), MappingTable(), Quota("device", 16)
+    core = WindowCore(base, 1 << 20, table, quota, populate=False)
+    try:
+        with memory_file(1) as file, monkeypatch.context() as patch:
+            patch.setattr(os, "fstat", refusing(errno.EIO, after=1, real=os.fstat))
+            assert core.map(file.fileno(), 0, PAGE, 0, 0)
+        assert [each.len for each in table] == [PAGE]
+        assert not table.is_sealed(next(iter(table)))
+    finally:
+        mapping.release(base, 1 << 20)
