@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +14,8 @@ from vhostuser.memory import mapping
 from vhostuser.memory.core import WindowCore
 from vhostuser.memory.table import new_quota
 from vhostuser.memory.window import Window
+from vhostuser.plain.frames import MAP, NOT_TAKEN
+from vhostuser.plain.server import Server
 from vhostuser.protocol.regions import Mapping, MappingTable, Quota
 from vhostuser.testing import Served, joined, memory_file
 from vhostuser.transport.fds import OwnedFd
@@ -111,3 +114,12 @@ def test_a_file_that_is_looked_at_in_vain_is_mapped_unsealed(monkeypatch: pytest
         assert not table.is_sealed(next(iter(table)))
     finally:
         mapping.release(base, 1 << 20)
+
+
+def test_an_acknowledgement_that_cannot_be_sent_ends_the_channel() -> None:
+    """Else the back-end waits for it until its deadline. (The sweep has it for compiled code.)"""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        server = Server(ours, {})
+        server._send = refusing(errno.ENOBUFS)  # type: ignore[assignment]  # a system call that fails
+        assert server._acknowledge(MAP) == NOT_TAKEN
