@@ -16,11 +16,14 @@ from vhostuser.memory.table import new_quota
 from vhostuser.memory.window import Window
 from vhostuser.plain.frames import MAP, NOT_TAKEN
 from vhostuser.plain.server import Server
+from vhostuser.protocol.numbers import FrontendRequest as Q
+from vhostuser.protocol.payloads import U64, VringAddr, VringState
 from vhostuser.protocol.regions import Mapping, MappingTable, Quota
-from vhostuser.testing import Served, joined, memory_file
+from vhostuser.testing import MockDriver, Served, joined, memory_file, raw_frontend
+from vhostuser.testing.raw_frontend import MEMORY
 from vhostuser.transport.fds import OwnedFd
 
-from .worlds import PAGE, Mapper
+from .worlds import PAGE, Mapper, Plain
 
 
 def refusing(number: int, *, after: int = 0, real: Callable[..., object] | None = None) -> Callable[..., object]:
@@ -123,3 +126,17 @@ def test_an_acknowledgement_that_cannot_be_sent_ends_the_channel() -> None:
         server = Server(ours, {})
         server._send = refusing(errno.ENOBUFS)  # type: ignore[assignment]  # a system call that fails
         assert server._acknowledge(MAP) == NOT_TAKEN
+
+
+def test_a_ring_whose_kick_was_refused_may_be_laid_elsewhere() -> None:
+    with raw_frontend(Plain()) as raw:
+        raw.negotiate()
+        memory = mapping.map_file(raw.share_memory().fileno(), MEMORY, 0)
+        raw.accepted(Q.SET_VRING_NUM, VringState(0, 16))
+        raw.accepted(Q.SET_VRING_ADDR, VringAddr(0, 0, 0, 0x2000, 0x100, 0))
+        with OwnedFd(os.open("/", os.O_PATH | os.O_CLOEXEC)) as no_eventfd:
+            raw.refused(Q.SET_VRING_KICK, U64(0), fds=[no_eventfd])
+        driver = MockDriver(raw, memory[0x8000:], at=0x8000)
+        memory[0x4000:0x4005] = b"hello"
+        assert driver.exchange([(0x4000, 5)], [(0x5000, 5)]) == 5
+        assert bytes(memory[0x5000:0x5005]) == b"hello"
