@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,9 @@ from vhostuser.protocol.payloads import U64, VringAddr, VringState
 from vhostuser.protocol.regions import Mapping, MappingTable, Quota
 from vhostuser.testing import MockDriver, Served, joined, memory_file, raw_frontend
 from vhostuser.testing.raw_frontend import MEMORY
+from vhostuser.transport import listen as listening
 from vhostuser.transport.fds import OwnedFd
+from vhostuser.transport.listen import AddressError
 
 from .worlds import PAGE, Mapper, Plain
 
@@ -140,3 +143,10 @@ def test_a_ring_whose_kick_was_refused_may_be_laid_elsewhere() -> None:
         memory[0x4000:0x4005] = b"hello"
         assert driver.exchange([(0x4000, 5)], [(0x5000, 5)]) == 5
         assert bytes(memory[0x5000:0x5005]) == b"hello"
+
+
+def test_a_path_that_cannot_be_listened_on_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket.socket, "listen", refusing(errno.ENOMEM))
+    with pytest.raises(AddressError, match="ENOMEM"):
+        listening.listen(tmp_path / "socket")
+    assert not (tmp_path / "socket").exists()
