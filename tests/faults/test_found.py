@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vhostuser import Device, Disconnected
+from vhostuser import Device, Disconnected, RequestFailed
 from vhostuser.memory import mapping
 from vhostuser.memory.core import WindowCore
 from vhostuser.memory.table import new_quota
@@ -20,8 +20,9 @@ from vhostuser.plain.server import Server
 from vhostuser.protocol.numbers import FrontendRequest as Q
 from vhostuser.protocol.payloads import U64, VringAddr, VringState
 from vhostuser.protocol.regions import Mapping, MappingTable, Quota
-from vhostuser.testing import MockDriver, Served, joined, memory_file, raw_frontend
+from vhostuser.testing import MockDriver, RawBackend, Served, joined, memory_file, message, raw_frontend
 from vhostuser.testing.raw_frontend import MEMORY
+from vhostuser.testing.wire import ACK
 from vhostuser.transport import listen as listening
 from vhostuser.transport.fds import OwnedFd
 from vhostuser.transport.listen import AddressError
@@ -150,3 +151,16 @@ def test_a_path_that_cannot_be_listened_on_is_left_as_it_was(tmp_path: Path, mon
     with pytest.raises(AddressError, match="ENOMEM"):
         listening.listen(tmp_path / "socket")
     assert not (tmp_path / "socket").exists()
+
+
+def test_a_queue_that_was_started_half_the_way_may_be_started_again() -> None:
+    """Its memory is given back, so the back-end must not go on with it."""
+    with RawBackend() as raw:
+        raw.raw_answers[Q.SET_VRING_ENABLE] = message(Q.SET_VRING_ENABLE, U64(1), flags=ACK)
+        with raw.frontend() as frontend:
+            frontend.share_memory(1 << 20)
+            with pytest.raises(RequestFailed):
+                frontend.start_queue(0, size=16)
+            assert raw.seen[-1] == Q.GET_VRING_BASE
+            del raw.raw_answers[Q.SET_VRING_ENABLE]
+            frontend.start_queue(0, size=16)
