@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vhostuser import Device, Disconnected, RequestFailed
+from vhostuser import Backend, Device, Disconnected, Frontend, RequestFailed
 from vhostuser.memory import mapping
 from vhostuser.memory.core import WindowCore
 from vhostuser.memory.table import new_quota
@@ -24,8 +24,9 @@ from vhostuser.testing import MockDriver, RawBackend, Served, joined, memory_fil
 from vhostuser.testing.raw_frontend import MEMORY
 from vhostuser.testing.wire import ACK
 from vhostuser.transport import listen as listening
+from vhostuser.transport.channel import Channel
 from vhostuser.transport.fds import OwnedFd
-from vhostuser.transport.listen import AddressError
+from vhostuser.transport.listen import AddressError, adopt
 
 from .worlds import PAGE, Mapper, Plain
 
@@ -164,3 +165,32 @@ def test_a_queue_that_was_started_half_the_way_may_be_started_again() -> None:
             assert raw.seen[-1] == Q.GET_VRING_BASE
             del raw.raw_answers[Q.SET_VRING_ENABLE]
             frontend.start_queue(0, size=16)
+
+
+def test_an_fd_that_cannot_be_adopted_is_closed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, monkeypatch.context() as patch:
+        patch.setattr(os, "set_inheritable", refusing(errno.ENOMEM))
+        with pytest.raises(AddressError):
+            adopt(theirs.fileno())
+        assert os.fstat(theirs.fileno())
+
+
+def test_an_fd_that_cannot_be_served_is_closed() -> None:
+    with memory_file(1) as file:
+        fd = os.dup(file.fileno())
+        with pytest.raises(AddressError):
+            Backend(Plain()).serve_fd(fd)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+def test_a_socket_that_cannot_be_set_up_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(socket.socket, "setsockopt", refusing(errno.ENOMEM))
+    with theirs:
+        with pytest.raises(OSError, match="Cannot allocate memory"):
+            Frontend(ours)
+        with pytest.raises(OSError, match="Cannot allocate memory"):
+            Channel(theirs)
+        assert ours.fileno() == theirs.fileno() == -1
