@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vhostuser import Backend, Device, Disconnected, Frontend, RequestFailed
+from vhostuser.devices.fs.dax.copied_file import CopiedFile
 from vhostuser.memory import mapping
 from vhostuser.memory.core import WindowCore
 from vhostuser.memory.table import new_quota
@@ -194,3 +195,25 @@ def test_a_socket_that_cannot_be_set_up_is_closed(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(OSError, match="Cannot allocate memory"):
             Channel(theirs)
         assert ours.fileno() == theirs.fileno() == -1
+
+
+class OfTheHost:
+    """A file as a share knows it."""
+
+    key = (1, 1)
+
+    def __init__(self) -> None:
+        self.opened: list[OwnedFd] = []
+
+    def open(self, flags: int) -> OwnedFd:
+        self.opened.append(OwnedFd(os.open("/dev/null", flags | os.O_CLOEXEC)))
+        return self.opened[-1]
+
+
+def test_a_file_that_cannot_be_looked_at_is_not_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = OfTheHost()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", refusing(errno.EIO))
+        with pytest.raises(OSError, match="Input/output error"):
+            CopiedFile(file)
+    assert file.opened[0].closed
