@@ -238,7 +238,7 @@ class FrontWorld(World):
         super().__init__(device or Mapper())
         self.whose = whose
         self.front: Frontend | None = None
-        self.queue = None
+        self.path = ""
 
     @property
     def frontend(self) -> Frontend:
@@ -247,8 +247,12 @@ class FrontWorld(World):
         return self.front
 
     def serve(self) -> None:
-        """Have a back-end that somebody may connect to."""
-        self.path = f"{self.folder()}/s"
+        """Have a back-end."""
+        self.served = Served(self.device, reply_timeout=TIMEOUT, partial_timeout=TIMEOUT)
+
+    def listen(self) -> None:
+        """Have one that listens at a path."""
+        self.path = self.path or f"{self.folder()}/s"
         self.served = Served(self.device, reply_timeout=TIMEOUT, partial_timeout=TIMEOUT)
         self.served.at(self.path)
 
@@ -256,7 +260,10 @@ class FrontWorld(World):
         """Have a front-end."""
         features = mask((9, 13, 14))
         options = {"reply_timeout": TIMEOUT, "partial_timeout": TIMEOUT, "inflight": inflight, "features": features}
-        self.front = Frontend.connect(self.path, **options)  # type: ignore[arg-type]  # each of its kind
+        if self.path:
+            self.front = Frontend.connect(self.path, **options)  # type: ignore[arg-type]  # each of its kind
+        elif self.served:
+            self.front = Frontend(self.served.connected(), **options)  # type: ignore[arg-type]  # each of its kind
 
     def start(self) -> None:
         """Memory and a queue at work."""
