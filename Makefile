@@ -61,9 +61,10 @@ bench: setup ## print each performance goal with today's ratio
 bench-vm: setup ## print the goals of shared directories: vhu-fs against virtiofsd in one guest (`make vm` first; minutes)
 	$(BIN)/python benchmarks/vm.py
 
-soak: setup ## a million pairs of map and unmap: nothing may leak; and a disk under load: nothing may fail
+soak: setup ## a million pairs of map and unmap; a disk under load; half an hour of kills: nothing may leak, fail or be lost
 	$(BIN)/python benchmarks/soak.py
 	$(BIN)/python benchmarks/blk.py --soak 30 || test $$? -eq 3
+	$(BIN)/python benchmarks/soak_kill.py
 
 fuzz: setup ## throw random input at both sides, flip the fields of live rings, and fuzz seven targets a minute each
 	$(BIN)/python -m pytest -q tests/property --hypothesis-seed=random

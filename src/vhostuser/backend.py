@@ -27,7 +27,7 @@ from .protocol.regions import DEVICE_QUOTA, check_sizes
 from .serving import Serving
 from .shared_memory import SharedMemory
 from .transport.channel import PARTIAL_TIMEOUT, REPLY_TIMEOUT, Channel
-from .transport.listen import adopt, listen
+from .transport.listen import AddressError, adopt, listen
 from .transport.loop import Waker
 from .transport.socket import wait
 
@@ -101,7 +101,12 @@ class Backend:
 
         The fd belongs to this call. Raises as `serve` does.
         """
-        sock, listening = adopt(fd)
+        try:
+            sock, listening = adopt(fd)
+        except AddressError:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+            raise
         with sock, self._stoppable() as stop:
             if listening:
                 self._serve_listener(sock, stop, once=once)

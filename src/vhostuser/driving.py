@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import threading
 import time
@@ -21,6 +22,8 @@ from .protocol.state import Owed, reply_owed
 from .transport.channel import Channel
 from .transport.fds import OwnedFd, close_all
 from .windows import Windows
+
+log = logging.getLogger(__name__)
 
 
 class Driving:
@@ -64,9 +67,16 @@ class Driving:
         finally:
             try:
                 if self.lost:
-                    self._windows.reset()
+                    self._forget_mappings()
             finally:
                 self.lock.release()
+
+    def _forget_mappings(self) -> None:
+        """Take away what was mapped. What the kernel leaves there the next turn takes, at the latest before a reconnect."""
+        try:
+            self._windows.reset()
+        except OSError as error:
+            log.warning("mappings of a connection that is over are left for now: %s", error)
 
     def request(self, request: FrontendRequest, body: Payload | None = None, fds: Sequence[int] = ()) -> Payload | None:
         """Send a request and return the reply's payload, None for an acknowledgement. Errors as in `request_with_fds`."""

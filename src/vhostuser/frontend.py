@@ -246,6 +246,7 @@ class Frontend:
         with self._driving.turn():
             self._await_end(deadline)
             self._queues.settle(resubmit=resubmit)
+            self._windows.reset()
             sock = to if isinstance(to, socket.socket) else self._connect(to, deadline)
             self._go_on(sock)
 

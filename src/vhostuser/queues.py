@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from typing import Final, Literal
 
 from .asking import Asking
-from .errors import LocalProtocolError, QueueBroken, RemoteProtocolError
+from .errors import LocalProtocolError, QueueBroken, RemoteProtocolError, VhostUserError
 from .memory.arena import Arena
 from .protocol.numbers import FrontendRequest, ProtocolFeature, VhostFeature
 from .protocol.payloads import U64, VringState
@@ -53,12 +54,19 @@ class Queues:
         try:
             self._set_up(queue, queue.base)
         except BaseException:
+            self._take_back(index)
             queue.close()
             raise
         if old := self._started.get(index):
             old.close()
         self._started[index] = queue
         return queue
+
+    def _take_back(self, index: int) -> None:
+        """Stop a ring that was set up half the way: its memory is given back, and it may be set up again."""
+        if self._session.state.rings[index].started:
+            with contextlib.suppress(VhostUserError, OSError):
+                self._asking.request(Q.GET_VRING_BASE, VringState(index, 0))
 
     def stop(self, index: int) -> int:
         """Stop a queue, or suspend it; the base that the back-end says ("GET_VRING_BASE").

@@ -123,11 +123,17 @@ class RingRequests:
             text = "SET_VRING_KICK bit 8 asks for polling, which is not supported: send an eventfd"
             raise RemoteProtocolError(text, request="SET_VRING_KICK", field="fd", value=0, limit=1)
         index = body_of(message, U64).value & VRING_INDEX_MASK
-        if self._rings.vrings[index].queue is None:
+        begins = self._rings.vrings[index].queue is None
+        if begins:
             self._bind(index, "SET_VRING_KICK")
-        self._replace(message, "kick")
-        self._rings.kick(index, wait=False)
-        self.refresh()
+        try:
+            self._replace(message, "kick")
+            self._rings.kick(index, wait=False)
+            self.refresh()
+        except BaseException:
+            if begins:  # it was not started, so it lies nowhere: it may be laid elsewhere before the next try
+                self._rings.stop(index)
+            raise
 
     def on_vring_kick(self, message: OwnedMessage) -> None:
         """The ring is looked at; who wants a reply gets it when what was there is done and shown ("VRING_KICK").

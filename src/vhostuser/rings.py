@@ -54,8 +54,14 @@ class Rings:
         self.work = RingWork(device, counters, ready, limited)
         name = f"vhost-user queues of {type(device).__name__}"
         groups = [[vring] for vring in self.vrings] if device.queue_threads else [self.vrings]
-        self._threads = [QueueThread(name, group, self.work, device.spin) for group in groups]
+        self._threads: list[QueueThread] = []
         self._device, self._asking = device, asking
+        try:
+            for group in groups:
+                self._threads.append(QueueThread(name, group, self.work, device.spin))
+        except BaseException:
+            self.close()
+            raise
 
     def bind(self, place: Place, base: int | None) -> None:
         """Lay a stopped ring there; it goes on at `base`, or begins.

@@ -4,7 +4,7 @@ It handles what is entirely right, and nothing else. Whatever is not, a wrong fi
 table, a signal, goes to Python as it came: `Server.take` gives the bytes and fds that were read.
 """
 
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, ECONNRESET, EINTR, EPIPE, errno
 from libc.stdint cimport uint8_t, uint32_t
 
 from .window cimport Entry, WindowCore
@@ -239,7 +239,7 @@ cdef class Server:
             if sent < 0:
                 if errno == EINTR:
                     continue
-                return errno != EAGAIN
+                return errno == EPIPE or errno == ECONNRESET  # the end, which the next look finds; else it waits for nothing
             at += sent
             left -= sent
         return True

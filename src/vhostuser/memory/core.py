@@ -41,6 +41,14 @@ def is_sealed(fd: int) -> bool:
         return False
 
 
+def _has(fd: int, end: int) -> bool:
+    """The file of `fd` has that many bytes."""
+    try:
+        return end <= os.fstat(fd).st_size
+    except OSError:
+        return False
+
+
 class WindowCore:
     """The map and unmap of one window."""
 
@@ -71,7 +79,7 @@ class WindowCore:
             self._restore(shm_offset, len)
             return False
         mapping = Mapping(shm_offset, len, fd_offset, flags == MAP_RW)
-        sealed = not status.st_nlink and is_sealed(fd) and end <= os.fstat(fd).st_size  # it may have shrunk before the seal
+        sealed = not status.st_nlink and is_sealed(fd) and _has(fd, end)  # it may have shrunk before the seal
         self._table.insert(mapping, sealed=sealed)
         self._quota.add(1)
         return True

@@ -62,17 +62,20 @@ class Window:
         return gone
 
     def reset(self) -> None:
-        """Take away every mapping."""
+        """Take away every mapping. OSError if the kernel does not; all is as it was, then."""
         if len(self.table):
             memory.restore(self.base, self.size)
+        self._forget()
+
+    def _forget(self) -> None:
         self.quota.add(-len(self.table))
         self.table.clear()
 
     def close(self) -> None:
-        """Take away every mapping and give the address space back."""
+        """Take away every mapping and give the address space back, all at once."""
         if self.base:
-            self.reset()
             memory.release(self.base, self.size)
+            self._forget()
             self.base = 0
 
     def read(self, offset: int, len: int) -> bytes:

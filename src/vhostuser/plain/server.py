@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import time
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 
 from ..memory.core import WindowCore
 from ..protocol.numbers import HEADER_SIZE
+from ..transport.fds import close_fd
 from .frames import (
     ACK_SIZE,
     BODY,
@@ -108,7 +108,7 @@ class Server:
             shmid, fd_offset, shm_offset, length, flags = BODY.unpack(body)
             window = self._windows.get(shmid)
             if window and window.map(fd, shm_offset, length, fd_offset, flags):
-                os.close(fd)
+                close_fd(fd)
                 self.maps += 1
                 return self._acknowledge(MAP)
         self._data, self._fds = MAP_HEADER + body, [fd]
@@ -139,8 +139,8 @@ class Server:
         self.sent_acks += 1
         try:
             sent = self._send(YES[request], NOSIGNAL)
-        except BlockingIOError:
-            return NOT_TAKEN
-        except OSError:
+        except (BrokenPipeError, ConnectionResetError):
             return TAKE
+        except OSError:
+            return NOT_TAKEN
         return 0 if sent == ACK_SIZE else NOT_TAKEN

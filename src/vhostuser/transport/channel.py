@@ -37,11 +37,15 @@ class Channel:
         self.reply_timeout = reply_timeout
         self._decoder: Decoder[OwnedFd] = Decoder()
         self._ahead: list[OwnedFrame] = []
-        sock.setblocking(True)
         whole, fraction = divmod(reply_timeout, 1)
         limit = struct.pack("@ll", int(whole), max(1, int(fraction * 1e6)))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        try:
+            sock.setblocking(True)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        except OSError:
+            sock.close()
+            raise
 
     def fileno(self) -> int:
         """The socket's fd, to wait on; -1 once closed."""

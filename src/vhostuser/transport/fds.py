@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from collections.abc import Iterable
@@ -47,7 +48,7 @@ class OwnedFd:
         """Close it, unless it already is."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            close_fd(fd)
 
     def __enter__(self) -> Self:
         return self
@@ -63,6 +64,15 @@ class OwnedFd:
         if fd >= 0:
             self.close()
             warnings.warn(f"fd {fd} was dropped unclosed", ResourceWarning, stacklevel=2, source=self)
+
+
+def close_fd(fd: int) -> None:
+    """Close an fd. Linux gives it back whatever the file says, and a peer's file may say anything: that is no error here."""
+    try:
+        os.close(fd)
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            raise
 
 
 def close_all(fds: Iterable[OwnedFd]) -> None:

@@ -69,11 +69,15 @@ def listen(path: str | os.PathLike[str]) -> socket.socket:
     name = _checked(path, "cannot listen on")
     _clear_stale(name)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    bound = False
     try:
         sock.bind(name)
+        bound = True
         sock.listen(1)
     except OSError as error:
         sock.close()
+        if bound:
+            os.unlink(name)
         raise AddressError(f"cannot listen on {name}", _words(error), "try: another --socket-path") from None
     return sock
 
@@ -99,8 +103,12 @@ def adopt(fd: int) -> tuple[socket.socket, bool]:
     if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
         sock.detach()
         raise AddressError(what, "it is no Unix stream socket", advice)
-    os.set_inheritable(fd, False)
-    return sock, bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    try:
+        os.set_inheritable(fd, False)
+        return sock, bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError as error:
+        sock.detach()
+        raise AddressError(what, _words(error), advice) from None
 
 
 def systemd_fd() -> int | None:

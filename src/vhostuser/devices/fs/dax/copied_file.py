@@ -16,7 +16,11 @@ class CopiedFile:
         self.source = source
         self.fd = source.open(os.O_RDONLY)
         self.writable = False
-        self.seen = self.look()
+        try:
+            self.seen = self.look()
+        except OSError:
+            self.fd.close()
+            raise
         """Size and mtime, when its bytes were read."""
         self.end = self.seen[0]
         """Where it ends, as far as the guest knows: what it stores behind that is nothing."""
