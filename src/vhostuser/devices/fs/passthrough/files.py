@@ -138,7 +138,7 @@ class Files:
         file = self._state.opened.file(given.fh, call.header.nodeid)
         size = min(given.size, room.size)
         check_range(given.offset, size)
-        self._state.before(file.inode, given.offset, given.offset + size)
+        self._state.settled(file.inode, given.offset, given.offset + size)
         return room.preadv(file.fd.number, size, given.offset)
 
     def write(self, call: Call, source: Incoming) -> int:
