@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vhostuser.fuse import structs
 from vhostuser.fuse.numbers import Opcode
-from vhostuser.fuse.rules import OUT_HEADER_SIZE, RULES, MalformedRequest, answer, is_name, take_apart
+from vhostuser.fuse.rules import OUT_HEADER_SIZE, RULES, Call, MalformedRequest, answer, is_name, take_apart, taker
 from vhostuser.fuse.structs import InHeader, OutHeader
 from vhostuser.protocol.layout import Field, Payload
 
@@ -65,6 +68,24 @@ def test_more_than_its_rule_says_is_refused(opcode: Opcode) -> None:
         return
     with pytest.raises(MalformedRequest, match="4 bytes follow its end"):
         take_apart(HEADER, rule, body + b"more")
+
+
+def outcome(act: Callable[[], Call]) -> Call | str:
+    """What comes of taking a request apart."""
+    try:
+        return act()
+    except MalformedRequest as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("opcode", RULES, ids=lambda opcode: opcode.name)
+def test_the_short_way_takes_apart_as_the_long_one(opcode: Opcode) -> None:
+    rule, body = RULES[opcode], body_of(opcode)
+    bodies = [*(body[:size] for size in range(len(body) + 1)), body + b"more", body + b"\0", body[:-1] + b"x", b"\0" + body]
+    take = taker(rule)
+    for each in bodies:
+        long = outcome(partial(take_apart, HEADER, rule, each))
+        assert outcome(partial(take, HEADER, HEADER.pack() + each)) == long
 
 
 def test_a_refusal_says_how_many_bytes_there_are() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
+from itertools import count
 from typing import ClassVar
 
 import pytest
@@ -27,7 +28,11 @@ SIZES = st.integers(0, 6 * PAGE)
 
 
 class Dax(RuleBasedStateMachine):
-    """Two files, each shown in any part of the window, as Linux does: no byte of a file in two places."""
+    """Two files, each shown in any part of the window, and a byte of a file in as many places as come.
+
+    What was stored through one place others show once it is settled, at the latest. Till then it may be stored again
+    through the same place only: which of two stores is the later one a copy does not know.
+    """
 
     unit: ClassVar[int] = PAGE
 
@@ -44,6 +49,9 @@ class Dax(RuleBasedStateMachine):
         self.files = [HostFile(f"{folder}/{at}", (7, at)) for at in range(2)]
         self.truth = [bytearray() for _ in self.files]
         self.places: list[tuple[int, int, bool] | None] = [None] * PAGES
+        self.open: list[dict[int, int]] = [{} for _ in self.files]
+        """Bytes of each file that may have been stored and not settled yet, and through which place."""
+        self.mtime = count(1)
 
     def teardown(self) -> None:
         self._opened.close()
@@ -62,56 +70,175 @@ class Dax(RuleBasedStateMachine):
     @rule(which=FILES, foffset=PLACES, moffset=PLACES, count=COUNTS, writable=st.booleans())
     def setup(self, which: int, foffset: int, moffset: int, count: int, writable: bool) -> None:
         count = min(count, PAGES - moffset)
-        elsewhere = self.places[:moffset] + self.places[moffset + count :]
-        if any(place and place[0] == which and foffset <= place[1] < foffset + count for place in elsewhere):
-            return
         self.guest.show(self.files[which], foffset, moffset, count, writable=writable)
         for at in range(count):
-            self.places[moffset + at] = (which, foffset + at, writable)
+            place = which, foffset + at, writable
+            if (self.places[moffset + at] or ())[:2] != place[:2]:
+                self.left(moffset + at)
+            self.places[moffset + at] = place
+        own = range(moffset, moffset + count)
+        self.settled(which, foffset * self.unit, (foffset + count) * self.unit, own)
+        for at in own:
+            self.check(at, ())
+
+    @rule(which=PLACES, moffset=PLACES, writable=st.booleans())
+    def setup_again(self, which: int, moffset: int, writable: bool) -> None:
+        """Show what one place shows in another one, too."""
+        shown = [place for place in self.places if place]
+        if shown:
+            file, page, _ = shown[which % len(shown)]
+            self.setup(file, page, moffset, 1, writable)
+
+    def left(self, moffset: int) -> None:
+        """A place is another's now, and what was stored through it is settled, or seen in all others."""
+        for rows in self.open:
+            for at in [at for at, through in rows.items() if through == moffset]:
+                del rows[at]
+
+    def settled(self, which: int, start: int, end: int, but: Collection[int] = ()) -> None:
+        """These bytes of a file are the same wherever they are shown, but for what was stored through some places."""
+        rows = self.open[which]
+        for at in [at for at, through in rows.items() if start <= at < end and through not in but]:
+            del rows[at]
 
     @rule(moffset=PLACES, count=COUNTS)
     def remove(self, moffset: int, count: int) -> None:
         count = min(count, PAGES - moffset)
         self.guest.remove(moffset, count)
+        self.gone(moffset, count)
+
+    def gone(self, moffset: int, count: int) -> None:
+        """Nothing is in these places."""
         self.places[moffset : moffset + count] = [None] * count
+        for at in range(moffset, moffset + count):
+            self.left(at)
 
     @rule(moffset=PLACES, at=SIZES, data=BYTES)
     def store(self, moffset: int, at: int, data: bytes) -> None:
         """The guest stores by mmap; below the file's end, since what is behind it is nobody's."""
-        place = self.places[moffset]
-        if not place or not place[2]:
+        stored = [(at, place) for at, place in enumerate(self.places) if place and place[2]]
+        if not stored:
             return
-        which, page, _ = place
+        moffset, (which, page, _) = stored[moffset % len(stored)]
         at %= self.unit
         start = page * self.unit + at
         data = data[: max(0, min(self.unit - at, len(self.truth[which]) - start))]
-        if data:
+        places = range(start, start + len(data))
+        if data and all(self.open[which].get(each, moffset) == moffset for each in places):
             self.guest.store(moffset, data, at)
             self.truth[which][start : start + len(data)] = data
+            self.open[which].update(dict.fromkeys(places, moffset))
 
     @rule(which=FILES, offset=SIZES, data=BYTES)
     def write(self, which: int, offset: int, data: bytes) -> None:
         """A WRITE of the guest."""
-        key, window, truth = self.files[which].key, self.guest.window, self.truth[which]
-        offset = self.scaled(offset)
-        self.guest.do(lambda: window.before(key, offset, offset))
-        with self.files[which].open(os.O_RDWR) as fd:
-            os.pwrite(fd.fileno(), data, offset)
-        self.guest.do(lambda: window.after(key, offset, offset + len(data)))
+        self.write_scaled(which, self.scaled(offset), data)
+
+    def write_scaled(self, which: int, offset: int, data: bytes) -> None:
+        """The same, at an offset in bytes."""
+
+        def pwrite(fd: int) -> None:
+            os.pwrite(fd, data, offset)
+
+        if not data:
+            return
+        self.change(which, offset, offset + len(data), pwrite)
+        truth = self.truth[which]
         truth.extend(bytes(max(0, offset - len(truth))))
         truth[offset : offset + len(data)] = data
+
+    def change(self, which: int, start: int, end: int, act: Callable[[int], None]) -> None:
+        """A request of the guest's that changes these bytes of a file."""
+        key, window = self.files[which].key, self.guest.window
+        self.guest.do(lambda: window.before(key, start, end))
+        with self.files[which].open(os.O_RDWR) as fd:
+            act(fd.fileno())
+        self.guest.do(lambda: window.after(key, start, end))
+        self.settled(which, start, end)
+
+    @rule(which=FILES, offset=SIZES, size=SIZES)
+    def punch(self, which: int, offset: int, size: int) -> None:
+        """A FALLOCATE that makes a hole; it makes no file longer."""
+        start, end = self.scaled(offset), self.scaled(offset + size)
+        if not size:
+            return
+
+        truth = self.truth[which]
+
+        def zero(fd: int) -> None:
+            os.pwrite(fd, bytes(len(truth[start:end])), start)
+
+        self.change(which, start, end, zero)
+        truth[start:end] = bytes(len(truth[start:end]))
+
+    @rule(which=FILES, offset=SIZES, size=SIZES)
+    def allocate(self, which: int, offset: int, size: int) -> None:
+        """A FALLOCATE that changes no byte, but may make the file longer: `after` is told of the end only."""
+        start, end, key, window = self.scaled(offset), self.scaled(offset + size), self.files[which].key, self.guest.window
+        if not size:
+            return
+        self.guest.do(lambda: window.before(key, start, end))
+        os.truncate(self.files[which].path, max(end, len(self.truth[which])))
+        self.guest.do(lambda: window.after(key, end, end))
+        self.truth[which].extend(bytes(max(0, end - len(self.truth[which]))))
+
+    @rule(source=FILES, start=SIZES, size=SIZES, offset=SIZES)
+    def copy(self, source: int, start: int, size: int, offset: int) -> None:
+        """COPY_FILE_RANGE from one file to the other, which is refused if the source can't be settled."""
+        start, end, offset = self.scaled(start), self.scaled(start + size), self.scaled(offset)
+        key, window, truth = self.files[source].key, self.guest.window, self.truth[source]
+        if start < end and not self.asked(lambda: window.before(key, start, end)):
+            self.settled(source, start, end)
+            with open(self.files[source].path, "rb") as host:
+                data = os.pread(host.fileno(), end - start, start)
+            assert data == truth[start:end]
+            self.write_scaled(1 - source, offset, data)
+
+    @rule(which=FILES, offset=SIZES, size=SIZES)
+    def pread(self, which: int, offset: int, size: int) -> None:
+        """A READ of the guest, which is refused if the file lacks what was stored."""
+        start, end, key, window = self.scaled(offset), self.scaled(offset + size), self.files[which].key, self.guest.window
+        if start < end and not self.asked(lambda: window.before(key, start, end)):
+            self.settled(which, start, end)
+            with open(self.files[which].path, "rb") as host:
+                assert os.pread(host.fileno(), end - start, start) == self.truth[which][start:end]
+
+    def asked(self, act: Callable[[], int]) -> int:
+        """What the window answers."""
+        answers: list[int] = []
+        self.guest.do(lambda: answers.append(act()))
+        return answers[0]
 
     @rule(which=FILES, size=SIZES)
     def truncate(self, which: int, size: int) -> None:
         size, truth = self.scaled(size), self.truth[which]
         self.guest.truncate(self.files[which], size)
+        self.settled(which, size, len(truth))
         truth[:] = truth[:size].ljust(size, b"\0")
+
+    @rule(which=FILES, page=PLACES, at=SIZES, data=BYTES)
+    def change_on_the_host(self, which: int, page: int, at: int, data: bytes) -> None:
+        """Somebody else writes to a page that has no stores, and the guest looks at the file's attributes."""
+        file, truth = self.files[which], self.truth[which]
+        start = page * self.unit + at % PAGE
+        data = data[: max(0, min(PAGE - at % PAGE, len(truth) - start))]
+        first = start - start % PAGE
+        if not data or any(first <= each < first + PAGE for each in self.open[which]):
+            return
+        with file.open(os.O_RDWR) as fd:
+            os.pwrite(fd.fileno(), data, start)
+        os.utime(file.path, (1, next(self.mtime)))
+        truth[start : start + len(data)] = data
+        found = os.stat(file.path)
+        self.guest.do(lambda: self.guest.window.refresh(file.key, found.st_size, found.st_mtime_ns))
+        self.settled(which, 0, len(truth))
 
     @rule(which=FILES)
     def read(self, which: int) -> None:
-        """A READ of the guest, or an FSYNC, and then whoever reads on the host."""
+        """An FSYNC of the guest, and then whoever reads on the host."""
         key, window = self.files[which].key, self.guest.window
         self.guest.do(lambda: window.write_back(key))
+        self.settled(which, 0, len(self.truth[which]))
         with open(self.files[which].path, "rb") as host:
             assert host.read() == self.truth[which]
 
@@ -119,18 +246,29 @@ class Dax(RuleBasedStateMachine):
     def end(self) -> None:
         """DESTROY, and another session."""
         self.guest.do(self.guest.window.end)
-        self.places = [None] * PAGES
+        self.gone(0, PAGES)
         for file, truth in zip(self.files, self.truth, strict=True):
             with open(file.path, "rb") as host:
                 assert host.read() == truth
 
     @invariant()
     def the_guest_sees_the_files(self) -> None:
-        for moffset, place in enumerate(self.places):
-            if place:
-                which, page, _ = place
-                wanted = bytes(self.truth[which][page * self.unit : (page + 1) * self.unit])
-                assert self.guest.read(moffset)[: len(wanted)] == wanted
+        for moffset in range(PAGES):
+            self.check(moffset, self.open)
+
+    def check(self, moffset: int, unsettled: Sequence[Mapping[int, int]]) -> None:
+        """A place shows its file, but for bytes that were stored through another one."""
+        place = self.places[moffset]
+        if not place:
+            return
+        which, page, _ = place
+        start = page * self.unit
+        wanted = self.truth[which][start : start + self.unit]
+        found = bytearray(self.guest.read(moffset)[: len(wanted)])
+        for at, through in unsettled[which].items() if unsettled else ():
+            if through != moffset and start <= at < start + len(wanted):
+                found[at - start] = wanted[at - start]
+        assert found == wanted
 
 
 class Full(Dax):
@@ -157,10 +295,18 @@ class Full(Dax):
     def fill(self, room: int | None) -> None:
         self.room = room
 
+    def settled(self, which: int, start: int, end: int, but: Collection[int] = ()) -> None:
+        """Nobody knows, while the disk may be full; but what was cut off is nothing."""
+        if self.room is None:
+            super().settled(which, start, end, but)
+
     def remove(self, moffset: int, count: int) -> None:
         with suppress(OSError):
             super().remove(moffset, count)
-        self.places[moffset : moffset + count] = [None] * min(count, PAGES - moffset)
+        self.gone(moffset, min(count, PAGES - moffset))
+
+    def change_on_the_host(self, which: int, page: int, at: int, data: bytes) -> None:
+        """What is owed may be of any page."""
 
     def read(self, which: int) -> None:
         """Who is told of no failure has all in the file."""
@@ -186,6 +332,6 @@ class Direct(Dax):
 TestDax = Dax.TestCase
 TestDax.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
 TestFull = Full.TestCase
-TestFull.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestFull.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 TestDirect = Direct.TestCase
 TestDirect.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)

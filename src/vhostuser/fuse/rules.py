@@ -6,6 +6,7 @@ OutHeader, then the result, or data, or nothing. All that knows a request (serve
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -114,6 +115,39 @@ def take_apart(header: s.InHeader, rule: Rule, body: bytes) -> Call:
     if start < len(body) and not (rule.data or rule.extensions):
         raise MalformedRequest(f"{len(body) - start} bytes follow its end")
     return Call(header, arguments, names, body[start:])
+
+
+def taker(rule: Rule) -> Callable[[s.InHeader, bytes], Call]:
+    """What does `take_apart` for one rule, given all bytes of a request: in a few steps for one that is plain and right.
+
+    All others take the long way, which says what is wrong.
+    """
+    if not (rule.data or rule.extensions):
+        if rule.arguments and not rule.names:
+            return _arguments_taker(rule, rule.arguments)
+        if rule.names == 1 and not rule.arguments:
+            return _name_taker(rule)
+    return lambda header, whole: take_apart(header, rule, whole[IN_HEADER_SIZE:])
+
+
+def _arguments_taker(rule: Rule, kind: type[Payload]) -> Callable[[s.InHeader, bytes], Call]:
+    unpack, size = kind.STRUCT.unpack_from, IN_HEADER_SIZE + kind.STRUCT.size
+
+    def take(header: s.InHeader, whole: bytes) -> Call:
+        if len(whole) != size:
+            return take_apart(header, rule, whole[IN_HEADER_SIZE:])
+        return Call(header, kind(*unpack(whole, IN_HEADER_SIZE)), (), b"")
+
+    return take
+
+
+def _name_taker(rule: Rule) -> Callable[[s.InHeader, bytes], Call]:
+    def take(header: s.InHeader, whole: bytes) -> Call:
+        if whole.find(b"\0", IN_HEADER_SIZE) != len(whole) - 1:
+            return take_apart(header, rule, whole[IN_HEADER_SIZE:])
+        return Call(header, None, (whole[IN_HEADER_SIZE:-1],), b"")
+
+    return take
 
 
 def _names(body: bytes, start: int, count: int) -> tuple[tuple[bytes, ...], int]:

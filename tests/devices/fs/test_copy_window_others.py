@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -129,7 +129,7 @@ def test_a_mapping_that_goes_meanwhile_does_not_fail_a_request(
 ) -> None:
     guest.show(file, 0, 0, writable=True)
     window = guest.window
-    acts = {
+    acts: dict[str, Callable[[], object]] = {
         "before": lambda: window.before(KEY),
         "after": lambda: window.after(KEY, 0, 1),
         "refresh": lambda: window.refresh(KEY, 0, 0),

@@ -152,3 +152,28 @@ def test_readdir_of_two_handles_is_apart(guest: Guest, root: Path) -> None:
 def test_opendir_of_what_is_no_inode(guest: Guest) -> None:
     with fails(errno.EBADF):
         guest.opendir(ROOT_ID + 1)
+
+
+def test_the_two_kinds_of_listing_go_on_where_the_other_one_stopped(guest: Guest, root: Path) -> None:
+    """Linux asks for the first entries with their inodes, and for the others without."""
+    names = [b"entry-%03d" % at + b"x" * (at % 60) for at in range(100)]
+    for name in names:
+        (root / os.fsdecode(name)).touch()
+    fh, found, offset, plus = guest.opendir(), list[bytes](), 0, True
+    while True:
+        rows = guest.readdirplus(fh, offset, 1024) if plus else guest.readdir(fh, offset, 1024)
+        if not rows:
+            break
+        found += [row[0] for row in rows]
+        offset, plus = rows[-1][1].off, not plus
+    assert sorted(found) == sorted([*names, b".", b".."])
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 15, 16, 17, 255])
+def test_names_of_any_length_are_padded_with_zeroes(guest: Guest, root: Path, length: int) -> None:
+    (root / ("n" * length)).touch()
+    fh = guest.opendir()
+    data = guest.share.readdir(guest.call(ROOT_ID, s.ReadIn(fh, 0, 4096, 0, 0, 0)))
+    start = data.index(b"n" * length)
+    assert data[start + length : start + length + -length % 8] == bytes(-length % 8)
+    assert (b"n" * length) in [name for name, _ in guest.readdir(fh)]

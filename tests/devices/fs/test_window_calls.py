@@ -28,8 +28,9 @@ class Window:
         self.asked: list[tuple[str, tuple[int, int] | None]] = []
         self.fails = self.writable = False
 
-    def before(self, key: tuple[int, int], start: int, end: int) -> None:
+    def before(self, key: tuple[int, int], start: int, end: int) -> int:
         self.asked.append((f"before {start} {end}", key))
+        return errno.ENOSPC if self.fails else 0
 
     def after(self, key: tuple[int, int], start: int, end: int) -> None:
         self.asked.append((f"after {start} {end}", key))
@@ -83,8 +84,16 @@ ASKED: dict[str, tuple[list[str], Callable[[Guest, Entry], object]]] = {
         lambda guest, file: guest.open(file.nodeid, os.O_RDWR | os.O_TRUNC),
     ),
     "FALLOCATE": (
-        ["before 4 13", "after 4 13"],
+        ["before 4 13", "after 13 13"],
         lambda guest, file: guest.share.fallocate(guest.call(file.nodeid, s.FallocateIn(file.fh, 4, 9, 0))),
+    ),
+    "FALLOCATE of a hole": (
+        ["before 4 13", "after 4 13"],
+        lambda guest, file: guest.share.fallocate(guest.call(file.nodeid, s.FallocateIn(file.fh, 4, 9, 3))),
+    ),
+    "SETATTR of times": (
+        [f"before 0 {OFFSET_MAX}", "seen 10"],
+        lambda guest, file: guest.share.setattr(guest.call(file.nodeid, s.SetattrIn(valid=Fattr.MTIME, mtime=1))),
     ),
     "LSEEK": (
         [f"before 0 {OFFSET_MAX}"],
@@ -134,6 +143,23 @@ def test_what_could_not_be_written_back_is_told(guest: Guest, window: Window, fi
     window.fails = True
     with fails(errno.ENOSPC):
         WRITE_BACK[request_](guest, file)
+
+
+@pytest.mark.parametrize("request_", ["READ", "LSEEK", "COPY_FILE_RANGE"])
+def test_who_reads_is_not_given_older_bytes_than_were_stored(
+    guest: Guest, window: Window, file: Entry, request_: str
+) -> None:
+    window.fails = True
+    with fails(errno.ENOSPC):
+        ASKED[request_][1](guest, file)
+
+
+@pytest.mark.parametrize("request_", ["WRITE", "SETATTR", "OPEN, O_TRUNC", "FALLOCATE", "SETATTR of times"])
+def test_who_changes_a_file_is_not_refused_for_what_could_not_be_written(
+    guest: Guest, window: Window, file: Entry, request_: str
+) -> None:
+    window.fails = True
+    ASKED[request_][1](guest, file)
 
 
 @pytest.mark.parametrize("writable", [True, False])

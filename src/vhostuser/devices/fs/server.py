@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import errno
 import logging
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NoReturn, Protocol
 
 from ...errors import VhostUserError
 from ...faults import device_faults
 from ...fuse import structs as s
 from ...fuse.numbers import InitFlag, Opcode
-from ...fuse.rules import IN_HEADER_SIZE, OUT_HEADER_SIZE, RULES, Call, MalformedRequest, Rule, take_apart
+from ...fuse.rules import IN_HEADER_SIZE, OUT_HEADER_SIZE, RULES, Call, MalformedRequest, Rule, taker
 from ...limited_log import LimitedLog
 from ...protocol.layout import Payload
 from ...virtio.chain import DescriptorChain
@@ -76,7 +75,8 @@ class Row:
 
     opcode: Opcode
     name: str
-    rule: Rule
+    replies: bool
+    take: Callable[[s.InHeader, bytes], Call]
     checks: tuple[Check, ...]
     handler: Handler | None
     room: int
@@ -92,8 +92,6 @@ class Server:
     def __init__(self, share: Share, options: ShareOptions, window: Window | None = None) -> None:
         self._share, self._readonly = share, options.readonly
         self._log = LimitedLog(log)
-        self._lock = threading.Lock()
-        self._counts: dict[str, int] = {"bytes_read": 0, "bytes_written": 0}
         self.progress = Progress()
         """What is being done, with the share and the window."""
         self._mapper = Mapper(share, window, options.dax_window)
@@ -113,7 +111,8 @@ class Server:
         return Row(
             opcode,
             opcode.name,
-            rule,
+            rule.replies,
+            taker(rule),
             checks,
             handler,
             room=_room(opcode, rule),
@@ -126,8 +125,7 @@ class Server:
     @property
     def counts(self) -> dict[str, int]:
         """How many requests there were so far, by name, and how many bytes READ and WRITE moved."""
-        with self._lock:
-            return dict(self._counts)
+        return {"bytes_read": 0, "bytes_written": 0} | self.progress.counts()
 
     def serve(self, chain: DescriptorChain) -> None:
         """Do one request and write its answer. One without a whole header comes back empty."""
@@ -137,11 +135,16 @@ class Server:
             return
         header = s.InHeader(*_HEADER(head))
         row, room = self._rows.get(header.opcode), chain.writable_size
-        self.progress.begin(_name(row, header), header.nodeid)
+        doing = self.progress.begin(row.name if row else _name(row, header), header.nodeid)
         error = 0
         result: bytes | int = b""
         try:
-            result = self._perform(self._known(row, header), header, head, chain, room)
+            row = row or self._unknown(header)
+            counts = doing.counts
+            counts[row.name] = counts.get(row.name, 0) + 1
+            if not self._session.live and row.opcode is not Opcode.INIT:
+                raise OSError(errno.EIO, f"{row.name} before INIT")
+            result = self._perform(row, header, head, chain, room, counts)
         except MalformedRequest as fault:
             error = errno.EINVAL
             self._log.warning(f"{_name(row, header)}: {fault}")
@@ -156,23 +159,19 @@ class Server:
             error = errno.EIO
             self._log.exception(f"{_name(row, header)} failed")
         finally:
-            self.progress.end()
-        if row is None or row.rule.replies:
+            self.progress.end(doing)
+        if row is None or row.replies:
             self._answer(chain, room, header, error, result)
 
-    def _known(self, row: Row | None, header: s.InHeader) -> Row:
-        """The row of a request that may be done now."""
-        if row is None:
-            if header.opcode == _SWAPPED_INIT:
-                self._log.warning("the guest's byte order is not this machine's: its requests are refused")
-            raise OSError(errno.ENOSYS, f"there is no request {header.opcode}")
-        with self._lock:
-            self._counts[row.name] = self._counts.get(row.name, 0) + 1
-        if not self._session.live and row.opcode is not Opcode.INIT:
-            raise OSError(errno.EIO, f"{row.name} before INIT")
-        return row
+    def _unknown(self, header: s.InHeader) -> NoReturn:
+        """Refuse a request that there is not."""
+        if header.opcode == _SWAPPED_INIT:
+            self._log.warning("the guest's byte order is not this machine's: its requests are refused")
+        raise OSError(errno.ENOSYS, f"there is no request {header.opcode}")
 
-    def _perform(self, row: Row, header: s.InHeader, head: bytes, chain: DescriptorChain, room: int) -> bytes | int:
+    def _perform(
+        self, row: Row, header: s.InHeader, head: bytes, chain: DescriptorChain, room: int, counts: dict[str, int]
+    ) -> bytes | int:
         """What follows the header of the answer: the bytes, or how many of them are there already."""
         present = chain.readable_size
         if header.len != present:
@@ -180,17 +179,20 @@ class Server:
         if room < row.room:
             raise OSError(errno.EIO, f"{row.name} leaves {room} bytes for an answer of {row.room}")
         if row.writes:
-            return self._write(row, header, head, chain)
+            return self._write(row, header, head, chain, counts)
         if present > LONGEST:
             raise MalformedRequest(f"it has {present} bytes, at most {LONGEST}")
         if present > len(head):
             head += chain.read(present - len(head))
-        body = head[IN_HEADER_SIZE:]
-        call = take_apart(header, row.rule, self._widened(row.opcode, body) if row.older else body)
+        if row.older:
+            head = head[:IN_HEADER_SIZE] + self._widened(row.opcode, head[IN_HEADER_SIZE:])
+        call = row.take(header, head)
         for check in row.checks:
             check(call)
         if row.reads:
-            return self._read(call, chain, room)
+            done = self._share.read(call, ChainRoom(chain, room))
+            counts["bytes_read"] = counts.get("bytes_read", 0) + done
+            return done
         if row.sized:
             call = fitting(call, room - OUT_HEADER_SIZE)
         if row.handler is None:
@@ -206,13 +208,7 @@ class Server:
             return body[:_OLD_SETXATTR] + bytes(s.SetxattrIn.STRUCT.size - _OLD_SETXATTR) + body[_OLD_SETXATTR:]
         return body
 
-    def _read(self, call: Call, chain: DescriptorChain, room: int) -> int:
-        done = self._share.read(call, ChainRoom(chain, room))
-        with self._lock:
-            self._counts["bytes_read"] += done
-        return done
-
-    def _write(self, row: Row, header: s.InHeader, head: bytes, chain: DescriptorChain) -> bytes:
+    def _write(self, row: Row, header: s.InHeader, head: bytes, chain: DescriptorChain, counts: dict[str, int]) -> bytes:
         if len(head) < WRITE_DATA:
             raise MalformedRequest(f"its arguments have {len(head) - IN_HEADER_SIZE} bytes, not {s.WriteIn.STRUCT.size}")
         call = Call(header, given := s.WriteIn(*_WRITE(head, IN_HEADER_SIZE)), (), b"")
@@ -222,8 +218,7 @@ class Server:
         for check in row.checks:
             check(call)
         done = self._share.write(call, source)
-        with self._lock:
-            self._counts["bytes_written"] += done
+        counts["bytes_written"] = counts.get("bytes_written", 0) + done
         return s.WriteOut(done).pack()
 
     def _answer(self, chain: DescriptorChain, room: int, header: s.InHeader, error: int, result: bytes | int) -> None:

@@ -53,7 +53,11 @@ class ChainRoom:
         """As Outgoing."""
         if size > self.size or offset + size > LARGEST_OFFSET:
             raise OSError(errno.EINVAL, f"READ offset {offset:#x} size {size:#x}: {self.size:#x} bytes fit")
-        return _all(lambda at: read_into(self._chain, fd, offset + at, start=OUT_HEADER_SIZE + at, size=size - at), size)
+        if (done := read_into(self._chain, fd, offset, start=OUT_HEADER_SIZE, size=size)) == size:
+            return done
+        return _rest(
+            lambda at: read_into(self._chain, fd, offset + at, start=OUT_HEADER_SIZE + at, size=size - at), done, size
+        )
 
 
 class ChainSource:
@@ -71,15 +75,16 @@ class ChainSource:
             raise OSError(errno.EINVAL, f"WRITE size {size:#x}: {self.size:#x} bytes are there")
         if offset + size > LARGEST_OFFSET:
             raise OSError(errno.EFBIG, f"WRITE offset {offset:#x} size {size:#x} passes the end of all files")
-        return _all(lambda at: write_from(self._chain, fd, offset + at, start=WRITE_DATA + at, size=size - at), size)
+        if (done := write_from(self._chain, fd, offset, start=WRITE_DATA, size=size)) == size:
+            return done
+        return _rest(lambda at: write_from(self._chain, fd, offset + at, start=WRITE_DATA + at, size=size - at), done, size)
 
 
-def _all(move: Callable[[int], int], size: int) -> int:
-    """Call `move`, with how much is done, until all is done or it does nothing: how much it did.
+def _rest(move: Callable[[int], int], done: int, size: int) -> int:
+    """After a part, call `move`, with how much is done, until all is done or it does nothing: how much that is.
 
     What fails after a part was done fails as a whole: to the guest a short read is the end of the file.
     """
-    done = 0
-    while done < size and (more := move(done)):
+    while 0 < done < size and (more := move(done)):
         done += more
     return done

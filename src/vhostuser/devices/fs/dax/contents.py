@@ -11,6 +11,7 @@ import errno
 import mmap
 import os
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Final
 
 from ....memory.mapping import address_of, map_file, sealed_file
@@ -70,6 +71,13 @@ class Contents:
     def agree(self, start: int, data: bytes) -> None:
         """The file has these bytes now."""
         self._known.view[start : start + len(data)] = data
+
+    def blend(self, start: int, data: bytes) -> None:
+        """The file has these bytes now: show them, but where the guest stored something else here, which stays a store."""
+        shown, known = self._shown.copy(start, len(data)), self._known.copy(start, len(data))
+        self.agree(start, data)
+        for first, last in _untouched(shown, known, data):
+            self.lay(start + first, data[first:last])
 
     def renew(self, start: int, data: bytes) -> None:
         """The file has these bytes now: show them in all pages that the guest has left as they were.
@@ -176,3 +184,12 @@ def _trimmed(ours: bytes, theirs: bytes, first: int, last: int) -> tuple[int, in
     while ours[last - 1] == theirs[last - 1]:
         last -= 1
     return first, last
+
+
+def _untouched(shown: bytes, known: bytes, data: bytes) -> Iterator[tuple[int, int]]:
+    """Ranges in which `data` is new, and nothing was stored."""
+    for first, last in _differences(data, known):
+        new = [at for at in range(first, last) if shown[at] == known[at]]
+        for _, run in groupby(enumerate(new), key=lambda pair: pair[1] - pair[0]):
+            places = [at for _, at in run]
+            yield places[0], places[-1] + 1

@@ -34,10 +34,12 @@ class CopiedFile:
         """Its st_dev and st_ino."""
         return self.source.key
 
-    def make_writable(self) -> None:
-        """Have an fd to write back by. OSError if the file is none to write to."""
+    def make_writable(self, source: MappedFile) -> None:
+        """Have an fd to write back by. OSError if the file is none to write to, as `source` is reached: another mount may
+        be one to read only.
+        """
         if not self.writable:
-            fd = self.source.open(os.O_RDWR)
+            fd = source.open(os.O_RDWR)
             self.fd.close()
             self.fd, self.writable = fd, True
 

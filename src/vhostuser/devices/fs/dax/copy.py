@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Final
 
 from ....errors import VhostUserError
@@ -22,12 +23,10 @@ from ..mapping import MappedFile
 from .churn import SECONDS, Churn
 from .contents import GRANULE, PAGE, Contents
 from .copied_file import CopiedFile
-from .owed import Owed
-from .segments import Segment, Segments
+from .segments import Segment
+from .stores import Key, Stores
 
 log = logging.getLogger(__name__)
-Key = tuple[int, int]
-"""st_dev and st_ino: mappings of the same file are one."""
 ALIGNMENT: Final = 21
 """2 MiB, the ranges of Linux."""
 END_OF_FILES: Final = 1 << 63
@@ -46,12 +45,8 @@ class CopyWindow:
     def __init__(self, size: int, region: Callable[[], SharedMemory], *, write: bool) -> None:
         self.size, self._region, self._write = size, region, write
         self._lock, self._log = threading.RLock(), LimitedLog(log)
-        self._contents = Contents(size)
-        self._segments: Segments[CopiedFile] = Segments()
+        self._stores = Stores(size, self._log)
         self._files: dict[Key, CopiedFile] = {}
-        self._failed: dict[Key, int] = {}
-        """The errno of a write-back that nobody was told of yet."""
-        self._owed = Owed()
         self._mapped = self._missed = False
         """Whether it is mapped, and whether the guest believes so, but it was taken back."""
         self._churn = Churn(max(1, size >> ALIGNMENT))
@@ -59,7 +54,7 @@ class CopyWindow:
     @property
     def memory(self) -> OwnedFd:
         """What the front-end maps."""
-        return self._contents.file
+        return self._stores.contents.file
 
     def begin(self) -> None:
         """Map the window, if it is not. OSError if the front-end does not have it."""
@@ -97,42 +92,47 @@ class CopyWindow:
             owner = self._owner(file)
             try:
                 if writable:
-                    owner.make_writable()
-                if not self._is_there(owner, foffset, size, moffset, writable):
-                    self._replace(Segment(moffset, size, foffset, owner, writable))
+                    owner.make_writable(file)
+                wanted = Segment(moffset, size, foffset, owner, writable)
+                if owner.writable:  # what was stored into another mapping of the range is to be seen in this one
+                    self._stores.settle(self._stores.elsewhere(wanted))
+                if not self._is_there(wanted):
+                    self._replace(wanted)
             finally:
                 self._release(owner)
 
     def _replace(self, segment: Segment[CopiedFile]) -> None:
         """Read a segment over what is in its place."""
         start, end = segment.moffset, segment.end
-        self._leave(self._segments.between(start, end))
+        self._stores.leave(self._stores.segments.between(start, end))
+        gone = self._stores.segments.remove(start, end)
         try:
             self._load(segment)
-        except OSError:
-            self._drop(self._segments.remove(start, end))
-            raise
-        self._drop(self._segments.add(segment))
+            self._stores.segments.add(segment)
+        finally:
+            self._drop(gone)
         self._notice(segment)
 
     def _notice(self, segment: Segment[CopiedFile]) -> None:
         """Say so if the window is too small for what the guest reads."""
-        if again := self._churn.mapped((segment.file.source.key, segment.foffset), taken=len(self._segments)):
+        if again := self._churn.mapped((segment.file.source.key, segment.foffset), taken=len(self._stores.segments)):
             self._log.warning(
                 f"the DAX window of {self.size >> 20} MiB is too small: {again} ranges came back within {SECONDS:g} s, "
                 "which takes longer than READ; try: a larger --dax-window, or --dax off"
             )
 
-    def _is_there(self, owner: CopiedFile, foffset: int, size: int, moffset: int, writable: bool) -> bool:
+    def _is_there(self, wanted: Segment[CopiedFile]) -> bool:
         """The very bytes are in that place: nothing may be lost of what the guest stores there meanwhile."""
-        there = self._segments.between(moffset, moffset + size)
-        if len(there) != 1 or there[0].file is not owner or there[0].foffset != foffset or there[0].size != size:
+        owner, start, end = wanted.file, wanted.moffset, wanted.end
+        there = self._stores.segments.between(start, end)
+        if len(there) != 1 or replace(there[0], writable=wanted.writable) != wanted:
             return False
-        if writable and not there[0].writable:
-            if owner.key in self._owed:
+        if wanted.writable and not there[0].writable:
+            if owner.key in self._stores.owed:
                 return False  # what is shown is not all the file's
-            self._contents.keep(moffset, moffset + size)
-            self._segments.add(Segment(moffset, size, foffset, owner, writable=True))
+            self._stores.contents.keep(start, end)
+            self._stores.segments.add(wanted)
+        self._stores.catch_up(wanted)
         return True
 
     def remove(self, ranges: Sequence[tuple[int, int]]) -> None:
@@ -140,37 +140,41 @@ class CopyWindow:
         with self._lock:
             error = 0
             for start, size in ranges:
-                error = self._leave(self._segments.between(start, start + size)) or error
-                self._drop(self._segments.remove(start, start + size))
+                error = self._stores.leave(self._stores.segments.between(start, start + size)) or error
+                self._drop(self._stores.segments.remove(start, start + size))
             if error:
                 raise OSError(error, os.strerror(error))
 
-    def before(self, key: Key, start: int = 0, end: int = END_OF_FILES) -> None:
+    def before(self, key: Key, start: int = 0, end: int = END_OF_FILES) -> int:
         """The file is about to be read or changed: have these bytes of it be what the guest stored; of whole pages, since
         what lies between two stores is written with them.
 
-        They may be none, where all that is changed is to be seen instead. What fails is told by the next `write_back`.
+        They may be none, where all that is changed is to be seen instead. What fails is told by the next `write_back`, too;
+        here it is the answer, as an errno.
         """
         if not self._write or key not in self._files:
-            return
+            return 0
         with self._lock:
-            if owner := self._files.get(key):
-                if start < end:
-                    start, end = start - start % PAGE, -(-end // PAGE) * PAGE
-                    self._pay(owner, start, end)
-                    parts = (segment.of_file(start, end) for segment in self._of(owner))
-                    self._settle([part for part in parts if part])
-                owner.changing()
+            owner, error = self._files.get(key), 0
+            if owner is None:
+                return 0
+            if start < end:
+                start, end = start - start % PAGE, -(-end // PAGE) * PAGE
+                error = self._stores.pay(owner, start, end)
+                parts = (segment.of_file(start, end) for segment in self._stores.of(owner))
+                error = self._stores.settle([part for part in parts if part]) or error
+            owner.changing()
+            return error
 
     def write_back(self, key: Key | None = None) -> None:
         """Write what the guest stored of a file, or of all, to the files. OSError if that failed, now or before."""
-        if not self._files and not self._failed:
+        if not self._files and not self._stores.failed:
             return
         with self._lock:
-            keys = [key] if key is not None else [*self._files, *self._failed]
+            keys = [key] if key is not None else [*self._files, *self._stores.failed]
             for each in keys:
                 self._write_file(each)
-            errors = [self._failed.pop(each) for each in keys if each in self._failed]
+            errors = [self._stores.failed.pop(each) for each in keys if each in self._stores.failed]
         if errors:
             raise OSError(errors[0], os.strerror(errors[0]))
 
@@ -192,10 +196,12 @@ class CopyWindow:
             if owner is None:
                 return
             old, (new, _), changed = owner.size, owner.look(), end
+            if end > owner.end:  # what was stored behind the end that the guest knew of is nothing
+                start = min(start, owner.end)
             if old != new:  # behind the old end, or the new one, there are zeroes
                 start, end = min(start, old, new), -(-max(end, old, new) // PAGE) * PAGE
-            self._owed.cut(key, start, end)
-            for segment in list(self._of(owner)):
+            self._stores.owed.cut(key, start, end)
+            for segment in list(self._stores.of(owner)):
                 if part := segment.of_file(start, end):
                     self._show(part)
             owner.grown(changed)
@@ -214,14 +220,16 @@ class CopyWindow:
                 return
             end, owner.seen = owner.end, owner.look()
             owner.end = owner.seen[0]
-            for segment in list(self._of(owner)):
+            for segment in list(self._stores.of(owner)):
                 self._renew(segment, end)
+            for segment in list(self._stores.of(owner)):
+                self._stores.catch_up(segment)
 
     def end(self) -> None:
         """Write back all and forget it, and give the memory back. The mapping stays."""
         with self._lock:
             self._finish()
-            self._contents.forget(0, self.size)
+            self._stores.contents.forget(0, self.size)
 
     def reset(self) -> None:
         """The front-end has forgotten the mapping, or is left alone with it: then it goes on with what it sees."""
@@ -230,31 +238,31 @@ class CopyWindow:
             self._missed = False
             if self._mapped:
                 self._mapped = False
-                seen, self._contents = self._contents, Contents(self.size)
+                seen, self._stores.contents = self._stores.contents, Contents(self.size)
                 seen.close()
 
     def close(self) -> None:
         """Let go of the memory."""
         with self._lock:
             self._finish()
-            self._contents.close()
+            self._stores.contents.close()
 
     def _finish(self) -> None:
         """Write back all and forget it."""
         for key in list(self._files):
             self._write_file(key)
-        rows = list(self._segments)
-        if self._failed:
-            self._leave(rows)  # what still is in the window counts, too
-        if lost := self._owed.clear():
+        rows = list(self._stores.segments)
+        if self._stores.failed:
+            self._stores.leave(rows)  # what still is in the window counts, too
+        if lost := self._stores.owed.clear():
             self._log.warning(
                 f"{lost} bytes that the guest stored are lost: they could not be written until its session ended"
             )
-        self._segments.clear()
+        self._stores.segments.clear()
         self._drop(rows)
         for owner in list(self._files.values()):
             self._release(owner)
-        self._failed.clear()
+        self._stores.failed.clear()
 
     # Files
 
@@ -265,12 +273,9 @@ class CopyWindow:
 
     def _release(self, owner: CopiedFile) -> None:
         """Close a file of which nothing is in the window, and to which nothing is owed."""
-        if not self._segments.count(owner) and owner.key in self._files and owner.key not in self._owed:
+        if not self._stores.segments.count(owner) and owner.key in self._files and owner.key not in self._stores.owed:
             del self._files[owner.key]
             owner.fd.close()
-
-    def _of(self, owner: CopiedFile) -> Iterator[Segment[CopiedFile]]:
-        return (segment for segment in self._segments if segment.file is owner)
 
     def _drop(self, parts: list[Segment[CopiedFile]]) -> None:
         """Parts of segments are gone: close what has none any more."""
@@ -282,12 +287,13 @@ class CopyWindow:
     def _load(self, segment: Segment[CopiedFile]) -> None:
         """Read a segment's bytes from its file, but for those that are owed to it."""
         fd, start, end = segment.file.fd.fileno(), segment.moffset, segment.end
-        self._contents.load(fd, segment.foffset, start, end, writable=segment.writable)
+        self._stores.contents.load(fd, segment.foffset, start, end, writable=segment.writable)
         first, last = segment.foffset, segment.foffset + segment.size
-        for offset, data in self._owed.within(segment.file.key, first, last):
-            self._contents.lay(start + offset - first, data)
+        for offset, data in self._stores.owed.within(segment.file.key, first, last):
+            self._stores.contents.lay(start + offset - first, data)
         if segment.writable:  # there they are like anything that is stored
-            self._owed.cut(segment.file.key, first, last)
+            self._stores.owed.cut(segment.file.key, first, last)
+        self._stores.catch_up(segment)
 
     def _renew(self, segment: Segment[CopiedFile], end: int) -> None:
         """The file's bytes in all pages that the guest has left as they were; it stored nothing behind the file's `end`."""
@@ -295,83 +301,21 @@ class CopyWindow:
             self._load(segment)
             return
         if behind := segment.of_file(end, segment.foffset + segment.size):
-            self._contents.undo(behind.moffset, behind.end)
+            self._stores.contents.undo(behind.moffset, behind.end)
         for each in _steps(segment):
-            self._contents.renew(each.moffset, each.file.read(each.size, each.foffset))
+            self._stores.contents.renew(each.moffset, each.file.read(each.size, each.foffset))
 
     def _show(self, part: Segment[CopiedFile]) -> None:
         """The file's bytes instead of what the guest sees, whatever it stored just there."""
         for each in _steps(part):
             data = each.file.read(each.size, each.foffset)
-            self._contents.show(each.moffset, data, writable=each.writable)
+            self._stores.contents.show(each.moffset, data, writable=each.writable)
 
     def _write_file(self, key: Key) -> None:
         if (owner := self._files.get(key)) and owner.writable:
-            self._pay(owner, 0, END_OF_FILES)
-            self._settle(list(self._of(owner)))
+            self._stores.pay(owner, 0, END_OF_FILES)
+            self._stores.settle(list(self._stores.of(owner)))
             self._release(owner)
-
-    def _pay(self, owner: CopiedFile, start: int, end: int) -> None:
-        """Write what is owed to a range of a file, up to its end for the guest, and now. What fails is remembered."""
-        pieces = self._owed.within(owner.key, start, end)
-        if not pieces:
-            return
-        owner.changing()
-        try:
-            for offset, data in pieces:
-                owner.write(data[: max(0, min(owner.end, owner.size) - offset)], offset)
-                self._owed.cut(owner.key, offset, offset + len(data))
-        except OSError as failure:
-            self._failed[owner.key] = failure.errno or errno.EIO
-        owner.changed()
-
-    def _leave(self, parts: Sequence[Segment[CopiedFile]]) -> int:
-        """Write back what was stored into parts that go; 0, or the errno of what failed, which is owed then."""
-        if error := self._settle(parts):
-            kept = [self._owe(part, at, data) for part in parts if part.writable for at, data in self._stored(part)]
-            if not all(kept):
-                self._log.warning("bytes that the guest stored are lost: too many could not be written")
-        return error
-
-    def _owe(self, part: Segment[CopiedFile], at: int, data: bytes) -> bool:
-        return self._owed.add(part.file.key, at + part.foffset - part.moffset, data)
-
-    def _settle(self, parts: Sequence[Segment[CopiedFile]]) -> int:
-        """Write back what was stored into parts of the window; 0, or the errno of what failed, which is remembered, too."""
-        error = 0
-        for part in parts:
-            if not part.writable:
-                continue
-            try:
-                self._store(part)
-            except OSError as failure:
-                error = self._failed[part.file.key] = failure.errno or errno.EIO
-                self._log.warning(f"a page that the guest stored is not written: {failure.strerror}")
-        return error
-
-    def _store(self, part: Segment[CopiedFile]) -> None:
-        """Write back the bytes of a part that differ from the file as it is known, up to its end for the guest, and now."""
-        file, shift, others = part.file, part.foffset - part.moffset, self._elsewhere(part)
-        file.changing()
-        for at, data in self._stored(part):
-            file.write(data, at + shift)
-            self._contents.agree(at, data)
-            self._owed.cut(file.key, at + shift, at + shift + len(data))
-            for other in others:
-                if there := other.of_file(at + shift, at + shift + len(data)):
-                    self._show(there)
-        file.changed()
-
-    def _stored(self, part: Segment[CopiedFile]) -> Iterator[tuple[int, bytes]]:
-        """What the guest stored into a part, and where: up to the end of the file as the guest knows it, and now."""
-        shift = part.foffset - part.moffset
-        return self._contents.stored(part.moffset, min(part.end, part.file.end - shift, part.file.look()[0] - shift))
-
-    def _elsewhere(self, part: Segment[CopiedFile]) -> list[Segment[CopiedFile]]:
-        """Where else the window has bytes of the file that `part` has."""
-        end = part.foffset + part.size
-        found = [other.of_file(part.foffset, end) for other in self._of(part.file)]
-        return [other for other in found if other and not part.moffset <= other.moffset < part.end]
 
 
 def _steps(part: Segment[CopiedFile]) -> Iterator[Segment[CopiedFile]]:

@@ -20,8 +20,9 @@ from ....memory.mapping import sealed_file
 from ....shared_memory import MapRequest, SharedMemory
 from ....transport.fds import OwnedFd
 from ..mapping import MappedFile
-from .copy import ALIGNMENT, END_OF_FILES, CopyWindow, Key
+from .copy import ALIGNMENT, END_OF_FILES, CopyWindow
 from .granules import PAGE, Granule, Source, whole_pages
+from .stores import Key
 
 log = logging.getLogger(__name__)
 MOST_MAPPINGS: Final = 504
@@ -157,9 +158,9 @@ class DirectWindow:
             finally:
                 self._forget(gone)
 
-    def before(self, key: Key, start: int = 0, end: int = END_OF_FILES) -> None:
-        """Have the file say what the guest stored of it into copies. What fails is told by the next `write_back`."""
-        self._copies.before(key, start, end)
+    def before(self, key: Key, start: int = 0, end: int = END_OF_FILES) -> int:
+        """Have the file say what the guest stored of it into copies. What fails is told by the next `write_back`, too."""
+        return self._copies.before(key, start, end)
 
     def write_back(self, key: Key | None = None) -> None:
         """Write what the guest stored into copies of a file, or of all. OSError if that failed, now or before."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from struct import Struct
 from typing import Final
 
@@ -17,7 +17,7 @@ from . import calls
 from .calls import failed
 from .inodes import Inode
 from .names import Lookups
-from .opened import Entry, OpenDirectory
+from .opened import OpenDirectory
 from .state import State, arguments
 
 CHUNK: Final = 32 << 10
@@ -29,12 +29,26 @@ FOPEN: Final = {
     Cache.METADATA: FopenFlag.CACHE_DIR | FopenFlag.KEEP_CACHE,
 }
 """What the guest's kernel is told of an open directory."""
-_LINUX_DIRENT: Final = Struct("=QqHB")
-_DIRENT: Final = s.Dirent.STRUCT
+_linux_dirent: Final = Struct("=QQHB").unpack_from
+_LINUX_DIRENT_SIZE: Final = 19
+_DIRENT_SIZE: Final = s.Dirent.STRUCT.size
 _ENTRY_SIZE: Final = s.EntryOut.STRUCT.size
 _NO_ENTRY: Final = bytes(_ENTRY_SIZE)
 """An EntryOut that says nothing: the guest looks the name up if it wants it."""
 _DOTS: Final = (b".", b"..")
+EntryMaker = Callable[[Inode, bytes], bytes]
+"""Makes the EntryOut of a name in a directory."""
+
+
+class _Records(dict[int, Callable[..., bytes]]):
+    """By how many times 8 bytes a name takes: what packs a Dirent with such a name behind it, and zeroes."""
+
+    def __missing__(self, units: int) -> Callable[..., bytes]:
+        self[units] = made = Struct(f"{s.Dirent.STRUCT.format}{8 * units}s").pack
+        return made
+
+
+_RECORDS: Final = _Records()
 
 
 class Directories:
@@ -58,7 +72,7 @@ class Directories:
 
     def readdir(self, call: Call) -> bytes:
         """The entries from an offset on."""
-        return self._list(call, 0, lambda directory, name: b"")
+        return self._list(call, 0, None)
 
     def readdirplus(self, call: Call) -> bytes:
         """The entries from an offset on, each with its inode, looked up once more."""
@@ -72,71 +86,62 @@ class Directories:
         except OSError:
             return _NO_ENTRY
 
-    def _list(self, call: Call, extra: int, entry: Callable[[Inode, bytes], bytes]) -> bytes:
-        """Entries, each with `extra` bytes that `entry` gives, as many as there is room for."""
+    def _list(self, call: Call, extra: int, entry: EntryMaker | None) -> bytes:
+        """Entries, each behind `extra` bytes that `entry` makes, as many as there is room for."""
         given = arguments(call, s.ReadIn)
         directory = self._state.opened.directory(given.fh, call.header.nodeid)
         if given.offset >= 1 << 63:
             raise failed(errno.EINVAL)
         parts, left = list[bytes](), given.size
         with directory.lock:
-            for each in _entries(directory, given.offset):
-                ino, offset, type, name = each
-                size = extra + _DIRENT.size + len(name)
-                padding = -size % 8
-                left -= size + padding
-                if left < 0:
-                    directory.ahead.append(each)
-                    break
-                directory.position = offset
-                parts += (
-                    entry(directory.inode, name),
-                    _DIRENT.pack(_shown(directory.inode, name, ino), offset, len(name), type),
-                )
-                parts.append(name + bytes(padding))
+            _seek(directory, given.offset)
+            while left >= 0 and (directory.at < len(directory.ahead) or _read_ahead(directory, given=bool(parts))):
+                left = _take(directory, parts, left, extra, entry)
         if not parts and left < 0:
             raise failed(errno.EINVAL)
         return b"".join(parts)
 
 
-def _shown(directory: Inode, name: bytes, ino: int) -> int:
-    """The inode number of an entry; what is above the root is not told."""
-    return directory.key[1] if directory.nodeid == ROOT_ID and name == b".." else ino
+def _take(directory: OpenDirectory, parts: list[bytes], left: int, extra: int, entry: EntryMaker | None) -> int:
+    """Give entries that were read ahead, in `left` bytes; how many are left, less than none if there are entries left.
+
+    This is what a listing takes: a few steps an entry, and one `pack`.
+    """
+    data, at, end, inode = directory.ahead, directory.at, len(directory.ahead), directory.inode
+    above = inode.key[1] if inode.nodeid == ROOT_ID else None  # what is above the root is not told
+    while at < end:
+        ino, offset, size, type = _linux_dirent(data, at)
+        start = at + _LINUX_DIRENT_SIZE
+        name = data[start : data.index(b"\0", start)]
+        length = len(name)
+        units = (length + 7) >> 3
+        left -= extra + _DIRENT_SIZE + 8 * units
+        if left < 0:
+            break
+        if entry:
+            parts.append(entry(inode, name))
+        if above and name == b"..":
+            ino = above
+        parts.append(_RECORDS[units](ino, offset, length, type, name))
+        at += size
+        directory.at, directory.position = at, offset
+    return left
 
 
-def _entries(directory: OpenDirectory, offset: int) -> Iterator[Entry]:
-    """The entries from `offset` on, each taken out of what was read ahead."""
+def _seek(directory: OpenDirectory, offset: int) -> None:
+    """Go on at `offset`: with what was read ahead, if it begins there."""
     if offset != directory.position:
-        directory.ahead.clear()
+        directory.ahead, directory.at = b"", 0
         os.lseek(directory.fd.number, offset, os.SEEK_SET)
         directory.position = offset
-    given = False
-    while True:
-        given = given or bool(directory.ahead)
-        while directory.ahead:
-            yield directory.ahead.pop()
-        directory.ahead = _parsed(_chunk(directory, given))
-        if not directory.ahead:
-            return
 
 
-def _chunk(directory: OpenDirectory, given: bool) -> bytes:
-    """What the kernel says comes next. An error is for the next request to tell, if entries were given to this one."""
+def _read_ahead(directory: OpenDirectory, *, given: bool) -> bool:
+    """Read what comes next, if anything does. An error is for the next request to tell, if some were `given` to this one."""
+    directory.ahead, directory.at = b"", 0
     try:
-        return calls.getdents(directory.fd.number, CHUNK)
+        directory.ahead = calls.getdents(directory.fd.number, CHUNK)
     except OSError:
-        if given:
-            return b""
-        raise
-
-
-def _parsed(data: bytes) -> list[Entry]:
-    """The entries in what the kernel gave, the first one last."""
-    found, at = list[Entry](), 0
-    while at < len(data):
-        ino, offset, size, type = _LINUX_DIRENT.unpack_from(data, at)
-        name = data[at + _LINUX_DIRENT.size : at + size]
-        found.append((ino, offset & (1 << 64) - 1, type, name[: name.index(b"\0")]))
-        at += size
-    found.reverse()
-    return found
+        if not given:
+            raise
+    return bool(directory.ahead)

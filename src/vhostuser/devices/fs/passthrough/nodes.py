@@ -17,7 +17,7 @@ from .attributes import Attributes
 from .calls import UTIME_NOW, UTIME_OMIT, failed
 from .capability import Capability
 from .credentials import Creators, WithoutFsetid
-from .files import check_range
+from .files import OFFSET_MAX, check_range
 from .inodes import Fd, Inode
 from .state import State, arguments
 
@@ -74,6 +74,7 @@ class Nodes:
             self._truncate(inode, file if fh is not None else None, given)
         if given.valid & _TIMES:
             times = _atime(given), _mtime(given)
+            self._state.before(inode, 0, OFFSET_MAX)  # to write it later would make it younger again
             calls.set_times(self._state.proc.number, path, *times)
         found = os.fstat(file.number)
         self._state.seen(inode, found)

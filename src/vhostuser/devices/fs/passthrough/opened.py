@@ -10,9 +10,6 @@ from itertools import count
 from .calls import failed
 from .inodes import Fd, Inode
 
-Entry = tuple[int, int, int, bytes]
-"""An entry of a directory: its inode number, the offset behind it, its type, its name."""
-
 
 @dataclass(frozen=True, slots=True)
 class OpenFile:
@@ -24,13 +21,16 @@ class OpenFile:
 
 @dataclass(slots=True)
 class OpenDirectory:
-    """An open directory; `ahead` are entries that were read but not given yet, and `position` is where these begin."""
+    """An open directory; `ahead` are entries as the kernel gave them, those before `at` were given to the guest, and
+    `position` is the offset at which the next one begins.
+    """
 
     inode: Inode
     fd: Fd
     lock: threading.Lock = field(default_factory=threading.Lock)
     position: int = 0
-    ahead: list[Entry] = field(default_factory=list)
+    ahead: bytes = b""
+    at: int = 0
 
 
 class Opened:

@@ -25,6 +25,8 @@ COPY_MAX: Final = 0x7FFFF000
 """Bytes of one COPY_FILE_RANGE: more than the answer can say would be lost."""
 _MODES: Final = KEEP_SIZE | PUNCH_HOLE | ZERO_RANGE
 """What FALLOCATE may do; what moves the rest of a file (COLLAPSE_RANGE, INSERT_RANGE) is not for a shared file."""
+_CHANGING: Final = PUNCH_HOLE | ZERO_RANGE
+"""Without these, FALLOCATE leaves bytes as they are, and what was stored of them and not written yet."""
 _WHENCE: Final = (os.SEEK_DATA, os.SEEK_HOLE)
 """All that the guest can't find out itself."""
 
@@ -65,11 +67,12 @@ class Ranges:
         if given.length > OFFSET_MAX:
             raise failed(errno.EINVAL)
         check_range(given.offset, given.length)
-        self._state.before(file.inode, given.offset, given.offset + given.length)
+        start, end = given.offset, given.offset + given.length
+        self._state.before(file.inode, start, end)
         self._capability.drop(file.fd)
         with self._changing(call):
             calls.fallocate(file.fd.number, given.mode, given.offset, given.length)
-        self._state.after(file.inode, given.offset, given.offset + given.length)
+        self._state.after(file.inode, start if given.mode & _CHANGING else end, end)
 
     def _changing(self, call: Call) -> AbstractContextManager[None]:
         """Change a file for a user who may not leave suid and sgid bits on it, if taking them is our part."""
@@ -84,7 +87,7 @@ class Ranges:
             raise failed(errno.EINVAL)
         if given.offset > OFFSET_MAX:
             raise failed(errno.ENXIO)
-        self._state.before(file.inode, 0, OFFSET_MAX)
+        self._state.settled(file.inode, 0, OFFSET_MAX)
         return s.LseekOut(os.lseek(file.fd.number, given.offset, given.whence))
 
     def copy_file_range(self, call: Call) -> s.WriteOut:
@@ -97,7 +100,7 @@ class Ranges:
         size = min(given.len, COPY_MAX)
         check_range(given.off_in, size)
         check_range(given.off_out, size)
-        self._state.before(source.inode, given.off_in, given.off_in + size)
+        self._state.settled(source.inode, given.off_in, given.off_in + size)
         self._state.before(target.inode, given.off_out, given.off_out + size)
         self._capability.drop(target.fd)
         with self._changing(call):

@@ -56,8 +56,11 @@ class Names(Protocol):
 class Mappings(Protocol):
     """What a share asks of the window (of which it is a part)."""
 
-    def before(self, key: tuple[int, int], start: int, end: int) -> None:
-        """The file with this st_dev and st_ino is about to be read or changed; these bytes must not be older than stores."""
+    def before(self, key: tuple[int, int], start: int, end: int) -> int:
+        """The file with this st_dev and st_ino is about to be read or changed; these bytes must not be older than stores.
+
+        0, or the errno of what could not be written.
+        """
 
     def after(self, key: tuple[int, int], start: int, end: int) -> None:
         """These bytes of the file were changed."""
@@ -234,14 +237,20 @@ class State:
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
         return self.kept(os.open(b"%d" % fd.number, flags, dir_fd=self.proc.number))
 
-    def before(self, inode: Inode, start: int, end: int) -> None:
-        """Settle what the window has of these bytes of a file, before it is read or changed.
+    def before(self, inode: Inode, start: int, end: int) -> int:
+        """Settle what the window has of these bytes of a file, before it is read or changed; 0, or the errno of what failed.
 
         Also of what a change replaces: else somebody's sync between the change and `after` would write older stores over it.
         They may be none, for what a change cuts off. It takes long where much is mapped.
         """
         if self.window is not None and inode.type == stat.S_IFREG:
-            self.window.before(inode.file, start, end)
+            return self.window.before(inode.file, start, end)
+        return 0
+
+    def settled(self, inode: Inode, start: int, end: int) -> None:
+        """The same for who reads. OSError if the file lacks what was stored: who is given older bytes would not know."""
+        if self.window is not None and (error := self.before(inode, start, end)):
+            raise failed(error)
 
     def after(self, inode: Inode, start: int, end: int) -> None:
         """Have the window show bytes of a file that were changed."""
