@@ -1,0 +1,34 @@
+"""Peers that only the matrix needs: fetched as the tools of the tests are, each into a folder of its own in the cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from vhostuser.vm.tool import Tool
+from vhostuser.vm.tree import FetchError, loaded
+
+LIBRARIES: Final = "usr/lib/x86_64-linux-gnu"
+
+
+def _passt(tree: Path) -> list[str]:
+    return loaded("usr/bin/passt", tree)
+
+
+def _testpmd(tree: Path) -> list[str]:
+    """With the drivers of the tree, which it would look for in the system."""
+    drivers = next((tree / LIBRARIES / "dpdk").glob("pmds-*"), None)
+    if drivers is None:
+        raise FetchError("the packages of DPDK hold no drivers: has their layout changed?")
+    return [*loaded("usr/bin/dpdk-testpmd", tree), "-d", str(drivers)]
+
+
+PASST: Final = Tool("matrix-passt", ("passt",), _passt)
+TESTPMD: Final = Tool("matrix-dpdk", ("dpdk",), _testpmd, version="--version")
+
+
+def have(tool: Tool) -> list[str]:
+    """Fetch it unless it is there; the start of its command line."""
+    if not tool.is_there:
+        tool.fetch()
+    return tool.command()

@@ -1,0 +1,101 @@
+"""Hold one peer to the rules, within a time, and keep what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from vhostuser.vm.tree import FetchError
+
+from .causes import cause_of
+from .peers import Peer
+from .store import FINDINGS, LARGEST, TOP, Run, Verdict, save, verdict_of, without_paths
+
+
+def run(peer: Peer) -> Run:
+    """Run all rules on a peer and save the result. A peer that can't be had is a result, too."""
+    with tempfile.TemporaryDirectory(prefix="vhu-matrix") as name:
+        folder = Path(name)
+        try:
+            words = peer.start(folder)
+        except FetchError as error:
+            found = Run(today(), {}, peer.check(), over=f"not run: {error}")
+        else:
+            found = _checked(peer, words, folder)
+            keep_captures(peer.name, found.verdicts, folder / "captures")
+    save(peer.name, found)
+    return found
+
+
+def today() -> str:
+    """The date of a run."""
+    return datetime.now(UTC).date().isoformat()
+
+
+def _checked(peer: Peer, words: Sequence[str], folder: Path) -> Run:
+    device = ["--device", peer.device] if peer.device else []
+    captures = ["--captures", str(folder / "captures")]
+    command = [sys.executable, "-m", "vhostuser", "check", peer.side, "--json", *device, *captures]
+    code, out, said = within([*command, "--run", shlex.join(words)], peer.seconds)
+    verdicts = [verdict_of(json.loads(line)) for line in out.splitlines() if line.startswith("{") and line.endswith("}")]
+    return Run(today(), peer.versions(), peer.check(), _over(code, said, peer.seconds), verdicts)
+
+
+def _over(code: int | None, said: str, seconds: int) -> str:
+    """Why a run was not whole, if it was not: 0 and 1 are the exit codes of one that was."""
+    if code is None:
+        return f"ended after {seconds} s, its time"
+    return "" if code in (0, 1) else (said.strip().splitlines() or [f"exit status {code}"])[0]
+
+
+def within(command: Sequence[str], seconds: float) -> tuple[int | None, str, str]:
+    """Run a command, and what it starts, for so long at most: its exit code (None if it was ended), output, complaints."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(
+            command, cwd=TOP, stdin=subprocess.DEVNULL, stdout=out, stderr=said, start_new_session=True
+        )
+        code = None
+        with suppress(subprocess.TimeoutExpired):
+            code = process.wait(seconds)
+        if code is None:
+            process.send_signal(signal.SIGINT)  # then it ends what it has started
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        out.seek(0)
+        said.seek(0)
+        return code, out.read(), said.read()
+
+
+def keep_captures(peer: str, verdicts: Sequence[Verdict], captures: Path) -> None:
+    """Keep the capture that goes with each finding, if it is small; those of the run before go."""
+    place = FINDINGS / peer
+    for old in place.glob("*.pcapng"):
+        old.unlink()
+    shown = {cause.slug: verdict for verdict in reversed(_by_weight(verdicts)) for cause in [cause_of(peer, verdict)]}
+    for slug, verdict in shown.items():
+        capture = captures / f"{verdict.rule}.pcapng"
+        if capture.exists() and capture.stat().st_size <= LARGEST:
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{slug}.pcapng").write_bytes(without_paths(capture.read_bytes()))
+
+
+def _by_weight(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    return sorted((each for each in verdicts if each.is_bad), key=weight)
+
+
+def weight(verdict: Verdict) -> tuple[int, int, str]:
+    """What stands for a finding: of the highest level, with the shortest conversation."""
+    length = sum(len(line) for line in verdict.sent) or 1 << 20
+    return ("MUST", "SHOULD", "advice").index(verdict.level), length, verdict.rule
