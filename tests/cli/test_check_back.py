@@ -97,3 +97,11 @@ def test_profiles_name_rules() -> None:
     for profile in BACK_END_PROFILES.values():
         assert set(profile) <= names
         assert all(profile.values())
+
+
+@pytest.mark.parametrize("option", ["--junit", "--captures"])
+def test_what_can_not_be_written_is_told_before_anything_is_checked(tmp_path: Path, option: str) -> None:
+    (tmp_path / "file").touch()
+    code, said, error = check(str(tmp_path / "nobody"), option, str(tmp_path / "file" / "report"))
+    assert (code, said) == (2, "")
+    assert "can't be written" in error

@@ -62,6 +62,7 @@ def listed(rules: Iterable[Rule[B]]) -> int:
 
 def conclude(options: argparse.Namespace, program: str, check: Callable[[], Iterator[Outcome]], advice: str) -> int:
     """Check, tell each outcome as it comes, and sum up; the exit code."""
+    _prepared(options)
     strict, outcomes, over = options.profile == STRICT, list[Outcome](), ""
     try:
         for outcome in _told(options, check()):
@@ -76,6 +77,18 @@ def conclude(options: argparse.Namespace, program: str, check: Callable[[], Iter
         after = f" (the last rule before was {outcomes[-1].rule.name})" if outcomes else ""
         raise CommandError(over + after, advice, Exit.PEER)
     return Exit.FAILED if any(fails(outcome, strict=strict) for outcome in outcomes) else Exit.DONE
+
+
+def _prepared(options: argparse.Namespace) -> None:
+    """Where the report and the captures go can be written to: that is known before anything is checked."""
+    try:
+        if options.captures:
+            Path(options.captures).mkdir(parents=True, exist_ok=True)
+        if options.junit:
+            Path(options.junit).open("a").close()
+    except OSError as error:
+        why = f"{error.filename} can't be written: {error.strerror}"
+        raise CommandError(why, "try: a folder that is there", Exit.USAGE) from None
 
 
 def _told(options: argparse.Namespace, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:

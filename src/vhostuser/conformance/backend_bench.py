@@ -11,7 +11,7 @@ from typing import Final
 
 from ..protocol.framing import Frame
 from ..protocol.layout import Payload
-from ..protocol.numbers import NEED_REPLY, FrontendRequest, ProtocolFeature, VhostFeature, mask
+from ..protocol.numbers import NEED_REPLY, VERSION, FrontendRequest, ProtocolFeature, VhostFeature, mask
 from ..protocol.payloads import U64, MemoryRegion, MemoryTable, VringAddr, VringState
 from ..protocol.rules import FRONTEND, Channel
 from ..protocol.state import Role
@@ -188,6 +188,9 @@ class BackendBench(RawFrontend, RecordedWire):
     def answered(self, request: int, body: Body = None, *, fds: Fds = (), flags: int = 1) -> Frame[OwnedFd]:
         """The same of a reply that may have need_reply set, as the request had it."""
         self.request(request, body, fds=fds, flags=flags)
+        return self._reply_to(request)
+
+    def _reply_to(self, request: int) -> Frame[OwnedFd]:
         frame = self.receive()
         for fd in frame.fds:
             self._keep(fd)
@@ -201,7 +204,19 @@ class BackendBench(RawFrontend, RecordedWire):
         if not self.has(F.REPLY_ACK):
             self.request(request, body, fds=fds)
             self.alive()
-        elif status := self._acknowledgement(request, body, fds):
+        else:
+            self.request(request, body, fds=fds, flags=VERSION | NEED_REPLY)
+            self.expect_yes(request)
+
+    def expect_yes(self, request: int) -> None:
+        """The same of a request that was sent already, with need_reply."""
+        frame = self._reply_to(request)
+        if frame.flags != ACK:
+            raise Deviation(f"the acknowledgement of {_name(request)}, flags {ACK:#x}", f"flags {frame.flags:#x}")
+        if len(frame.payload) != U64.STRUCT.size or frame.fds:
+            got = f"{len(frame.payload)} bytes and {len(frame.fds)} fds"
+            raise Deviation(f"an acknowledgement of {_name(request)}: 8 bytes, no fd", got)
+        if status := U64.unpack(frame.payload).value:
             raise Deviation(f"{_name(request)} accepted", f"status {status:#x}")
 
     def refused(self, request: int, body: Body = None, *, fds: Fds = ()) -> None:
@@ -248,13 +263,6 @@ class BackendBench(RawFrontend, RecordedWire):
         """The back-end answers nothing to this, and goes on."""
         self.request(request, body, fds=fds, flags=flags)
         self.alive()
-
-    def _acknowledgement(self, request: int, body: Body, fds: Fds) -> int:
-        frame = self.replied(request, body, fds=fds, flags=0x9)
-        if len(frame.payload) != U64.STRUCT.size or frame.fds:
-            got = f"{len(frame.payload)} bytes and {len(frame.fds)} fds"
-            raise Deviation(f"an acknowledgement of {_name(request)}: 8 bytes, no fd", got)
-        return U64.unpack(frame.payload).value
 
 
 def _says_no(frame: Frame[OwnedFd]) -> bool:

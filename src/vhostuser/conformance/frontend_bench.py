@@ -89,7 +89,15 @@ class FrontendBench(ScriptedBackend):
         """Serve until the protocol features are agreed on, and the channel is there if one is to come."""
         self.until(Q.SET_PROTOCOL_FEATURES)
         if self.has(F.BACKEND_REQ):
-            self.until(Q.SET_BACKEND_REQ_FD)
+            self.asked(Q.SET_BACKEND_REQ_FD)
+
+    def asked(self, request: FrontendRequest) -> Seen:
+        """Serve until a request comes that a front-end may send, and need not; not applicable if its rings run without."""
+        wanted = max(1, self.reach.rings)
+        self.soon(lambda: bool(self.seen.of(request)) or len(self.seen.running) >= wanted, within=self.deadline)
+        if not self.seen.of(request) and not self.over:
+            raise NotApplicable(f"it never sends {request.name}")
+        return self.until(request)
 
     def start(self) -> None:
         """Serve until the rings run, as many as this front-end starts."""

@@ -80,6 +80,7 @@ class Ring:
         else:
             bench.set_up_queue(self.index, size=SIZE, at=self.at, ring=form, base=base)
             bench.accepted(Q.SET_VRING_CALL, U64(self.index), fds=[self.call])
+        self.drain()
         self.kick_fd = bench.kick
         view[DATA : DATA + len(self.probe.request)] = self.probe.request
 
@@ -153,6 +154,14 @@ class Ring:
             raise Deviation("the request given back", "the end of the connection")
         return False
 
+    def drain(self) -> None:
+        """Forget a notification that came already: many a back-end signals an eventfd as soon as it gets it."""
+        self.wait(self.call.fileno(), 0)
+
+    def stop(self) -> int:
+        """Stop the ring; its base. What the device does for requests that came before has been done then."""
+        return VringState.unpack(self.bench.replied(Q.GET_VRING_BASE, VringState(self.index, 0)).payload).num
+
     def set_or_ended(self, fd: int) -> bool:
         """An eventfd is set, or the connection is over, before the deadline."""
         poll = select.poll()
@@ -184,6 +193,12 @@ class Ring:
             if time.monotonic() > end:
                 raise Deviation(what, f"nothing within {self.bench.deadline:g} s", hung=True)
             time.sleep(_STEP)
+
+    def first_comes_back(self, what: str) -> None:
+        """The chain at descriptor 0 of a split ring, put there by hand, is the first one given back."""
+        self.polled(lambda: self.used_index > 0, what)
+        if head := int.from_bytes(self.used[4:8], "little"):
+            raise Deviation(f"{what}: chain 0", f"chain {head}")
 
     def call_comes(self, what: str) -> None:
         """The driver is notified."""

@@ -16,6 +16,8 @@ from ..transport.fds import HasFileno, OwnedFd, fileno_of
 from .outcome import Deviation
 from .recorder import Recorder
 
+SHOWN = 32
+"""Bytes of half a message that are told."""
 OTHER = {Role.FRONTEND: Role.BACKEND, Role.BACKEND: Role.FRONTEND}
 
 
@@ -45,7 +47,12 @@ class RecordedWire(Wire):
         try:
             frame = super().receive_or_end()
         except AssertionError as error:
-            raise Deviation("a message, or the end", str(error), hung=True) from None
+            if not self.came:
+                raise Deviation("a message, or the end", str(error), hung=True) from None
+            self._came.take(self.came, [])
+            self._came.end()
+            part = f"{len(self.came)} bytes of one ({self.came[:SHOWN].hex()}): {error}"
+            raise Deviation("a whole message, or the end", part) from None
         if frame is None:
             self._came.end()
         else:

@@ -30,6 +30,8 @@ class Wire:
 
     def __init__(self, sock: socket.socket, *, pump: Callable[[], None] | None = None, deadline: float = DEADLINE) -> None:
         self.socket, self.pump, self.deadline = sock, pump, deadline
+        self.came = b""
+        """What has come of the message that was received last."""
         sock.setblocking(True)
 
     def fileno(self) -> int:
@@ -81,13 +83,17 @@ class Wire:
     def receive_or_end(self) -> Frame[OwnedFd] | None:
         """The next message, or None if the peer closed."""
         end = time.monotonic() + self.deadline
+        self.came = b""
         fds: list[OwnedFd] = []
         try:
             header = self._read(HEADER_SIZE, end, fds)
             if not header:
                 return None
             request, flags, size = HEADER.unpack(header)
-            return Frame(request, flags, self._read(size, end, fds), tuple(fds))
+            payload = self._read(size, end, fds)
+            if len(payload) < size:
+                raise AssertionError(f"the peer closed after the header of a message with {size} bytes")
+            return Frame(request, flags, payload, tuple(fds))
         except BaseException:
             close_all(fds)
             raise
@@ -110,6 +116,7 @@ class Wire:
                     raise AssertionError(f"the peer closed after {len(data)} of {size} bytes")
                 return b""
             data += piece
+            self.came += piece
         return data
 
     def _ready(self, end: float) -> bool:

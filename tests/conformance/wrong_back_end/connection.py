@@ -152,7 +152,7 @@ WRONG: dict[str, Wrong] = {
     "an_unknown_request_that_asks_for_nothing_is_not_answered": answering_unasked(UNKNOWN),
     "a_request_with_the_reply_flag_is_not_obeyed": taking(VERSION | REPLY),
     "two_messages_may_come_at_once": silent_to(Q.GET_PROTOCOL_FEATURES),
-    "fds_come_with_the_first_byte_of_a_header_in_pieces": answering_unasked(Q.SET_VRING_CALL),
+    "fds_come_with_the_first_byte_of_a_header_in_pieces": no_to(Q.SET_VRING_CALL),
     "sixteen_messages_may_come_at_once": swapping(),
     "acknowledgements_come_in_the_order_of_the_requests": swapping(),
     "get_features_has_the_same_answer_each_time": changing(),

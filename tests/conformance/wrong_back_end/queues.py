@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,8 @@ from vhostuser.conformance.back_end import hostile_rings
 from vhostuser.errors import QueueBroken
 from vhostuser.protocol.numbers import BackendRequest, FrontendRequest
 from vhostuser.protocol.payloads import VringState
+from vhostuser.trace.event import Message
+from vhostuser.trace.verdict import Verdict
 from vhostuser.virtio.chain import DescriptorChain
 from vhostuser.virtio.formats import ring_format
 from vhostuser.virtio.numbers import Feature
@@ -63,9 +66,10 @@ def _only_the_first(push: Callable[[DescriptorChain], None], chain: DescriptorCh
         push(chain)
 
 
-def _twice(push: Callable[[DescriptorChain], None], chain: DescriptorChain, before: int) -> None:
+def _late_again(push: Callable[[DescriptorChain], None], chain: DescriptorChain, before: int) -> None:
     push(chain)
-    push(chain)
+    if before:
+        push(chain)
 
 
 def _quiet(made: Any) -> None:
@@ -117,7 +121,18 @@ class FirstBufferOnly(Everything):
             chain.write(bytes(chain.readable[0])[:1])
 
 
-_QUIET = queue(_quiet)
+def _signals_once() -> Wrong:
+    """Signals an eventfd when it gets it, and never again."""
+
+    def alter(sent: Message, fds: Sequence[int]) -> Verdict | None:
+        if sent.asks and sent.request == Q.SET_VRING_CALL and fds:
+            os.eventfd_write(fds[0], 1)
+        return None
+
+    return replace(queue(_quiet), alter=lambda: alter)
+
+
+_QUIET = _signals_once()
 _INDIRECT = queue(_without_indirect)
 _FORMS = ("a_split_ring", "a_packed_ring")
 _HOSTILE = (*hostile_rings.SPLIT_RINGS, *hostile_rings.INDIRECT_RINGS, *hostile_rings.PACKED_RINGS)
@@ -127,7 +142,7 @@ WRONG: dict[str, Wrong] = {
     **{f"requests_go_round_in_{form}": pushing(_only_sixteen) for form in _FORMS},
     **{f"requests_may_be_in_pieces_in_{form}": Wrong(device=FirstBufferOnly) for form in _FORMS},
     **{f"requests_may_fill_{form}": pushing(_only_the_first) for form in _FORMS},
-    **{f"kicks_may_be_spurious_in_{form}": pushing(_twice) for form in _FORMS},
+    **{f"kicks_may_be_spurious_in_{form}": pushing(_late_again) for form in _FORMS},
     **{f"the_driver_is_notified_of_{form}": _QUIET for form in _FORMS},
     **{f"indirect_tables_work_in_{form}": _INDIRECT for form in _FORMS},
     "available_indices_wrap_at_sixteen_bits": queue(_fifteen_bits),

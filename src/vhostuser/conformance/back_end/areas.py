@@ -53,7 +53,7 @@ def an_inflight_area_lies_in_its_file(bench: BackendBench) -> None:
         raise Deviation(f"a file of {area.mmap_offset + area.mmap_size} bytes or more", f"{size} bytes")
 
 
-@BACK_END.rule(GET, protocol=[F.INFLIGHT_SHMFD])
+@BACK_END.rule(GET, protocol=[F.INFLIGHT_SHMFD], level=Level.ADVICE)
 def an_inflight_area_begins_as_zeros(bench: BackendBench) -> None:
     """The back-end clears the area when it makes it: nothing is in flight there."""
     area, fd = _area(bench)

@@ -29,7 +29,7 @@ def the_configuration_comes_in_the_size_that_was_asked_for(bench: BackendBench) 
         raise Deviation(f"{HEADER + SIZE} bytes, as in the request", f"{got} bytes")
 
 
-@BACK_END.rule(GET, protocol=[F.CONFIG])
+@BACK_END.rule(GET, protocol=[F.CONFIG], level=Level.SHOULD)
 def the_configuration_says_where_it_is_from(bench: BackendBench) -> None:
     """The reply to GET_CONFIG repeats offset and size of the request."""
     bench.agree()

@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Final
 
 from ...protocol.numbers import FrontendRequest, ProtocolFeature
-from ...protocol.payloads import U64, VringState
+from ...protocol.payloads import U64
 from ...virtio.numbers import Status
 from ..backend_bench import BACK_END, BackendBench
 from ..family import declare
 from ..outcome import Deviation
+from ..ring import Ring, begin
 from ..rule import Level
 
 F, Q = ProtocolFeature, FrontendRequest
+PAUSE: Final = 0.1
+"""Seconds in which nothing has to happen."""
 STATUSES: Final = {
     "acknowledge": Status.ACKNOWLEDGE,
     "driver": Status.ACKNOWLEDGE | Status.DRIVER,
@@ -94,9 +97,12 @@ def a_reset_sets_the_status_to_zero(bench: BackendBench) -> None:
 
 @BACK_END.rule("VHOST_USER_RESET_DEVICE", protocol=[F.RESET_DEVICE])
 def a_ring_that_was_reset_is_stopped(bench: BackendBench) -> None:
-    """After RESET_DEVICE a ring is stopped, and takes another size."""
-    bench.agree()
-    bench.share_memory()
-    bench.set_up_queue(0)
+    """After RESET_DEVICE a ring is stopped: nothing is taken from it any more."""
+    begin(bench)
+    ring = Ring(bench)
+    ring.exchange()
     bench.accepted(Q.RESET_DEVICE)
-    bench.accepted(Q.SET_VRING_NUM, VringState(0, 64))
+    ring.offer(*ring.buffers())
+    bench.comes_within(PAUSE)
+    if ring.used_index != 1:
+        raise Deviation("nothing taken from a ring that was reset", "a chain given back")

@@ -58,7 +58,7 @@ def a_call_names_its_ring(bench: BackendBench) -> None:
         raise Deviation(f"the vring state of ring {ring.index}, with 0", payload.hex() or "nothing")
 
 
-@BACK_END.rule(SECTION, protocol=[*NEEDS, F.MQ])
+@BACK_END.rule(SECTION, protocol=[*NEEDS, F.MQ], level=Level.SHOULD)
 def a_kick_of_no_ring_is_refused(bench: BackendBench) -> None:
     """VRING_KICK of a ring that is not there is not obeyed."""
     bench.agree(protocol=RINGS | mask(NEEDS))

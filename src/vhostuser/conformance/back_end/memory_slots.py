@@ -19,7 +19,7 @@ REGION: Final = SingleRegion(AT, MEMORY, AT, 0)
 MANY: Final = 64
 
 
-@BACK_END.rule("VHOST_USER_GET_MAX_MEM_SLOTS", protocol=[F.CONFIGURE_MEM_SLOTS])
+@BACK_END.rule("VHOST_USER_GET_MAX_MEM_SLOTS", protocol=[F.CONFIGURE_MEM_SLOTS], level=Level.SHOULD)
 def there_is_a_memory_slot(bench: BackendBench) -> None:
     """GET_MAX_MEM_SLOTS tells how many regions there may be: at least one."""
     bench.agree()

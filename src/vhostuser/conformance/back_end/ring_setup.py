@@ -8,7 +8,7 @@ from ...protocol.numbers import FrontendRequest, ProtocolFeature
 from ...protocol.payloads import U64, VringAddr, VringState
 from ..backend_bench import BACK_END, BackendBench
 from ..family import declare
-from ..outcome import Deviation
+from ..outcome import Deviation, NotApplicable
 from ..rule import Check, Level
 
 F, Q = ProtocolFeature, FrontendRequest
@@ -26,7 +26,7 @@ def state_rule(request: FrontendRequest, word: str) -> str:
 
 
 def _no_ring(bench: BackendBench, index: int) -> int:
-    """The index, which is none of a back-end with fewer queues."""
+    """The index, or that behind the last queue of a back-end that has that many."""
     if index < bench.offer.queues:
         return bench.offer.queues
     return index
@@ -65,8 +65,10 @@ def _base(word: str, index: int) -> None:
 
 def _file(request: FrontendRequest, word: str, index: int) -> None:
     def check(bench: BackendBench) -> None:
+        if index < bench.offer.queues:
+            raise NotApplicable("each index of eight bits is one of its queues")
         bench.agree()
-        bench.refused(request, U64(_no_ring(bench, index)), fds=[bench.eventfd()])
+        bench.refused(request, U64(index), fds=[bench.eventfd()])
 
     _declare(request, word, check)
 

@@ -18,6 +18,7 @@ from ..rule import Level
 from .shmem_config import regions_of
 
 F, Q = ProtocolFeature, FrontendRequest
+SUSPENDED: Final = "Suspended device state"
 MAP: Final = "VHOST_USER_BACKEND_SHMEM_MAP"
 NEEDS: Final = (F.SHMEM, F.BACKEND_REQ, F.REPLY_ACK)
 Finding = Callable[[BackendBench, Asked], tuple[str, str] | None]
@@ -98,12 +99,12 @@ def _fd(asked: Asked) -> int:
 MAPPINGS: Final[tuple[tuple[str, str, Level, Finding], ...]] = (
     ("a_mapping_is_in_a_region_that_is_there", "A mapping is in a region of the configuration.", Level.MUST, _region),
     ("a_mapping_ends_within_its_region", "A mapping ends where its region ends, or before.", Level.MUST, _within),
-    ("a_mapping_begins_at_a_page", "shm_offset is a multiple of the page size.", Level.MUST, _aligned("shm_offset")),
-    ("a_mapping_has_whole_pages", "len is a multiple of the page size.", Level.MUST, _aligned("len")),
+    ("a_mapping_begins_at_a_page", "shm_offset is a multiple of the page size.", Level.SHOULD, _aligned("shm_offset")),
+    ("a_mapping_has_whole_pages", "len is a multiple of the page size.", Level.SHOULD, _aligned("len")),
     (
         "a_mapping_begins_at_a_page_of_its_file",
         "fd_offset is a multiple of the page size.",
-        Level.MUST,
+        Level.SHOULD,
         _aligned("fd_offset"),
     ),
     ("a_mapping_is_not_empty", "len is not 0.", Level.MUST, _some),
@@ -148,7 +149,7 @@ def mappings_do_not_overlap(bench: BackendBench) -> None:
                 )
 
 
-@BACK_END.rule(MAP, protocol=NEEDS)
+@BACK_END.rule(MAP, protocol=NEEDS, level=Level.SHOULD)
 def a_mapping_that_is_refused_is_survived(bench: BackendBench) -> None:
     """A front-end may refuse a mapping; the back-end goes on, and answers."""
     start(bench)
@@ -178,7 +179,7 @@ def the_main_channel_is_served_while_a_mapping_waits(bench: BackendBench) -> Non
     acknowledge(channel_of(bench), asked.frame)
 
 
-@BACK_END.rule("VHOST_USER_SET_BACKEND_REQ_FD", protocol=NEEDS)
+@BACK_END.rule("VHOST_USER_SET_BACKEND_REQ_FD", protocol=NEEDS, level=Level.ADVICE)
 def the_end_of_the_back_end_channel_is_survived(bench: BackendBench) -> None:
     """The main channel lives on when the back-end channel has ended."""
     start(bench)
@@ -201,9 +202,9 @@ def a_device_starts_without_a_back_end_channel(bench: BackendBench) -> None:
     bench.alive()
 
 
-@BACK_END.rule(MAP, protocol=NEEDS, level=Level.ADVICE)
+@BACK_END.rule(SUSPENDED, protocol=NEEDS)
 def nothing_is_mapped_before_a_ring_starts(bench: BackendBench) -> None:
-    """A mapping is for a driver, which is there once a ring has started: QEMU 11.1 has no region before that."""
+    """While no ring is started a device sends no message: QEMU 11.1 has no region before that."""
     bench.agree(protocol=PLAIN)
     bench.open_requests()
     bench.share_memory()
@@ -223,9 +224,9 @@ def a_reset_unmaps_without_a_word(bench: BackendBench) -> None:
             raise Deviation("no SHMEM_UNMAP of what a reset took away", f"one at {asked.body.shm_offset:#x}")
 
 
-@BACK_END.rule(MAP, protocol=NEEDS, level=Level.ADVICE)
+@BACK_END.rule(SUSPENDED, protocol=NEEDS)
 def nothing_is_mapped_once_the_rings_are_stopped(bench: BackendBench) -> None:
-    """Once its rings are stopped a back-end maps nothing: QEMU 11.1 dies of that."""
+    """Once its rings are stopped a device sends no message: QEMU 11.1 dies of one."""
     start(bench)
     _live(bench)
     bench.replied(Q.GET_VRING_BASE, VringState(0, 0))

@@ -203,9 +203,9 @@ for _name, _request, _body, _feature in UNAGREED:
 # Headers that are wrong
 
 FLAGS: Final[tuple[tuple[str, int, Level, str], ...]] = (
-    ("of_version_0", NEED_REPLY, Level.MUST, "The version is 1: a message of version 0 is none of this protocol."),
-    ("of_version_2", 2 | NEED_REPLY, Level.MUST, "The version is 1: a message of version 2 is none of this protocol."),
-    ("of_version_3", 3 | NEED_REPLY, Level.MUST, "The version is 1: a message of version 3 is none of this protocol."),
+    ("of_version_0", NEED_REPLY, Level.SHOULD, "The version is 1: a message of version 0 is none of this protocol."),
+    ("of_version_2", 2 | NEED_REPLY, Level.SHOULD, "The version is 1: a message of version 2 is none of this protocol."),
+    ("of_version_3", 3 | NEED_REPLY, Level.SHOULD, "The version is 1: a message of version 3 is none of this protocol."),
     ("with_the_reply_flag", VERSION | REPLY | NEED_REPLY, Level.SHOULD, "The reply flag marks replies, no request has it."),
     (
         "with_flag_4",

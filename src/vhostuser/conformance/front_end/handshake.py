@@ -233,7 +233,7 @@ def _order(bench: FrontendBench) -> str:
     return ", ".join(seen.name for seen in bench.seen[:20])
 
 
-@FRONT_END.rule("VHOST_USER_PROTOCOL_F_GET_VRING_BASE_INFLIGHT")
+@FRONT_END.rule("VHOST_USER_GET_VRING_BASE", level=Level.SHOULD)
 def get_vring_base_inflight_is_not_taken_without_inflight_shmfd(bench: FrontendBench) -> None:
     """GET_VRING_BASE_INFLIGHT is only negotiated if INFLIGHT_SHMFD is."""
     _check_needs(bench, F.GET_VRING_BASE_INFLIGHT, (F.INFLIGHT_SHMFD,))

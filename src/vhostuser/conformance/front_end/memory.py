@@ -14,7 +14,7 @@ from ..outcome import Deviation, NotApplicable
 from ..rule import Level
 
 F, Q = ProtocolFeature, FrontendRequest
-TABLE: Final = "Multiple memory regions description"
+TABLE: Final = "Multiple Memory regions description"
 REGION: Final = "Memory region description"
 SET_MEM_TABLE: Final = "VHOST_USER_SET_MEM_TABLE"
 MAPPABLE: Final = frozenset({"file", "memfd", "device", "dma-buf"})
@@ -120,7 +120,7 @@ def regions_are_whole_pages(bench: FrontendBench) -> None:
             raise Deviation("regions of whole pages", _words(region))
 
 
-@FRONT_END.rule("VHOST_USER_ADD_MEM_REG", protocol=[F.CONFIGURE_MEM_SLOTS])
+@FRONT_END.rule("VHOST_USER_ADD_MEM_REG", level=Level.SHOULD, protocol=[F.CONFIGURE_MEM_SLOTS])
 def the_slots_are_asked_for_before_a_region_is_added(bench: FrontendBench) -> None:
     """Who adds regions one by one has asked with GET_MAX_MEM_SLOTS how many there may be."""
     bench.settle()

@@ -52,7 +52,7 @@ NEEDED: Final = {QUEUES: (F.MQ,), ACKED: (F.BACKEND_REQ, F.REPLY_ACK), Q.GET_SHM
 def _ends(request: FrontendRequest, answer: Answer, what: str) -> Callable[[FrontendBench], None]:
     def check(bench: FrontendBench) -> None:
         bench.answers[request] = answer
-        seen = bench.until(request)
+        seen = bench.asked(request) if request in NEEDED else bench.until(request)
         if request is ACKED and not seen.asks:
             return
         bench.closes(f"a reply to {request.name} with {what.replace('_', ' ')}")

@@ -130,7 +130,7 @@ def a_ring_is_enabled_by_1_and_disabled_by_0(bench: FrontendBench) -> None:
             raise Deviation("0 or 1", f"{state.num} for ring {state.index}")
 
 
-@FRONT_END.rule("VHOST_USER_SET_VRING_ENABLE", queues=1)
+@FRONT_END.rule("VHOST_USER_SET_VRING_ENABLE", level=Level.ADVICE, queues=1)
 def a_ring_is_enabled_that_was_set_up(bench: FrontendBench) -> None:
     """SET_VRING_ENABLE enables a ring that has its size and addresses."""
     bench.start()

@@ -109,9 +109,9 @@ SIZES: Final[dict[str, tuple[str, dict[int, int], Level]]] = {
     "other_sizes": ("Regions need not be of one size.", {0: PAGE, 1: 4 * MIB, 2: 16 * PAGE}, Level.MUST),
     "gaps": ("Shmids need not begin at 0, nor follow each other.", {3: MIB, 7: MIB}, Level.MUST),
     "shmid_255": ("Shmids are 0 to 255: the last is one.", {255: MIB}, Level.MUST),
-    "four_regions": ("There may be as many regions as shmids: four too.", dict.fromkeys(range(4), MIB), Level.MUST),
-    "256_regions": ("There may be a region for each shmid: 256.", dict.fromkeys(range(MAX_SHMIDS), PAGE), Level.MUST),
-    "4_gib": ("A size has 64 bits: a region may have 4 GiB and more.", {0: 8 << 30}, Level.MUST),
+    "four_regions": ("There may be as many regions as shmids: four too.", dict.fromkeys(range(4), MIB), Level.SHOULD),
+    "256_regions": ("There may be a region for each shmid: 256.", dict.fromkeys(range(MAX_SHMIDS), PAGE), Level.ADVICE),
+    "4_gib": ("A size has 64 bits: a region may have 4 GiB and more.", {0: 8 << 30}, Level.SHOULD),
 }
 
 

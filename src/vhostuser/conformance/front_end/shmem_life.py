@@ -21,14 +21,14 @@ MAPPED: Final = (F.SHMEM, *ANSWERED)
 FS_MAP_BYTES: Final = 256
 
 
-@FRONT_END.rule(MAP, protocol=ANSWERED, queues=1)
+@FRONT_END.rule(MAP, level=Level.SHOULD, protocol=ANSWERED, queues=1)
 def a_mapping_is_refused_where_shmem_was_not_agreed_on(bench: FrontendBench) -> None:
     """SHMEM_MAP needs the protocol feature SHMEM: a back-end without it maps nothing."""
     bench.start_without(F.SHMEM)
     bench.refuses(0)
 
 
-@FRONT_END.rule("VHOST_USER_BACKEND_SHMEM_UNMAP", protocol=ANSWERED, queues=1)
+@FRONT_END.rule("VHOST_USER_BACKEND_SHMEM_UNMAP", level=Level.SHOULD, protocol=ANSWERED, queues=1)
 def an_unmapping_is_refused_where_shmem_was_not_agreed_on(bench: FrontendBench) -> None:
     """SHMEM_UNMAP needs the protocol feature SHMEM."""
     bench.start_without(F.SHMEM)
