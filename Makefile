@@ -9,7 +9,7 @@ FUZZ_COMPILED := messages regions rings inflight decode
 FUZZ_SECONDS := 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format vm picture bench bench-vm soak fuzz fuzz-long fuzz-targets clean
+.PHONY: help setup demo test check format vm picture bench bench-vm soak fuzz fuzz-long matrix fuzz-targets clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,6 +85,10 @@ fuzz-targets: setup
 	  $(BIN)/python -m tests.fuzz.sanitized $$target --seconds $(FUZZ_SECONDS) || failed="$$failed $$target(sanitized)"; \
 	done; \
 	test -z "$$failed" || { echo "these have found something, see .fuzz/crashes:$$failed"; exit 1; }
+
+matrix: setup ## hold real peers to the specification, docs/matrix.md (half an hour; PEER=virtiofsd: only that one)
+	$(BIN)/vhu vm fetch >/dev/null
+	PYTHONPATH=src nice -n 5 $(BIN)/python -m tests.matrix $(PEER)
 
 clean: ## remove what was built; the cache stays (rm -r .cache takes that too)
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

@@ -24,7 +24,8 @@ def _testpmd(tree: Path) -> list[str]:
 
 
 PASST: Final = Tool("matrix-passt", ("passt",), _passt)
-TESTPMD: Final = Tool("matrix-dpdk", ("dpdk",), _testpmd, version="--version")
+DPDK: Final = ("dpdk-dev", "librte-net-vhost25", "librte-net-virtio25", "librte-mempool-ring25", "librte-bus-vdev25")
+TESTPMD: Final = Tool("matrix-dpdk", DPDK, _testpmd, version="--version")
 
 
 def have(tool: Tool) -> list[str]:

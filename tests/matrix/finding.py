@@ -46,8 +46,9 @@ def _report(peer: Peer, run: Run, cause: Cause, verdicts: Sequence[Verdict]) -> 
     yield from ("**The conversation**, from its end:", "", "```", *first.sent, "```", "")
     pattern = re.escape(first.rule)
     yield from ("**To reproduce:**", "", "```", f"{peer.check()} --rule '^{pattern}$'", "```")
-    if (FINDINGS / peer.name / f"{cause.slug}.pcapng").exists():
-        yield from ("", f"Its capture, for `vhu read` and Wireshark: [{cause.slug}.pcapng]({cause.slug}.pcapng)")
+    capture = f"{first.rule}.pcapng"
+    if (FINDINGS / peer.name / capture).exists():
+        yield from ("", f"Its capture, for `vhu read` and Wireshark: [{capture}]({capture})")
 
 
 def versions(run: Run) -> str:

@@ -33,6 +33,8 @@ from vhostuser.trace.event import Event
 from vhostuser.transport.fds import OwnedFd
 
 SECONDS: Final = 10.0
+PATIENCE: Final = 60.0
+"""Seconds in which QEMU ends, if it does: hundreds of mappings take half of them."""
 STEP: Final = 0.05
 WINDOW: Final = 1 << 23
 MAP: Final = BackendRequest.SHMEM_MAP
@@ -223,7 +225,7 @@ def main(name: str, capture: str = "") -> int:
             with contextlib.suppress(OSError, RuntimeError, ValueError, EOFError):
                 KILLS[name].act(stage)
             with contextlib.suppress(Exception):
-                stage.machine.wait()
+                stage.machine.process.wait(PATIENCE)
             code, said = stage.machine.process.poll(), stage.machine.stderr.strip()
         told = said.splitlines()[-1] if said else ""
         result = {"ended": in_words(code), "said": told, "sent": conversation_of(stage.events)}

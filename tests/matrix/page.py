@@ -27,8 +27,12 @@ def made() -> dict[str, str]:
 
 
 def write() -> None:
-    """Write them, and take away what is there of earlier runs."""
+    """Write them, and take away what is there of earlier runs, and captures that no finding shows."""
     texts = made()
+    linked = "".join(texts.values())
+    for old in FINDINGS.rglob("*.pcapng"):
+        if f"]({old.name})" not in linked:
+            old.unlink()
     for old in FINDINGS.rglob("*.md"):
         if f"findings/{old.relative_to(FINDINGS)}" not in texts:
             old.unlink()

@@ -126,12 +126,12 @@ PEERS: Final = (
     ),
     Peer("passt", "passt", BACK, ("passt",), f"passt {PASST_WORDS}", _passt, tool=PASST),
     Peer(
-        *("testpmd-vhost", "DPDK testpmd, net_vhost", BACK, ("dpdk",)),
+        *("testpmd-vhost", "DPDK testpmd, net_vhost", BACK, ("dpdk-dev",)),
         *(f"dpdk-testpmd {testpmd_words(VHOST)}", _testpmd(VHOST)),
         tool=TESTPMD,
     ),
     Peer(
-        *("testpmd-virtio-user", "DPDK testpmd, net_virtio_user", FRONT, ("dpdk",)),
+        *("testpmd-virtio-user", "DPDK testpmd, net_virtio_user", FRONT, ("dpdk-dev",)),
         *(f"dpdk-testpmd {testpmd_words(VIRTIO_USER)}", _testpmd(VIRTIO_USER)),
         tool=TESTPMD,
     ),

@@ -18,7 +18,7 @@ from vhostuser.vm.tree import FetchError
 
 from .causes import cause_of
 from .peers import Peer
-from .store import FINDINGS, LARGEST, TOP, Run, Verdict, save, verdict_of, without_paths
+from .store import FINDINGS, LARGEST, TOP, Run, Verdict, plain, save, verdict_of, without_paths
 
 
 def run(peer: Peer) -> Run:
@@ -28,7 +28,7 @@ def run(peer: Peer) -> Run:
         try:
             words = peer.start(folder)
         except FetchError as error:
-            found = Run(today(), {}, peer.check(), over=f"not run: {error}")
+            found = Run(today(), {}, peer.check(), over=f"not run: {plain(str(error))}")
         else:
             found = _checked(peer, words, folder)
             keep_captures(peer.name, found.verdicts, folder / "captures")
@@ -54,7 +54,7 @@ def _over(code: int | None, said: str, seconds: int) -> str:
     """Why a run was not whole, if it was not: 0 and 1 are the exit codes of one that was."""
     if code is None:
         return f"ended after {seconds} s, its time"
-    return "" if code in (0, 1) else (said.strip().splitlines() or [f"exit status {code}"])[0]
+    return "" if code in (0, 1) else plain((said.strip().splitlines() or [f"exit status {code}"])[0])
 
 
 def within(command: Sequence[str], seconds: float) -> tuple[int | None, str, str]:
@@ -81,14 +81,14 @@ def within(command: Sequence[str], seconds: float) -> tuple[int | None, str, str
 def keep_captures(peer: str, verdicts: Sequence[Verdict], captures: Path) -> None:
     """Keep the capture that goes with each finding, if it is small; those of the run before go."""
     place = FINDINGS / peer
-    for old in place.glob("*.pcapng"):
+    for old in place.glob("[a-z]*.pcapng"):
         old.unlink()
-    shown = {cause.slug: verdict for verdict in reversed(_by_weight(verdicts)) for cause in [cause_of(peer, verdict)]}
-    for slug, verdict in shown.items():
+    shown = {cause_of(peer, verdict).slug: verdict for verdict in reversed(_by_weight(verdicts))}
+    for verdict in shown.values():
         capture = captures / f"{verdict.rule}.pcapng"
         if capture.exists() and capture.stat().st_size <= LARGEST:
             place.mkdir(parents=True, exist_ok=True)
-            (place / f"{slug}.pcapng").write_bytes(without_paths(capture.read_bytes()))
+            (place / capture.name).write_bytes(without_paths(capture.read_bytes()))
 
 
 def _by_weight(verdicts: Sequence[Verdict]) -> list[Verdict]:

@@ -16,6 +16,7 @@ BAD: Final = ("broken", "crashed", "hung")
 LARGEST: Final = 8 << 10
 """Bytes of a capture that is kept beside its finding."""
 _TEMPORARY: Final = re.compile(r"/tmp/#\d+")
+_PATH: Final = re.compile(r"/(?:tmp|work|root|home|var|usr)/[^ \"':]*")
 _PLACE: Final = re.compile(rb"/(?:tmp|work|root|home|var|usr)/[^ \"\0]*")
 
 
@@ -58,14 +59,15 @@ class Run:
 def verdict_of(fields: Mapping[str, object]) -> Verdict:
     """A line of `vhu check --json`, with what is told only of findings left out elsewhere, and no path of this machine."""
     sent = fields.get("sent") or ()
-    lines = tuple(_plain(str(line)) for line in sent) if isinstance(sent, Iterable) else ()
+    lines = tuple(plain(str(line)) for line in sent) if isinstance(sent, Iterable) else ()
     short = ("rule", "section", "level", "result", "got")
     names = ("rule", "section", "level", "result", "text", "expected", "got") if lines or fields["result"] in BAD else short
-    return Verdict(**{name: _plain(str(fields.get(name, ""))) for name in names}, sent=lines)
+    return Verdict(**{name: plain(str(fields.get(name, ""))) for name in names}, sent=lines)
 
 
-def _plain(text: str) -> str:
-    return _TEMPORARY.sub("file", text)
+def plain(text: str) -> str:
+    """The text without the paths of this machine."""
+    return _PATH.sub("PATH", _TEMPORARY.sub("file", text))
 
 
 def save(name: str, run: Run) -> None:

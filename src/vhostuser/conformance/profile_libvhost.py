@@ -54,6 +54,7 @@ LIBVHOST_USER: Final = _rows(
             "set_protocol_features_is_refused_when_8_bytes_too_short",
             "set_protocol_features_is_refused_when_8_bytes_too_long",
         ),
+        "an indirect table is looked for at the head of a chain only": ("an_indirect_table_may_follow_descriptors",),
         "GET_CONFIG takes no notice of the offset": ("a_part_of_the_configuration_is_a_part_of_the_whole",),
         "requests are not held to the features that were agreed on": (
             "get_config_is_not_obeyed_without_config",

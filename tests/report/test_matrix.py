@@ -1,0 +1,118 @@
+"""docs/matrix.md and docs/findings are what the stored results make, and speak of what there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.matrix.causes import causes
+from tests.matrix.page import made
+from tests.matrix.peers import PEERS
+from tests.matrix.store import FINDINGS, LARGEST, TOP, Run, Verdict, load, verdict_of, without_paths
+from vhostuser.conformance.back_end.all_rules import MODULES
+from vhostuser.conformance.backend_bench import BACK_END
+from vhostuser.conformance.check_frontend import front_end_rules
+from vhostuser.trace.capture import open_capture
+
+DOCS = TOP / "docs"
+FUZZED = FINDINGS / "vhu-fuzz"
+"""What vhu fuzz found is told by hand."""
+LINK = re.compile(r"\]\(([^)#]+)")
+NAMES = {rule.name for rule in BACK_END} | {rule.name for rule in front_end_rules()}
+MACHINE = re.compile(r"/(?:work|root|home)/|/tmp/")
+
+
+def runs() -> list[tuple[str, Run]]:
+    return [(peer.name, run) for peer in PEERS if (run := load(peer.name))]
+
+
+def test_there_are_results_of_the_peers_that_are_fetched_with_the_vm() -> None:
+    names = {name for name, run in runs() if run.verdicts}
+    assert MODULES
+    assert {"qemu", "libblkio", "qemu-storage-daemon", "virtiofsd", "vhost-device-vsock"} <= names
+
+
+def test_the_pages_are_what_the_results_make() -> None:
+    texts = made()
+    there = {
+        "matrix.md",
+        *(f"findings/{path.relative_to(FINDINGS)}" for path in FINDINGS.rglob("*.md") if path.parent != FUZZED),
+    }
+    assert there == texts.keys()
+    assert [path for path, text in texts.items() if (DOCS / path).read_text() != text] == []
+
+
+@pytest.mark.parametrize(("name", "run"), runs(), ids=[name for name, _ in runs()])
+def test_rules_that_results_name_exist(name: str, run: Run) -> None:
+    assert {verdict.rule for verdict in run.verdicts} - NAMES == set()
+
+
+def test_each_must_that_is_not_kept_has_a_finding_that_names_it() -> None:
+    texts = made()
+    for name, run in runs():
+        of_peer = "".join(text for path, text in texts.items() if path.startswith(f"findings/{name}/"))
+        assert [each.rule for each in run.bad if f"`{each.rule}`" not in of_peer] == []
+
+
+def test_every_link_leads_somewhere() -> None:
+    pages = [FUZZED / "README.md", *(DOCS / path for path in made())]
+    missing = [
+        (page.name, link) for page in pages for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()
+    ]
+    assert missing == []
+
+
+def test_each_capture_is_small_and_belongs_to_a_finding() -> None:
+    for path in FINDINGS.rglob("*.pcapng"):
+        assert path.stat().st_size <= LARGEST
+        named, pages = (path.name, path.parent) if FUZZED not in path.parents else (path.relative_to(FUZZED), FUZZED)
+        assert any(f"]({named})" in report.read_text() for report in pages.glob("*.md")), path.name
+
+
+def test_captures_can_be_read() -> None:
+    for path in sorted(FINDINGS.rglob("*.pcapng"))[::8]:
+        assert list(open_capture(path)), path.name
+
+
+def test_nothing_speaks_of_the_machine_that_it_was_made_on() -> None:
+    texts = [
+        path.read_bytes() for path in (*DOCS.glob("matrix*"), *FINDINGS.rglob("*"), *DOCS.glob("matrix/*")) if path.is_file()
+    ]
+    assert [text[:80] for text in texts if MACHINE.search(text.decode(errors="replace"))] == []
+
+
+def test_causes_are_patterns_with_an_effect() -> None:
+    for cause in causes():
+        re.compile(cause.rules)
+        assert cause.effect
+        assert cause.title
+        assert set(cause.peers) <= {peer.name for peer in PEERS}
+
+
+def test_a_verdict_that_is_kept_is_stored_without_words() -> None:
+    fields = {
+        "rule": "r",
+        "section": "s",
+        "level": "MUST",
+        "result": "kept",
+        "text": "t",
+        "expected": "",
+        "got": "",
+        "sent": [],
+    }
+    assert verdict_of(fields) == Verdict("r", "s", "MUST", "kept")
+
+
+def test_paths_go_without_a_change_of_length() -> None:
+    capture = b'"path": "/tmp/#12345 (deleted)", "path": "/memfd:a"'
+    assert without_paths(capture) == b'"path": "/file------ (deleted)", "path": "/memfd:a"'
+
+
+def test_a_result_that_is_changed_by_hand_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = made()["matrix.md"]
+    text = (DOCS / "matrix/virtiofsd.json").read_text()
+    (tmp_path / "virtiofsd.json").write_text(text.replace('"result": "kept"', '"result": "broken"', 1))
+    monkeypatch.setattr("tests.matrix.store.RESULTS", tmp_path)
+    assert made()["matrix.md"] != before
