@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -36,6 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not set(ONCE).isdisjoint(item.path.parts):
             item.add_marker("once")
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was collected out of the garbage collector's way: many a test makes it look at everything."""
+    gc.collect()
+    gc.freeze()
 
 
 _reserved: set[int] = set()

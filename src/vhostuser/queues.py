@@ -64,7 +64,8 @@ class Queues:
 
     def _take_back(self, index: int) -> None:
         """Stop a ring that was set up half the way: its memory is given back, and it may be set up again."""
-        if self._session.state.rings[index].started:
+        rings = self._session.state.rings
+        if index < len(rings) and rings[index].started:
             with contextlib.suppress(VhostUserError, OSError):
                 self._asking.request(Q.GET_VRING_BASE, VringState(index, 0))
 

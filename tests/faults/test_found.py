@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vhostuser import Backend, Device, Disconnected, Frontend, RequestFailed
+from vhostuser import Backend, Device, Disconnected, Frontend, LocalProtocolError, RequestFailed
 from vhostuser.devices.fs.dax.copied_file import CopiedFile
 from vhostuser.memory import mapping
 from vhostuser.memory.core import WindowCore
@@ -217,3 +217,10 @@ def test_a_file_that_cannot_be_looked_at_is_not_left_open(monkeypatch: pytest.Mo
         with pytest.raises(OSError, match="Input/output error"):
             CopiedFile(file)
     assert file.opened[0].closed
+
+
+def test_a_queue_that_the_back_end_does_not_have_is_an_error_of_its_user() -> None:
+    with RawBackend() as raw, raw.frontend() as frontend:
+        frontend.share_memory(1 << 20)
+        with pytest.raises(LocalProtocolError, match="index 0x8 is not below the number of queues"):
+            frontend.start_queue(8, size=16)
