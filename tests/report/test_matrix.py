@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.matrix.causes import causes
-from tests.matrix.page import made
+from tests.matrix.page import made, ours
 from tests.matrix.peers import PEERS
 from tests.matrix.store import FINDINGS, LARGEST, TOP, Run, Verdict, load, verdict_of, without_paths
 from vhostuser.conformance.back_end.all_rules import MODULES
@@ -17,8 +17,6 @@ from vhostuser.conformance.check_frontend import front_end_rules
 from vhostuser.trace.capture import open_capture
 
 DOCS = TOP / "docs"
-FUZZED = FINDINGS / "vhu-fuzz"
-"""What vhu fuzz found is told by hand."""
 LINK = re.compile(r"\]\(([^)#]+)")
 NAMES = {rule.name for rule in BACK_END} | {rule.name for rule in front_end_rules()}
 MACHINE = re.compile(r"/(?:work|root|home)/|/tmp/")
@@ -36,10 +34,7 @@ def test_there_are_results_of_the_peers_that_are_fetched_with_the_vm() -> None:
 
 def test_the_pages_are_what_the_results_make() -> None:
     texts = made()
-    there = {
-        "matrix.md",
-        *(f"findings/{path.relative_to(FINDINGS)}" for path in FINDINGS.rglob("*.md") if path.parent != FUZZED),
-    }
+    there = {"matrix.md", *(f"findings/{path.relative_to(FINDINGS)}" for path in ours("*.md"))}
     assert there == texts.keys()
     assert [path for path, text in texts.items() if (DOCS / path).read_text() != text] == []
 
@@ -57,7 +52,7 @@ def test_each_must_that_is_not_kept_has_a_finding_that_names_it() -> None:
 
 
 def test_every_link_leads_somewhere() -> None:
-    pages = [FUZZED / "README.md", *(DOCS / path for path in made())]
+    pages = [DOCS / path for path in made()]
     missing = [
         (page.name, link) for page in pages for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()
     ]
@@ -65,21 +60,18 @@ def test_every_link_leads_somewhere() -> None:
 
 
 def test_each_capture_is_small_and_belongs_to_a_finding() -> None:
-    for path in FINDINGS.rglob("*.pcapng"):
+    for path in ours("*.pcapng"):
         assert path.stat().st_size <= LARGEST
-        named, pages = (path.name, path.parent) if FUZZED not in path.parents else (path.relative_to(FUZZED), FUZZED)
-        assert any(f"]({named})" in report.read_text() for report in pages.glob("*.md")), path.name
+        assert any(f"]({path.name})" in report.read_text() for report in path.parent.glob("*.md")), path.name
 
 
 def test_captures_can_be_read() -> None:
-    for path in sorted(FINDINGS.rglob("*.pcapng"))[::8]:
+    for path in sorted(ours("*.pcapng"))[::8]:
         assert list(open_capture(path)), path.name
 
 
 def test_nothing_speaks_of_the_machine_that_it_was_made_on() -> None:
-    texts = [
-        path.read_bytes() for path in (*DOCS.glob("matrix*"), *FINDINGS.rglob("*"), *DOCS.glob("matrix/*")) if path.is_file()
-    ]
+    texts = [path.read_bytes() for path in (*DOCS.glob("matrix.md"), *DOCS.glob("matrix/*"), *ours("*"))]
     assert [text[:80] for text in texts if MACHINE.search(text.decode(errors="replace"))] == []
 
 
@@ -116,3 +108,10 @@ def test_a_result_that_is_changed_by_hand_is_seen(tmp_path: Path, monkeypatch: p
     (tmp_path / "virtiofsd.json").write_text(text.replace('"result": "kept"', '"result": "broken"', 1))
     monkeypatch.setattr("tests.matrix.store.RESULTS", tmp_path)
     assert made()["matrix.md"] != before
+
+
+def test_what_vhu_fuzz_found_is_told_with_its_conversations() -> None:
+    place = FINDINGS / "vhu-fuzz"
+    links = {place / link for link in LINK.findall((place / "README.md").read_text()) if link.endswith(".pcapng")}
+    assert links == set(place.rglob("*.pcapng"))
+    assert all(list(open_capture(path)) for path in links)
