@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SECONDS = 50
+PASSED = {"gallery": 7, "conformance": 290}
+"""How many tests pass at least."""
 
 
 @pytest.mark.parametrize("name", [each.name for each in sorted(EXAMPLES.iterdir()) if (each / "README.md").exists()])
@@ -26,4 +29,5 @@ def test_the_tests_of_an_example_pass(name: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "7 passed" in done.stdout
+    (passed,) = re.findall(r"(\d+) passed", done.stdout)
+    assert int(passed) >= PASSED[name]

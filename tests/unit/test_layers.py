@@ -26,7 +26,7 @@ ROWS = [
     {"testing", "devices", "drivers", "aio"},
     {"vm", "trace"},
     {"conformance"},
-    {"fuzzing"},
+    {"fuzzing", "testing.conformance"},
     {"cli"},
     {"package"},
 ]
@@ -61,7 +61,11 @@ SIDES = {
 }
 """The rooms that are no folders."""
 
-FOR_PYTEST = {"testing.fixtures": {"pytest"}, "cli.top_app": {"textual", "rich"}}
+FOR_PYTEST = {
+    "testing.fixtures": {"pytest"},
+    "testing.conformance": {"pytest"},
+    "cli.top_app": {"textual", "rich"},
+}
 """What is for those who run pytest anyway, or have installed an extra."""
 
 PURE = {"protocol", "virtio", "fuse"}
