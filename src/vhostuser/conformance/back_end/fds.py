@@ -17,7 +17,7 @@ WITHOUT: Final[tuple[tuple[FrontendRequest, Body, ProtocolFeature | None], ...]]
     (Q.SET_FEATURES, None, None),
     (Q.SET_OWNER, None, None),
     (Q.SET_PROTOCOL_FEATURES, None, None),
-    (Q.SET_VRING_NUM, VringState(0, 128), None),
+    (Q.SET_VRING_NUM, VringState(0, 16), None),
     (Q.SET_VRING_BASE, VringState(0, 0), None),
     (Q.SET_VRING_ADDR, VringAddr(0, 0, 0, 0x3000, 0x2000, 0), None),
     (Q.SET_VRING_ENABLE, VringState(0, 0), None),

@@ -17,7 +17,7 @@ from ..rule import Level
 
 F, Q = ProtocolFeature, FrontendRequest
 REPLY_ACK: Final = "VHOST_USER_PROTOCOL_F_REPLY_ACK"
-SIZE: Final = 128
+SIZE: Final = 16
 _OF_BIT_30: Final = (Q.SET_PROTOCOL_FEATURES, Q.SET_VRING_ENABLE)
 """The requests of a back-end that has protocol features at all."""
 ADDRESSES: Final = VringAddr(0, 0, 0, 0x3000, 0x2000, 0)

@@ -12,7 +12,7 @@ from ..outcome import Deviation, NotApplicable
 from ..rule import Check, Level
 
 F, Q = ProtocolFeature, FrontendRequest
-STATES: Final = {Q.SET_VRING_NUM: 128, Q.SET_VRING_BASE: 0, Q.SET_VRING_ENABLE: 1}
+STATES: Final = {Q.SET_VRING_NUM: 16, Q.SET_VRING_BASE: 0, Q.SET_VRING_ENABLE: 1}
 FILES: Final = (Q.SET_VRING_KICK, Q.SET_VRING_CALL, Q.SET_VRING_ERR)
 INDICES: Final = {"255": 255, "65536": 1 << 16, "4294967295": (1 << 32) - 1}
 """Indices of no ring: the second is the first one in 16 bits."""
@@ -113,7 +113,7 @@ def _misaligned(word: str, addresses: VringAddr) -> None:
     def check(bench: BackendBench) -> None:
         bench.agree()
         bench.share_memory()
-        bench.accepted(Q.SET_VRING_NUM, VringState(0, 128))
+        bench.accepted(Q.SET_VRING_NUM, VringState(0, 16))
         bench.refused(Q.SET_VRING_ADDR, addresses)
 
     text = f"The parts of a ring are aligned: a {word.replace('_', ' ')} elsewhere is refused."

@@ -14,7 +14,7 @@ from ..rule import Level
 F, Q = ProtocolFeature, FrontendRequest
 PAYLOADS: Final[tuple[tuple[FrontendRequest, Payload, ProtocolFeature | None], ...]] = (
     (Q.SET_PROTOCOL_FEATURES, U64(8), None),
-    (Q.SET_VRING_NUM, VringState(0, 128), None),
+    (Q.SET_VRING_NUM, VringState(0, 16), None),
     (Q.SET_VRING_ADDR, VringAddr(0, 0, 0, 0x3000, 0x2000, 0), None),
     (Q.SET_VRING_BASE, VringState(0, 0), None),
     (Q.SET_VRING_ENABLE, VringState(0, 0), None),
