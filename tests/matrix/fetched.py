@@ -25,7 +25,7 @@ def _testpmd(tree: Path) -> list[str]:
 
 PASST: Final = Tool("matrix-passt", ("passt",), _passt)
 DPDK: Final = ("dpdk-dev", "librte-net-vhost25", "librte-net-virtio25", "librte-mempool-ring25", "librte-bus-vdev25")
-TESTPMD: Final = Tool("matrix-dpdk", DPDK, _testpmd, version="--version")
+TESTPMD: Final = Tool("matrix-dpdk", DPDK, _testpmd, version="--help")
 
 
 def have(tool: Tool) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 from .finding import findings, found, table, versions
@@ -26,14 +27,19 @@ def made() -> dict[str, str]:
     return texts | {f"findings/qemu/{name}.md": kill_report(name) for name in kills()}
 
 
+def ours(pattern: str) -> list[Path]:
+    """The files below docs/findings that are made from runs: what other programs found there is theirs."""
+    return [path for peer in PEERS for path in (FINDINGS / peer.name).glob(pattern)]
+
+
 def write() -> None:
     """Write them, and take away what is there of earlier runs, and captures that no finding shows."""
     texts = made()
     linked = "".join(texts.values())
-    for old in FINDINGS.rglob("*.pcapng"):
+    for old in ours("*.pcapng"):
         if f"]({old.name})" not in linked:
             old.unlink()
-    for old in FINDINGS.rglob("*.md"):
+    for old in ours("*.md"):
         if f"findings/{old.relative_to(FINDINGS)}" not in texts:
             old.unlink()
     for path, text in texts.items():

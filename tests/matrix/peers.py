@@ -100,7 +100,8 @@ def _testpmd(device: str) -> Start:
 
 def testpmd_words(device: str) -> str:
     """What testpmd is told, with one port of this kind."""
-    return f"--no-huge -m 256 --no-pci --no-telemetry --in-memory --vdev {device} -- --stats-period 3600"
+    few = "--total-num-mbufs 8192 --stats-period 3600"
+    return f"--no-huge -m 256 --no-pci --no-telemetry --no-shconf --vdev {device} -- {few}"
 
 
 PASST_WORDS: Final = "--foreground --vhost-user --socket {socket}"
@@ -134,6 +135,7 @@ PEERS: Final = (
         *("testpmd-virtio-user", "DPDK testpmd, net_virtio_user", FRONT, ("dpdk-dev",)),
         *(f"dpdk-testpmd {testpmd_words(VIRTIO_USER)}", _testpmd(VIRTIO_USER)),
         tool=TESTPMD,
+        seconds=900,
     ),
 )
 NOT_RUN: Final = {
