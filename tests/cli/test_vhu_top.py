@@ -407,6 +407,16 @@ def test_a_live_connection_is_watched_in_the_terminal(window: Terminal, place: P
 
 
 @pytest.mark.timeout(240)
+def test_a_size_that_the_shell_exported_is_not_for_ever(window: Terminal, capture: Path) -> None:
+    window.run(["env", "LINES=30", "COLUMNS=100", *vhu_words("top", capture)])
+    window.wait("mapped 14 MiB in 7", "all of it")
+    window.resize(60, 15)
+    window.wait_for(lambda screen: len(screen.splitlines()) == 15 and "64 MiB" in screen, "another size")
+    window.keys("q")
+    window.wait("ended with 0", "it ends")
+
+
+@pytest.mark.timeout(240)
 def test_another_size_is_seen_though_its_signal_is_not(window: Terminal, capture: Path) -> None:
     block = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH])"
     blocked = f"import os, signal, sys; {block}; os.execv(sys.argv[1], sys.argv[1:])"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from typing import ClassVar, Final
 
@@ -159,4 +160,6 @@ def _text(lines: list[Line]) -> Text:
 
 def run(board: Board, feed: Feed, keys: Keys, *, colour: bool) -> None:
     """Show it until the user has had enough."""
+    for told in ("LINES", "COLUMNS"):
+        os.environ.pop(told, None)  # a size that a shell exported once is not the terminal's for ever
     Top(board, feed, keys, colour=colour).run()
