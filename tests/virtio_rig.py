@@ -179,16 +179,17 @@ class PackedRig(Rig):
 
     def give(self, *chain: Given) -> int:
         first = self.next
-        for at, (addr, length, flags) in enumerate(chain):
+        for at, (addr, length, flags) in reversed(list(enumerate(chain))):  # the device may look at any moment
             self.describe(at + first, addr, length, flags | (NEXT if at + 1 < len(chain) else 0), first % self.size)
         self.next = (first + len(chain)) % self.last
         return first % self.size
 
     def describe(self, index: int, addr: int = BUFFERS, len: int = 1, flags: int = 0, next: int = 0) -> None:
-        """Make one descriptor available at a position; `next` is its buffer id."""
+        """Make one descriptor available at a position, its flags last; `next` is its buffer id."""
         mark = int.from_bytes(_flags(index % self.last, self.size, done=False), "little")
-        slot = index % self.size
-        self.descriptors[16 * slot : 16 * slot + 16] = DESCRIPTOR.pack(addr, len, next, (flags | mark) & 0xFFFF)
+        slot, whole = index % self.size, DESCRIPTOR.pack(addr, len, next, (flags | mark) & 0xFFFF)
+        self.descriptors[16 * slot : 16 * slot + 14] = whole[:14]
+        self.descriptors[16 * slot + 14 : 16 * slot + 16] = whole[14:]
 
     def table(self, addr: int, *entries: Given) -> int:
         return self.raw_table(addr, *((start, length, 0, flags) for start, length, flags in entries))
