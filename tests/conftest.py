@@ -18,7 +18,7 @@ from vhostuser.memory import mapping
 SETTLE = 2.0
 """Seconds that a thread or an fd may take to go after the test ended."""
 
-HELPERS = {f"tests.{path.stem}" for path in Path(__file__).parent.iterdir()} - {"tests.__init__", "tests.conftest"}
+HELPERS = {f"tests.{path.stem}" for path in Path(__file__).parent.iterdir()} - {"tests.__init__", *sys.modules}
 pytest.register_assert_rewrite(*HELPERS)  # so that `python -O` leaves their asserts, too
 
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
