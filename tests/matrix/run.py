@@ -64,18 +64,25 @@ def within(command: Sequence[str], seconds: float) -> tuple[int | None, str, str
             command, cwd=TOP, stdin=subprocess.DEVNULL, stdout=out, stderr=said, start_new_session=True
         )
         code = None
-        with suppress(subprocess.TimeoutExpired):
-            code = process.wait(seconds)
-        if code is None:
-            process.send_signal(signal.SIGINT)  # then it ends what it has started
+        try:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+                code = process.wait(seconds)
+        finally:
+            _end(process)
         out.seek(0)
         said.seek(0)
         return code, out.read(), said.read()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End it, if it has not ended, in a way in which it ends what it has started."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def keep_captures(peer: str, verdicts: Sequence[Verdict], captures: Path) -> None:
