@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from abc import abstractmethod
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Final
@@ -48,8 +49,9 @@ class DeviceWorld(FrontWorld):
         self._folder = tempfile.TemporaryDirectory(prefix="vhu-")
         return Path(self._folder.name)
 
+    @abstractmethod
     def make(self) -> Device:
-        raise NotImplementedError
+        """The device, with what it needs in `temporary`."""
 
     def tables(self) -> Hashable:
         return ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Final, Protocol, Self
@@ -119,7 +120,7 @@ def regions_of(device: AnyDevice) -> Hashable:
     return tuple((region.mappings, region._quota.used) for region in device.shm.values())
 
 
-class World:
+class World(ABC):
     """Both sides. `prepare` and `act` of an operation use it."""
 
     whose: Whose
@@ -136,13 +137,13 @@ class World:
     def folder(self) -> str:
         return self.stack.enter_context(tempfile.TemporaryDirectory(prefix="vhu-"))
 
+    @abstractmethod
     def alive(self) -> bool:
         """Whether the connection is there, with all its channels."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tables(self) -> Hashable:
         """What may not change when an operation fails."""
-        raise NotImplementedError
 
     def problems(self) -> list[str]:
         """What is wrong at any time."""
