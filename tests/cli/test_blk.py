@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vhostuser import Disconnected, Frontend
+from vhostuser.testing import is_listened_on
 from vhostuser.virtio.block import HEADER, BlockFeature, BlockRequest
 
 from .programs import BLK, Program, listening, one_line, run, serving, until, words
@@ -202,7 +203,7 @@ def test_p10_it_serves_with_no_standard_fds_at_all(sock: Path, file: Path) -> No
     options = words(BLK, "--socket-path", sock, "--blk-file", file)
     before = file.read_bytes()
     with Program(["sh", "-c", 'exec "$@" 0<&- 1>&- 2>&-', "sh", *options]) as back:
-        until(lambda: sock.exists() or back.process.poll() is not None, "it listens")
+        until(lambda: is_listened_on(sock) or back.process.poll() is not None, "it listens")
         with Frontend.connect(sock, wait=15) as front:
             assert ask(front, BlockRequest.IN, room=512) == before[:512] + OK
         assert back.end() == 0

@@ -19,7 +19,7 @@ from vhostuser.drivers.pmem import FEATURES, PmemDriver
 from vhostuser.protocol.framing import Frame
 from vhostuser.protocol.numbers import NEED_REPLY, VERSION, FrontendRequest
 from vhostuser.protocol.payloads import U64, VringState
-from vhostuser.testing import message, usage, wait_until
+from vhostuser.testing import is_listened_on, message, usage, wait_until
 from vhostuser.virtio.block import HEADER, BlockRequest
 
 from .programs import BLK, FS, PMEM, RNG, SECONDS, SHM, Program, listening, one_line, run, serving, until, words
@@ -161,7 +161,7 @@ def test_p09_p10_it_serves_though_its_log_can_not_be_written(sock: Path, file: P
     try:
         fd = full if broken == "full" else writer
         with Program([sys.executable, "-c", LOST, str(fd), *command], pass_fds=[fd]) as back:
-            until(sock.exists, "it listens")
+            until(lambda: is_listened_on(sock), "it listens")
             with connect(sock, module) as front:
                 use(module, front, file)
             assert back.end() == 0
@@ -234,7 +234,7 @@ def test_p13_a_second_front_end_does_not_disturb_the_first(sock: Path, file: Pat
 def test_p14_little_of_all_is_enough(sock: Path, file: Path, module: str, limit: str) -> None:
     command = words(module, "--socket-path", sock, *options_of(module, file))
     with Program(["sh", "-c", f'ulimit {limit}; exec "$@"', "sh", *command]) as back:
-        until(lambda: sock.exists() or back.process.poll() is not None, "it listens")
+        until(lambda: is_listened_on(sock) or back.process.poll() is not None, "it listens")
         with connect(sock, module) as front:
             use(module, front, file)
         assert back.end() == 0
@@ -254,7 +254,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 def test_p14_no_privilege_is_needed(sock: Path, file: Path, module: str) -> None:
     command = words(module, "--socket-path", sock, *options_of(module, file))
     with Program([sys.executable, "-c", WITHOUT_CAPABILITIES, *command]) as back:
-        until(lambda: sock.exists() or back.process.poll() is not None, "it listens")
+        until(lambda: is_listened_on(sock) or back.process.poll() is not None, "it listens")
         status = Path(f"/proc/{back.process.pid}/status").read_text()
         assert "CapEff:\t0000000000000000\n" in status
         with connect(sock, module) as front:

@@ -20,7 +20,7 @@ from vhostuser import Frontend, Queue
 from vhostuser.cli.fs import main
 from vhostuser.sandbox import landlock
 from vhostuser.sandbox.capabilities import MINIMAL, mask, modified
-from vhostuser.testing import DEADLINE
+from vhostuser.testing import DEADLINE, is_listened_on
 
 from .programs import SECONDS, Program, listening, one_line, until
 
@@ -212,7 +212,7 @@ def test_without_root_it_is_a_user_namespace(sock: Path, shared: Path) -> None:
 def _as_nobody(sock: Path, shared: Path, *options: str) -> Program:
     command = [sys.executable, "-W", "error", "-m", FS, "--as", str(NOBODY), "--socket-path", str(sock)]
     program = Program([*command, "--shared-dir", str(shared), *options])
-    until(lambda: sock.exists() or program.process.poll() is not None, "it listens")
+    until(lambda: is_listened_on(sock) or program.process.poll() is not None, "it listens")
     return program
 
 

@@ -39,17 +39,15 @@ class Place:
         self._take_lock(path)
         umask = os.umask(0o177)
         try:
-            made = listen(path)
+            return listen(path, lambda: self._own(path, number))
         finally:
             os.umask(umask)
-        try:
-            self._names.append((path, os.lstat(path).st_ino))
-            if number is not None:
-                _open_to_group(path, number)
-        except BaseException:
-            made.close()
-            raise
-        return made
+
+    def _own(self, path: str, group: int | None) -> None:
+        """Take a socket's name that is new here, before anybody can connect to it."""
+        self._names.append((path, os.lstat(path).st_ino))
+        if group is not None:
+            _open_to_group(path, group)
 
     def _take_lock(self, path: str) -> None:
         """Lock PATH.pid, which says who has it."""

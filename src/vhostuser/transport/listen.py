@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -64,22 +65,36 @@ def _try_to_connect(name: str) -> socket.socket:
     return sock
 
 
-def listen(path: str | os.PathLike[str]) -> socket.socket:
-    """A socket that listens on `path`. A stale socket there is replaced; anything else is left alone: AddressError."""
+def listen(path: str | os.PathLike[str], prepare: Callable[[], object] | None = None) -> socket.socket:
+    """A socket that listens on `path`. A stale socket there is replaced; anything else is left alone: AddressError.
+
+    `prepare` is called when the name exists and nobody can connect yet, to give it an owner or rights. If it raises, the
+    name is gone.
+    """
     name = _checked(path, "cannot listen on")
     _clear_stale(name)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    bound = False
+    inode = None
     try:
         sock.bind(name)
-        bound = True
+        inode = os.lstat(name).st_ino
+        if prepare:
+            prepare()
         sock.listen(1)
-    except OSError as error:
+    except BaseException as error:
         sock.close()
-        if bound:
-            os.unlink(name)
-        raise AddressError(f"cannot listen on {name}", _words(error), "try: another --socket-path") from None
+        _unlink_same(name, inode)
+        if isinstance(error, OSError):
+            raise AddressError(f"cannot listen on {name}", _words(error), "try: another --socket-path") from None
+        raise
     return sock
+
+
+def _unlink_same(name: str, inode: int | None) -> None:
+    """Remove `name` if it is that inode's still."""
+    with contextlib.suppress(OSError):
+        if os.lstat(name).st_ino == inode:
+            os.unlink(name)
 
 
 def accept(listener: socket.socket, timeout: float | None = None) -> socket.socket:
