@@ -7,6 +7,7 @@ CACHE := $(or $(VHOSTUSER_CACHE),.cache)
 FUZZ_TARGETS := decode messages regions memory rings fuse inflight
 FUZZ_COMPILED := messages regions rings inflight decode
 FUZZ_SECONDS := 60
+RERUNS := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format vm picture bench bench-vm soak fuzz fuzz-long matrix fuzz-targets clean
@@ -39,8 +40,8 @@ test: setup ## run the suite twice: all of it compiled; in pure Python and witho
 	  3) echo 'the tests against QEMU, tshark and a browser are skipped; with a network, `make vm` enables them' ;; \
 	  *) exit 1 ;; esac; \
 	set -ex; \
-	$(BIN)/python -m pytest -n auto -q; \
-	VHOSTUSER_PURE=1 $(BIN)/python -O -m pytest -n auto -q -m 'not once'
+	$(BIN)/python -m pytest -n auto -q --reruns $(RERUNS); \
+	VHOSTUSER_PURE=1 $(BIN)/python -O -m pytest -n auto -q --reruns $(RERUNS) -m 'not once'
 
 check: setup ## lint, types, layers, coverage floors
 	$(BIN)/ruff check .

@@ -45,6 +45,13 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show why a test had to run once more, though it passed then."""
+    for report in terminalreporter.stats.get("rerun", ()):
+        terminalreporter.section(f"did not pass at first: {report.nodeid}")
+        terminalreporter.write_line(report.longreprtext)
+
+
 _reserved: set[int] = set()
 _reserve, _release = mapping.reserve, mapping.release
 

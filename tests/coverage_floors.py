@@ -33,7 +33,7 @@ class Room(NamedTuple):
 def measure(folder: Path) -> list[Room]:
     """Run the tests and report each room. Raises subprocess.CalledProcessError if a test fails."""
     environment = os.environ | {"COVERAGE_FILE": str(folder / "data"), "VHOSTUSER_PURE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "--cov", "--cov-report="]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "--reruns", "1", "--cov", "--cov-report="]
     command += ["--ignore=tests/unit/test_readme.py", *TESTS]
     subprocess.run(command, env=environment, check=True)
     report = folder / "report.json"
