@@ -20,7 +20,9 @@ def extensions() -> list[Extension]:
         "ring",
         "packed",
         "transfer",
+        "handler",
         "block",
+        "files",
         "passing",
     )
     modules = [

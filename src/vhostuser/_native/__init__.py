@@ -9,7 +9,9 @@ __all__ = [
     "block",
     "caller",
     "chain",
+    "files",
     "guard",
+    "handler",
     "handover",
     "packed",
     "passing",
@@ -25,7 +27,22 @@ accelerated = False
 
 if os.environ.get("VHOSTUSER_PURE", "0") in ("", "0"):
     try:
-        from . import block, caller, chain, guard, handover, packed, passing, ring, server, transfer, walk, window
+        from . import (
+            block,
+            caller,
+            chain,
+            files,
+            guard,
+            handler,
+            handover,
+            packed,
+            passing,
+            ring,
+            server,
+            transfer,
+            walk,
+            window,
+        )
 
         accelerated = True
     except ImportError:

@@ -1,7 +1,9 @@
 from . import block as block
 from . import caller as caller
 from . import chain as chain
+from . import files as files
 from . import guard as guard
+from . import handler as handler
 from . import handover as handover
 from . import packed as packed
 from . import passing as passing
