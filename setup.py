@@ -23,6 +23,7 @@ def extensions() -> list[Extension]:
         "handler",
         "block",
         "files",
+        "listing",
         "passing",
     )
     modules = [
