@@ -20,7 +20,10 @@ def extensions() -> list[Extension]:
         "ring",
         "packed",
         "transfer",
+        "handler",
         "block",
+        "files",
+        "listing",
         "passing",
     )
     modules = [

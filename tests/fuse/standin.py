@@ -68,6 +68,8 @@ class StandIn:
     READ and WRITE go to the file `fd`, whatever their handle. `fails` are what is raised instead, by name.
     """
 
+    compiled = None
+
     def __init__(self, fd: int = -1) -> None:
         self.fd = fd
         self.agreed = 0

@@ -9,8 +9,11 @@ __all__ = [
     "block",
     "caller",
     "chain",
+    "files",
     "guard",
+    "handler",
     "handover",
+    "listing",
     "packed",
     "passing",
     "ring",
@@ -25,7 +28,23 @@ accelerated = False
 
 if os.environ.get("VHOSTUSER_PURE", "0") in ("", "0"):
     try:
-        from . import block, caller, chain, guard, handover, packed, passing, ring, server, transfer, walk, window
+        from . import (
+            block,
+            caller,
+            chain,
+            files,
+            guard,
+            handler,
+            handover,
+            listing,
+            packed,
+            passing,
+            ring,
+            server,
+            transfer,
+            walk,
+            window,
+        )
 
         accelerated = True
     except ImportError:

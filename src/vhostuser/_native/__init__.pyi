@@ -1,8 +1,11 @@
 from . import block as block
 from . import caller as caller
 from . import chain as chain
+from . import files as files
 from . import guard as guard
+from . import handler as handler
 from . import handover as handover
+from . import listing as listing
 from . import packed as packed
 from . import passing as passing
 from . import ring as ring

@@ -1,9 +1,6 @@
-from .handover import Handover
-from .walk import DeviceRing
+from .handler import Handler
 
-class BlockFile:
+class BlockFile(Handler):
     durable: bool
     lost: int
     def __init__(self, fd: int, sectors: int, read_only: bool, name: bytes) -> None: ...
-    def serve(self, ring: DeviceRing, handover: Handover, epoch: int, kick: int, waker: int, spin: int) -> int: ...
-    def serve_waiting(self, ring: DeviceRing, handover: Handover, epoch: int) -> int: ...

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+import struct
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from vhostuser import _native
+from vhostuser.devices.fs.passthrough import directories
+from vhostuser.devices.fs.passthrough.inodes import Fd, Inode
+from vhostuser.devices.fs.passthrough.opened import OpenDirectory
 from vhostuser.fuse import structs as s
 from vhostuser.fuse.numbers import ROOT_ID
 
@@ -177,3 +185,43 @@ def test_names_of_any_length_are_padded_with_zeroes(guest: Guest, root: Path, le
     start = data.index(b"n" * length)
     assert data[start + length : start + length + -length % 8] == bytes(-length % 8)
     assert (b"n" * length) in [name for name, _ in guest.readdir(fh)]
+
+
+_records = st.lists(
+    st.tuples(
+        st.integers(0, WILD),
+        st.integers(0, (1 << 63) - 1),
+        st.integers(0, 255),
+        st.sampled_from([b".", b"..", b"..."])
+        | st.binary(min_size=1, max_size=255).map(lambda name: name.replace(b"\0", b"0")),
+        st.integers(0, 9),
+    ),
+    max_size=8,
+)
+
+
+@pytest.mark.skipif(not _native.accelerated, reason="nothing is compiled")
+@given(_records, st.integers(-1, 600), st.sampled_from([0, 77]))
+def test_both_halves_list_the_same(records: list[tuple[int, int, int, bytes, int]], room: int, above: int) -> None:
+    """Whatever the kernel lists, however it pads it."""
+    rows = [
+        struct.pack(f"=QQHB{len(name) + 1 + pad}s", ino, offset, 20 + len(name) + pad, type, name)
+        for ino, offset, type, name, pad in records
+    ]
+    key = (1, above, 0)
+    answers = []
+    for take in (directories._take_python, directories._take_compiled):
+        root = Inode(ROOT_ID if above else 5, key, stat.S_IFDIR, Fd(-1))
+        directory = OpenDirectory(root, Fd(-1), ahead=b"".join(rows))
+        parts, left = list[bytes](), room
+        left = take(directory, parts, left)
+        answers.append((b"".join(parts), max(left, -1), directory.at, directory.position))
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.skipif(not _native.accelerated, reason="nothing is compiled")
+@pytest.mark.parametrize("cut", [1, 5, 19, 23])
+def test_what_the_kernel_cuts_off_is_not_followed(cut: int) -> None:
+    row = struct.pack("=QQHB5s", 1, 2, 24, 8, b"name")
+    with pytest.raises(ValueError, match="cut off"):
+        _native.listing.listed(row[:cut], 0, 4096, 0)

@@ -6,9 +6,9 @@ import logging
 import time
 from struct import Struct
 from types import MappingProxyType, TracebackType
-from typing import Final, Protocol, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
-from ...device import KEEP, Device, Keep
+from ...device import KEEP, CompiledHandler, Device, Keep
 from ...errors import LocalProtocolError, VhostUserError
 from ...faults import device_faults
 from ...limited_log import LimitedLog
@@ -19,8 +19,14 @@ from .mapping import Window
 from .options import ShareOptions
 from .passthrough import share
 from .passthrough.state import Ids, Mappings, Names
+from .progress import Progress
 from .server import Server, Share
 from .workers import Workers
+
+if TYPE_CHECKING:
+    from ..._native.files import OpenFiles
+    from ..._native.handover import Handover
+    from ..._native.walk import DeviceRing
 
 log = logging.getLogger(__name__)
 HIPRIO: Final = 0
@@ -53,6 +59,17 @@ class FuseDevice(Device):
         self._log = LimitedLog(log)
         self._server = Server(share, options, window)
         self._workers = Workers(options.thread_pool_size, self._work) if options.thread_pool_size else None
+        self._compiled = self._without_python(share.compiled)
+
+    def _without_python(self, files: OpenFiles | None) -> CompiledHandler | None:
+        """What serves ordinary requests in a queue's own thread, if nothing else is to."""
+        if not files or self._workers or type(self).process is not FuseDevice.process:
+            return None
+        return Compiled(files, self._server.progress)
+
+    def compiled(self) -> CompiledHandler | None:
+        """READ of a file that is open, in compiled code."""
+        return self._compiled
 
     def driver_ready(self) -> None:
         """Have the window be where it was, if rings that went on at their beginning have cost it its place."""
@@ -111,6 +128,20 @@ class FuseDevice(Device):
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+class Compiled:
+    """Serves ordinary requests; who waits for them to end is told when they have."""
+
+    def __init__(self, files: OpenFiles, progress: Progress) -> None:
+        self._files, self._progress = files, progress
+
+    def serve(self, ring: DeviceRing, handover: Handover, epoch: int, kick: int, waker: int, spin: int) -> int:
+        """As CompiledHandler."""
+        try:
+            return self._files.serve(ring, handover, epoch, kick, waker, spin)
+        finally:
+            self._progress.look()
 
 
 class FileWindow(Window, Mappings, Protocol):

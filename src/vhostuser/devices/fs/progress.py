@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 
 class Doing:
@@ -21,10 +22,26 @@ class Doing:
         self.counts: dict[str, int] = {}
 
 
-class Progress:
-    """The requests in progress, one in each thread at most."""
+class Reads(Protocol):
+    """What READs without Python."""
 
-    def __init__(self) -> None:
+    @property
+    def reads(self) -> int:
+        """How often it has."""
+
+    @property
+    def bytes_read(self) -> int:
+        """How much that was."""
+
+    def busy(self) -> list[tuple[float, int]]:
+        """What it does now: since when, and of which inode."""
+
+
+class Progress:
+    """The requests in progress, one in each thread at most; those that compiled code does, too."""
+
+    def __init__(self, compiled: Reads | None = None) -> None:
+        self._compiled = compiled
         self._threads: dict[int, Doing] = {}
         self._changed = threading.Condition()
         self._ending = False
@@ -41,6 +58,10 @@ class Progress:
     def end(self, doing: Doing) -> None:
         """This thread has done its request."""
         doing.since = 0.0
+        self.look()
+
+    def look(self) -> None:
+        """A request may have been done."""
         if self._ending:
             with self._changed:
                 self._changed.notify_all()
@@ -54,6 +75,9 @@ class Progress:
         for doing in list(self._threads.values()):
             for name, count in list(doing.counts.items()):
                 total[name] = total.get(name, 0) + count
+        if (compiled := self._compiled) and compiled.reads:
+            total["READ"] = total.get("READ", 0) + compiled.reads
+            total["bytes_read"] = total.get("bytes_read", 0) + compiled.bytes_read
         return total
 
     def finish(self, timeout: float, then: Callable[[], None]) -> str:
@@ -72,6 +96,8 @@ class Progress:
     def _now(self) -> Iterator[tuple[float, str, int]]:
         """Those in progress: since when, what, and of which inode."""
         rows = [(each.since, each.name, each.nodeid) for each in list(self._threads.values())]
+        if self._compiled:
+            rows += [(since, "READ", nodeid) for since, nodeid in self._compiled.busy()]
         return (row for row in rows if row[0])
 
     def _words(self) -> str:

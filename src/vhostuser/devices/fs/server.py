@@ -10,7 +10,7 @@ import errno
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 from ...errors import VhostUserError
 from ...faults import device_faults
@@ -27,6 +27,9 @@ from .options import ShareOptions
 from .progress import Progress
 from .session import Session, SessionShare
 from .transfer import WRITE_DATA, ChainRoom, ChainSource, Incoming, Outgoing
+
+if TYPE_CHECKING:
+    from ..._native.files import OpenFiles
 
 log = logging.getLogger(__name__)
 LONGEST: Final = MAX_WRITE
@@ -62,6 +65,10 @@ class Share(SharedFiles, SessionShare, Protocol):
     def write(self, call: Call, source: Incoming, /) -> int:
         """WRITE: move bytes from the guest; how many."""
 
+    @property
+    def compiled(self) -> OpenFiles | None:
+        """What does ordinary requests without Python, if anything does."""
+
     def close(self) -> None:
         """The share has ended."""
 
@@ -92,7 +99,7 @@ class Server:
     def __init__(self, share: Share, options: ShareOptions, window: Window | None = None) -> None:
         self._share, self._readonly = share, options.readonly
         self._log = LimitedLog(log)
-        self.progress = Progress()
+        self.progress = Progress(share.compiled)
         """What is being done, with the share and the window."""
         self._mapper = Mapper(share, window, options.dax_window)
         self._session = Session(share, options, window, self._mapper, self._log)

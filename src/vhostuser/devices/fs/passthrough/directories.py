@@ -9,6 +9,7 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Final
 
+from .... import _native
 from ....fuse import structs as s
 from ....fuse.numbers import ROOT_ID, FopenFlag
 from ....fuse.rules import Call
@@ -96,7 +97,7 @@ class Directories:
         with directory.lock:
             _seek(directory, given.offset)
             while left >= 0 and (directory.at < len(directory.ahead) or _read_ahead(directory, given=bool(parts))):
-                left = _take(directory, parts, left, extra, entry)
+                left = _take(directory, parts, left, extra, entry) if entry else _take_plain(directory, parts, left)
         if not parts and left < 0:
             raise failed(errno.EINVAL)
         return b"".join(parts)
@@ -108,7 +109,7 @@ def _take(directory: OpenDirectory, parts: list[bytes], left: int, extra: int, e
     This is what a listing takes: a few steps an entry, and one `pack`.
     """
     data, at, end, inode = directory.ahead, directory.at, len(directory.ahead), directory.inode
-    above = inode.key[1] if inode.nodeid == ROOT_ID else None  # what is above the root is not told
+    above = _above(directory)
     while at < end:
         ino, offset, size, type = _linux_dirent(data, at)
         start = at + _LINUX_DIRENT_SIZE
@@ -126,6 +127,28 @@ def _take(directory: OpenDirectory, parts: list[bytes], left: int, extra: int, e
         at += size
         directory.at, directory.position = at, offset
     return left
+
+
+def _take_python(directory: OpenDirectory, parts: list[bytes], left: int) -> int:
+    """The same of entries with nothing before them."""
+    return _take(directory, parts, left, 0, None)
+
+
+def _take_compiled(directory: OpenDirectory, parts: list[bytes], left: int) -> int:
+    """The same again, compiled."""
+    made, at, position = _native.listing.listed(directory.ahead, directory.at, left, _above(directory))
+    if made:
+        parts.append(made)
+        directory.at, directory.position = at, position
+    return left - len(made) if at == len(directory.ahead) else -1
+
+
+_take_plain: Final = _take_compiled if _native.accelerated else _take_python
+
+
+def _above(directory: OpenDirectory) -> int:
+    """The inode number to tell of `..`; 0 for what the kernel says. What is above the root is not told."""
+    return directory.inode.key[1] if directory.inode.nodeid == ROOT_ID else 0
 
 
 def _seek(directory: OpenDirectory, offset: int) -> None:

@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass, field
 from itertools import count
 
+from .... import _native
 from .calls import failed
 from .inodes import Fd, Inode
 
@@ -37,6 +38,10 @@ class Opened:
     """All that is open. The numbers are never used twice."""
 
     def __init__(self) -> None:
+        self.compiled = _native.files.OpenFiles() if _native.accelerated else None
+        """What READs without Python, if anything does."""
+        self.plain = False
+        """Whether it reads the files that are opened from now on: their bytes are all that a READ is about."""
         self._numbers = count(1)
         self._files: dict[int, OpenFile] = {}
         self._directories: dict[int, OpenDirectory] = {}
@@ -45,6 +50,8 @@ class Opened:
         """The `fh` of a file that was just opened."""
         number = next(self._numbers)
         self._files[number] = file
+        if self.plain and self.compiled:
+            self.compiled.add(number, file.inode.nodeid, file.fd.number, file.fd)
         return number
 
     def add_directory(self, directory: OpenDirectory) -> int:
@@ -72,6 +79,8 @@ class Opened:
         self.file(fh, nodeid)
         if self._files.pop(fh, None) is None:
             raise failed(errno.EBADF)
+        if self.compiled:
+            self.compiled.remove(fh)
 
     def release_directory(self, fh: int, nodeid: int) -> None:
         """It is open no more. OSError, EBADF, if it is not."""
@@ -82,3 +91,5 @@ class Opened:
     def clear(self) -> None:
         """Nothing is open any more."""
         self._files, self._directories = {}, {}
+        if self.compiled:
+            self.compiled.clear()

@@ -43,6 +43,8 @@ class Share:
         fds: OwnedFd | None = None,
     ) -> None:
         self._state = state = State(root, options, window, fds)
+        self.compiled = state.opened.compiled
+        """What does ordinary requests without Python, if anything does."""
         attributes = Attributes(state, uids, gids)
         creators = Creators(state, uids, gids)
         capability = Capability(state, xattr_names)

@@ -138,6 +138,7 @@ class State:
         """A session begins, in which this mask of InitFlag is agreed upon."""
         self.agreed = agreed
         self.use(self.window)  # which may be mapped only now
+        self.opened.plain = not self.settles
         self._count_fds()
 
     def close(self) -> None:

@@ -1,0 +1,6 @@
+from .handover import Handover
+from .walk import DeviceRing
+
+class Handler:
+    def serve(self, ring: DeviceRing, handover: Handover, epoch: int, kick: int, waker: int, spin: int) -> int: ...
+    def serve_waiting(self, ring: DeviceRing, handover: Handover, epoch: int) -> int: ...
