@@ -7,7 +7,6 @@ import socket
 import time
 from typing import Final
 
-from .. import _native
 from ..errors import Disconnected, RemoteProtocolError
 from ..protocol.framing import read_header
 from ..protocol.numbers import HEADER_SIZE, MAX_PAYLOAD, NEED_REPLY, REPLY, VERSION, FrontendRequest
@@ -16,7 +15,6 @@ from ..protocol.rules import Channel
 from ..protocol.state import Role
 from ..transport.fds import OwnedFd, close_all
 from ..transport.socket import WouldBlock, receive_some, send_some
-from . import clock
 
 _NOW: Final = int(socket.MSG_DONTWAIT)
 """A socket's own blocking mode may be shared with other processes, so it is left alone."""
@@ -85,6 +83,11 @@ class Flow:
     def reads(self) -> bool:
         """It wants to hear when `source` has something."""
         return not (self.ended or self.gone or self._taken)
+
+    @property
+    def clear(self) -> bool:
+        """Nothing is in the way of a plain message: whoever reads one here may send it at once."""
+        return not (self.data or self.extra or self.raw or self.paused_until or self.ended or self.gone)
 
     @property
     def hands_over(self) -> bool:
@@ -205,17 +208,9 @@ class Flow:
                 self.gone = True
         return 0
 
-    def pass_at_once(self) -> tuple[int, bytes] | None:
-        """Read a message and send it in compiled code: when it came, and its bytes. None: as `read` tells, and goes on."""
-        if not _native.accelerated or self.data or self.extra or self.raw or self.paused_until:
-            return None
-        got = _native.passing.pass_on(self.source.fileno(), self.target.fileno())
-        if got is None:
-            return None
-        if isinstance(got[1], bytes):
-            return clock.START + got[0], got[1]
-        self._ahead, self._went = got
-        return None
+    def go_on(self, pieces: list[tuple[bytes, list[int], bool]], went: int) -> None:
+        """Take what compiled code has read and left (bytes, fds, fds were lost), and how much of that it has sent."""
+        self._ahead, self._went = pieces, went
 
     def send_at_once(self) -> bool:
         """Send a whole message without fds that nothing is in the way of, and let go of it; whether that went in one go.

@@ -14,8 +14,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from .. import _native
 from ..protocol.rules import Channel
 from ..transport.loop import Waker
+from . import clock
 from .clock import now
 from .describe import described
 from .event import Event, FdNote, Message, Remark, Remarkable
@@ -70,6 +72,7 @@ class Proxy:
         self._waker = Waker()
         self._poll = select.epoll()
         self._poll.register(self._waker, select.EPOLLIN)
+        self._passer = self._passing() if _native.accelerated and alter is None and watch is None else None
         self._masks: dict[int, int] = {}
         self._at: dict[int, _Place] = {}
         self._main = Splice(Channel.FRONTEND, front, back)
@@ -108,7 +111,7 @@ class Proxy:
     def _turn(self, timeout: float) -> bool:
         """Wait for something to pass, and pass it on; whether there was. When there is nothing, the sink gets what waits."""
         passed = False
-        for fd, events in self._poll.poll(timeout, _MOST):
+        for fd, events in self._ready(timeout):
             place = self._at.get(fd)
             if place is None:
                 self._waker.clear()
@@ -123,6 +126,17 @@ class Proxy:
         if not passed:
             self._tell_waiting()
         return passed
+
+    def _ready(self, timeout: float) -> list[tuple[int, int]]:
+        """What there is to be seen to. While nothing else is, compiled code passes plain messages on meanwhile."""
+        if self._passer is None or self._paused or self._main.over:
+            return self._poll.poll(timeout, _MOST)
+        flows = {fd: place[2] for fd, place in self._at.items() if place[2].clear}
+        ways = {fd: (flow.target.fileno(), flow.channel, flow.sender) for fd, flow in flows.items()}
+        ready, pieces, went = self._passer.run(ways, bool(self._waiting))
+        if pieces:
+            flows[ready[0][0]].go_on(pieces, went)
+        return ready
 
     def _timeout(self) -> float:
         """Seconds until there is something to do with no fd ready for it; below 0 for never."""
@@ -171,13 +185,10 @@ class Proxy:
         """Take what has come: a message is passed on and told; of half a one goes on what may."""
         if not flow.reads:
             return
-        if self._plain and (passed := flow.pass_at_once()):
-            self._tell_plain(flow, *passed)
-            return
         if flow.read():
             at, data = now(), flow.data
             if self._plain and flow.send_at_once():
-                self._tell_plain(flow, at, data)
+                self._tell_plain(Message(at, self.connection, flow.channel, flow.sender, data))
                 return
             self._pass(splice, flow)
         elif self._alter is None and not flow.hands_over:
@@ -187,10 +198,10 @@ class Proxy:
         if flow.blocked or not flow.calm:
             self._end(splice, flow)
 
-    def _tell_plain(self, flow: Flow, at: int, data: bytes) -> None:
+    def _tell_plain(self, message: Message) -> None:
         """Tell a whole message without fds that has gone."""
         self.messages += 1
-        self._record(Message(at, self.connection, flow.channel, flow.sender, data))
+        self._record(message)
         if len(self._waiting) > BACKLOG:
             self._sink(self._waiting.popleft())
 
@@ -327,6 +338,10 @@ class Proxy:
         if splice.over and splice is not self._main:
             self._drop(splice)
 
+    def _passing(self) -> _native.passing.Passer:
+        quiet = round(QUIET * 1e9)
+        return _native.passing.Passer(self._poll.fileno(), quiet, clock.START, Message, self.connection, self._tell_plain)
+
     def _drop(self, splice: Splice) -> None:
         """A channel is over: let go of its sockets."""
         if splice is not self._main:
@@ -351,6 +366,8 @@ class Proxy:
         self._main.close()
         if self._watch is not None:
             self._watch.close()
+        if self._passer is not None:
+            self._passer.close()
         self._poll.close()
         self._waker.close()
         self._record(Remark(now(), self.connection, Remarkable.CLOSED, reason))
