@@ -16,6 +16,7 @@ cdef extern from *:
     #include <unistd.h>
 
     #define VHU_FDS 253
+    #define VHU_SCM_PIDFD 4 /* an fd, too, that comes if whoever shares the socket has set SO_PASSPIDFD */
     #define VHU_BATCH 64
 
     typedef struct { uint32_t request, flags, size; } vhu_header;
@@ -36,7 +37,7 @@ cdef extern from *:
         if (got < 0 || message.msg_controllen == 0)
             return got;
         for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
-            if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            if (c->cmsg_level != SOL_SOCKET || (c->cmsg_type != SCM_RIGHTS && c->cmsg_type != VHU_SCM_PIDFD))
                 continue;
             int here = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
             memcpy(fds + *count, CMSG_DATA(c), here * sizeof(int));

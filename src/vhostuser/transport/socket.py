@@ -17,6 +17,8 @@ from .fds import HasFileno, OwnedFd, close_all
 _CONTROL_SIZE: Final = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 _CLOEXEC, _TRUNCATED, _NO_SIGNAL = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC), int(socket.MSG_NOSIGNAL)
 """Plain numbers: the enum's `|` and `&` would take as long as the system call."""
+FD_KINDS: Final = frozenset({int(socket.SCM_RIGHTS), 4})
+"""Control messages that carry fds: SCM_PIDFD (4) comes, too, where whoever shares the socket has set SO_PASSPIDFD."""
 LONGEST_POLL: Final = 1e9
 """Milliseconds, twelve days: poll() counts them in an int."""
 _GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ESHUTDOWN})
@@ -132,7 +134,7 @@ def _owned(control: list[tuple[int, int, bytes]]) -> list[OwnedFd]:
     """The fds in control messages, each with an owner."""
     fds: list[OwnedFd] = []
     for level, kind, payload in control:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+        if level == socket.SOL_SOCKET and kind in FD_KINDS:
             numbers = array.array("i")
             numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
             fds.extend(OwnedFd(number) for number in numbers)
