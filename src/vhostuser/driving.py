@@ -107,11 +107,12 @@ class Driving:
         owed = reply_owed(rule, before, need_reply=ask)
         try:
             self.channel.send(frame, rule.name, owed=False)
-            answer, received = self._reply(rule, owed) if owed is not Owed.NOTHING else (None, ())
+            answer, received = self._reply(rule, owed, body) if owed is not Owed.NOTHING else (None, ())
         except NothingSent:
             self._session.state = before
             raise
         except BaseException as error:  # whatever it is: the reply would be taken for that to another request
+            self._session.state = before
             self.lose(error if isinstance(error, Exception) else Disconnected("interrupted in a request"))
             raise
         if owed is Owed.OWN:
@@ -140,13 +141,13 @@ class Driving:
         """The connection is over, because of `error`."""
         self.lost = self.lost or error
 
-    def _reply(self, rule: Rule, owed: Owed) -> tuple[Payload | None, tuple[OwnedFd, ...]]:
+    def _reply(self, rule: Rule, owed: Owed, asked: Payload | None) -> tuple[Payload | None, tuple[OwnedFd, ...]]:
         limit = self.channel.reply_timeout
         if self._answering.serve_until((self.channel.fileno(),), time.monotonic() + limit) is None:
             raise DeadlineExpired(f"{rule.name} was not answered within {limit:g} s")
         frame = self.channel.receive()
         try:
-            return self._session.admit_reply(rule, frame, owed), frame.fds
+            return self._session.admit_reply(rule, frame, owed, asked), frame.fds
         except BaseException:
             close_all(frame.fds)
             raise
