@@ -68,7 +68,7 @@ class Answering:
     def use(self, windows: dict[int, AnyCore]) -> None:
         """Leave SHMEM requests that are entirely right to the plain way, which maps them without a handler."""
         if self._channel and windows:
-            self._server = new_server(self._channel.socket, windows)
+            self._server = new_server(self._channel.socket, windows, self._channel.reply_timeout)
 
     def serve_until(self, others: Sequence[int], deadline: float | None) -> int | None:
         """Answer requests until one of the fds `others` is readable, and return it; None once the deadline has passed.

@@ -21,6 +21,7 @@ from .protocol.session import Session
 from .protocol.state import Owed, reply_owed
 from .transport.channel import Channel
 from .transport.fds import OwnedFd, close_all
+from .transport.socket import NothingSent
 from .windows import Windows
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,8 @@ class Driving:
     ) -> tuple[Payload | None, tuple[OwnedFd, ...]]:
         """Send a request and return the reply's payload and fds, which are the caller's; None for an acknowledgement.
 
-        LocalProtocolError if it is not allowed now (nothing is sent), RequestFailed if the back-end says no.
+        LocalProtocolError if it is not allowed now, NothingSent, an OSError, if the kernel does not take it: all is as it
+        was then. RequestFailed if the back-end says no.
         """
         with self.turn():
             return self._request(request, body, fds)
@@ -104,13 +106,14 @@ class Driving:
         self._session.admit(Side.FRONTEND, frame)
         owed = reply_owed(rule, before, need_reply=ask)
         try:
-            self.channel.send(frame, rule.name)
-            answer, received = self._reply(rule, owed) if owed is not Owed.NOTHING else (None, ())
-        except (Disconnected, DeadlineExpired, ProtocolError) as error:
-            self.lose(error)
-            raise
-        except OSError:  # an fd is none: nothing was sent
+            self.channel.send(frame, rule.name, owed=False)
+            answer, received = self._reply(rule, owed, body) if owed is not Owed.NOTHING else (None, ())
+        except NothingSent:
             self._session.state = before
+            raise
+        except BaseException as error:  # whatever it is: the reply would be taken for that to another request
+            self._session.state = before
+            self.lose(error if isinstance(error, Exception) else Disconnected("interrupted in a request"))
             raise
         if owed is Owed.OWN:
             return answer, received
@@ -138,13 +141,13 @@ class Driving:
         """The connection is over, because of `error`."""
         self.lost = self.lost or error
 
-    def _reply(self, rule: Rule, owed: Owed) -> tuple[Payload | None, tuple[OwnedFd, ...]]:
+    def _reply(self, rule: Rule, owed: Owed, asked: Payload | None) -> tuple[Payload | None, tuple[OwnedFd, ...]]:
         limit = self.channel.reply_timeout
         if self._answering.serve_until((self.channel.fileno(),), time.monotonic() + limit) is None:
             raise DeadlineExpired(f"{rule.name} was not answered within {limit:g} s")
         frame = self.channel.receive()
         try:
-            return self._session.admit_reply(rule, frame, owed), frame.fds
+            return self._session.admit_reply(rule, frame, owed, asked), frame.fds
         except BaseException:
             close_all(frame.fds)
             raise

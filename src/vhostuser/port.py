@@ -22,6 +22,7 @@ from .protocol.session import Session, check_gate
 from .protocol.state import Owed, reply_owed
 from .transport.channel import Channel
 from .transport.fds import OwnedFd
+from .transport.socket import NothingSent
 
 NO_CHANNEL: Final = "the front-end has given no back-end channel (SET_BACKEND_REQ_FD)"
 AT_ONCE: Final = 64
@@ -102,8 +103,8 @@ class Port:
     def send_all(self, requests: Sequence[Request]) -> list[int]:
         """Send requests, then take their answers in the same order: a status each, 0 for yes.
 
-        A request without an answer (REPLY_ACK was not negotiated) counts as 0. Raises LocalProtocolError or OSError (a bad
-        fd) before anything is sent; Disconnected, DeadlineExpired or RemoteProtocolError when the channel is lost.
+        A request without an answer (REPLY_ACK was not negotiated) counts as 0. Raises LocalProtocolError or OSError
+        before anything is sent; Disconnected, DeadlineExpired or RemoteProtocolError when the channel is lost.
         """
         channel, session = self._channel, self._session
         if channel is None or session is None:
@@ -116,9 +117,11 @@ class Port:
         try:
             statuses: list[int] = []
             for start in range(0, len(frames), AT_ONCE):
-                statuses += self._send_some(channel, session, frames[start : start + AT_ONCE])
+                statuses += self._send_some(channel, session, frames[start : start + AT_ONCE], owed=start > 0)
             return statuses
-        except (VhostUserError, OSError) as error:
+        except NothingSent:
+            raise
+        except BaseException as error:
             self._drop(f"the back-end channel was lost: {error}")
             raise
 
@@ -131,9 +134,14 @@ class Port:
             text = f"{request.name} wants an answer, and protocol feature REPLY_ACK (bit 3) was not negotiated"
             raise LocalProtocolError(text, request=request.name, limit="REPLY_ACK")
 
-    def lose(self, number: int) -> VhostUserError:
-        """Give the channel up because of what came instead of answers to request `number`; the exception that says why."""
+    def lose(self, number: int) -> VhostUserError | OSError:
+        """Give the channel up because of what came instead of answers to request `number`; the exception that says why.
+
+        An OSError if nothing was sent, so that nothing can come: the channel is as it was.
+        """
         data, fds, error = self.line.take()
+        if error < 0:
+            return NothingSent(-error, os.strerror(-error))
         owned = [OwnedFd(fd) for fd in fds]
         try:
             self._explain(number, data, owned, error)
@@ -157,9 +165,11 @@ class Port:
         while True:
             _admit_answer(session, number, channel.receive(), Owed.ACK)
 
-    def _send_some(self, channel: Channel, session: Session, frames: Sequence[Frame[int]]) -> list[int]:
+    def _send_some(self, channel: Channel, session: Session, frames: Sequence[Frame[int]], *, owed: bool) -> list[int]:
+        """Send requests, none of which may be left out once any was sent, and take their answers."""
         for frame in frames:
-            channel.send(frame, BACKEND[frame.request].name)
+            channel.send(frame, BACKEND[frame.request].name, owed=owed)
+            owed = True
         return [_status(channel, session, frame) for frame in frames]
 
     def _drop(self, why: str) -> None:

@@ -70,8 +70,8 @@ class SharedMemory:
         """Show `len` bytes of `file`, from `fd_offset` on, at `shm_offset` of the region. Returns when they are there.
 
         Offsets and length are bytes, multiples of the page size. The file stays yours; close it when you like. Raises
-        LocalProtocolError if the protocol does not allow it (nothing is sent), RequestFailed if the front-end says no,
-        Disconnected or DeadlineExpired if there is no answer. ("SHMEM_MAP")
+        LocalProtocolError if the protocol does not allow it and OSError if the kernel does not (nothing is sent then),
+        RequestFailed if the front-end says no, Disconnected or DeadlineExpired if there is no answer. ("SHMEM_MAP")
         """
         fd = file if type(file) is int else fileno_of(file)
         try:
@@ -100,7 +100,7 @@ class SharedMemory:
     def map_many(self, requests: Sequence[MapRequest]) -> list[RequestFailed | None]:
         """`map` each, with all requests under way at once: a result each, None for done or the RequestFailed.
 
-        A LocalProtocolError for any of them means that none was sent.
+        A LocalProtocolError or OSError for any of them means that none was sent.
         """
         rows = list(requests)
         files = [fileno_of(request.file) for request in rows]

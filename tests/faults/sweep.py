@@ -31,6 +31,10 @@ PASSING: Final = frozenset({E.EINTR, E.EAGAIN, SHORT, TRUNCATED})
 """What no call does over and over."""
 TRIED_TWICE: Final = frozenset({"mmap", "mremap", "fstat", "fstatfs", "fcntl", "open"})
 """Where the plain way leaves it to the long way what fails."""
+FORGIVEN: Final = frozenset(
+    (call, number) for call in ("sendmsg", "send", "sendmmsg") for number in (E.ENOMEM, E.ENOBUFS, E.ETOOMANYREFS)
+)
+"""What is tried again: nobody may see that it failed once."""
 QUICK: Final[dict[str, tuple[int, ...]]] = {
     "socket": (E.EMFILE,),
     "socketpair": (E.EMFILE,),
@@ -156,6 +160,8 @@ def _meet(world: World, operation: Operation, shim: Shim, fault: Fault, found: l
         found.append(f"fails without a fault: {failure}")
     if not failure and not operation.ends and not world_lives(world, operation):
         found.append("works, and the connection ends all the same")
+    if failure and fault.times == 1 and (fault.call, fault.number) in FORGIVEN:
+        found.append(f"fails though it would work at the second try: {failure}")
     if failure and operation.never_fails:
         found.append(f"may not fail, but: {failure}")
     if failure and not operation.never_fails and (world.served is None or world_lives(world, operation)):

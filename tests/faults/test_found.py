@@ -125,12 +125,13 @@ def test_a_file_that_is_looked_at_in_vain_is_mapped_unsealed(monkeypatch: pytest
         mapping.release(base, 1 << 20)
 
 
-def test_an_acknowledgement_that_cannot_be_sent_ends_the_channel() -> None:
+def test_an_acknowledgement_that_cannot_be_sent_ends_the_channel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the back-end waits for it until its deadline. (The sweep has it for compiled code.)"""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        server = Server(ours, {})
+        server = Server(ours, {}, 0.01)
         server._send = refusing(errno.ENOBUFS)  # type: ignore[assignment]  # a system call that fails
+        monkeypatch.setattr(socket.socket, "sendmsg", refusing(errno.ENOBUFS))
         assert server._acknowledge(MAP) == NOT_TAKEN
 
 

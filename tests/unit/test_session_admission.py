@@ -10,8 +10,18 @@ from tests.legal import ALL, ALL_RULES, READY, F, Q, body_of, frame_of, rule_of,
 from tests.spec_table import REQUESTS, RequestRow
 from vhostuser.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from vhostuser.protocol.framing import Frame, reply_frame, request_frame
-from vhostuser.protocol.numbers import MAX_FDS, ProtocolFeature, mask
-from vhostuser.protocol.payloads import U64, ShmemConfig, VringState
+from vhostuser.protocol.layout import Payload
+from vhostuser.protocol.numbers import MAX_FDS, FrontendRequest, ProtocolFeature, mask
+from vhostuser.protocol.payloads import (
+    U64,
+    Config,
+    Inflight,
+    MemoryRegion,
+    MemoryTable,
+    ShmemConfig,
+    SingleRegion,
+    VringState,
+)
 from vhostuser.protocol.rules import FRONTEND, RULES, Channel, Gate, Reply, Rule
 from vhostuser.protocol.session import ACCESS_PLATFORM, Message, Session
 from vhostuser.protocol.state import Owed, Role, State, reply_owed
@@ -189,6 +199,58 @@ def test_w22_an_acknowledgement_of_another_size_ends_the_connection(rule: Rule, 
 def test_w38_an_empty_reply_to_get_config_is_an_honest_no() -> None:
     rule = FRONTEND[Q.GET_CONFIG]
     assert session(Role.FRONTEND).admit_reply(rule, reply_frame(rule.id), Owed.OWN) is None
+
+
+def region(guest_addr: int, size: int, user_addr: int) -> MemoryRegion:
+    return MemoryRegion(guest_addr, size, user_addr, 0)
+
+
+def single(guest_addr: int, size: int, user_addr: int) -> SingleRegion:
+    return SingleRegion(guest_addr, size, user_addr, 0)
+
+
+TABLE = MemoryTable([region(0, 4096, 0), region(8192, 4096, 8192)])
+
+
+@pytest.mark.parametrize(
+    ("request_", "asked", "answer", "field"),
+    [
+        (Q.GET_VRING_BASE, VringState(0, 0), VringState(1, 0), "index"),
+        (Q.GET_CONFIG, Config(0, 4, 0, bytes(4)), Config(4, 4, 0, bytes(4)), "offset"),
+        (Q.GET_INFLIGHT_FD, Inflight(0, 0, 1, 16), Inflight(4096, 0, 2, 16), "num_queues"),
+        (Q.GET_INFLIGHT_FD, Inflight(0, 0, 1, 16), Inflight(4096, 0, 1, 8), "queue_size"),
+        (Q.SET_MEM_TABLE, TABLE, MemoryTable(TABLE.regions[:1]), "num_regions"),
+        (Q.SET_MEM_TABLE, TABLE, MemoryTable([region(0, 4096, 0), region(0, 4096, 8192)]), "guest_addr"),
+        (Q.SET_MEM_TABLE, TABLE, MemoryTable([region(0, 8192, 0), region(8192, 4096, 8192)]), "size"),
+        (Q.ADD_MEM_REG, single(0, 4096, 0), single(4096, 4096, 0), "guest_addr"),
+        (Q.ADD_MEM_REG, single(0, 4096, 0), single(0, 4097, 0), "size"),
+    ],
+)
+def test_w22_a_reply_about_something_else_ends_the_connection(
+    request_: FrontendRequest, asked: Payload, answer: Payload, field: str
+) -> None:
+    with pytest.raises(RemoteProtocolError, match=f"{request_.name} reply {field}") as caught:
+        session(Role.FRONTEND).admit_reply(rule_of(request_), reply_frame(request_, answer), Owed.OWN, asked)
+    assert (caught.value.fatal, caught.value.field) == (True, field)
+
+
+@pytest.mark.parametrize(
+    ("request_", "asked", "answer"),
+    [
+        (Q.GET_VRING_BASE, VringState(1, 0), VringState(1, 7)),
+        (Q.GET_CONFIG, Config(4, 4, 0, bytes(4)), Config(4, 4, 1, b"abcd")),
+        (Q.GET_CONFIG, Config(4, 4, 0, bytes(4)), Config(0, 0, 0)),
+        (Q.GET_INFLIGHT_FD, Inflight(0, 0, 1, 16), Inflight(0, 0, 9, 9)),
+        (Q.GET_INFLIGHT_FD, Inflight(0, 0, 1, 16), Inflight(4096, 0, 0, 0)),
+        (Q.SET_MEM_TABLE, TABLE, MemoryTable([region(0, 4096, 1 << 40), region(8192, 4096, 1 << 41)])),
+        (Q.ADD_MEM_REG, single(0, 4096, 0), single(0, 4096, 1 << 40)),
+    ],
+)
+def test_a_reply_that_repeats_what_was_asked_or_says_no_is_taken(
+    request_: FrontendRequest, asked: Payload, answer: Payload
+) -> None:
+    found = session(Role.FRONTEND).admit_reply(rule_of(request_), reply_frame(request_, answer), Owed.OWN, asked)
+    assert found == answer
 
 
 def test_a_front_end_learns_from_replies() -> None:

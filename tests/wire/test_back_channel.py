@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 import struct
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,16 +12,18 @@ import pytest
 from vhostuser import Disconnected, RemoteProtocolError
 from vhostuser.protocol.numbers import REPLY, BackendRequest, FrontendRequest, ProtocolFeature
 from vhostuser.protocol.payloads import U64, Mmap, VringState
-from vhostuser.testing import DEADLINE, RawBackend, memory_file, message, raw_frontend
+from vhostuser.shared_memory import MapRequest
+from vhostuser.testing import DEADLINE, RawBackend, Wire, memory_file, message, raw_frontend, usage
 from vhostuser.testing.raw_backend import PROTOCOL_FEATURES
 from vhostuser.testing.wire import ACK
-from vhostuser.transport.fds import close_all
+from vhostuser.transport.fds import OwnedFd, close_all
 
 from .conftest import Attacked
 from .devices import Scripted
 
 B, Q, F = BackendRequest, FrontendRequest, ProtocolFeature
 PAGE = 4096
+SO_PASSPIDFD = 76
 YES = message(B.SHMEM_MAP, U64(0), flags=ACK)
 WRONG = {
     **{f"w01_version_{flags}": message(B.SHMEM_MAP, U64(0), flags=flags | REPLY) for flags in (0, 2, 3)},
@@ -72,6 +75,44 @@ def test_w21_an_answer_ahead_of_its_request_deceives_nobody_but_its_sender() -> 
         with pytest.raises(RemoteProtocolError):
             device.shm[0].unmap(shm_offset=0, len=PAGE)
         raw.alive()
+
+
+def brings_pidfds() -> bool:
+    """This kernel knows SO_PASSPIDFD (Linux 6.5)."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, SO_PASSPIDFD, 1)
+        except OSError:
+            return False
+        return True
+
+
+@pytest.mark.skipif(not brings_pidfds(), reason="no message brings a pidfd in this kernel")
+@pytest.mark.parametrize("many", [False, True])
+def test_w12_an_fd_that_the_kernel_adds_to_an_answer_is_closed(many: bool) -> None:
+    """Who gave the channel may keep both ends of it, and have each message bring a pidfd of its sender (SO_PASSPIDFD)."""
+    device = Scripted()
+    with raw_frontend(device) as raw, memory_file() as file, ThreadPoolExecutor(1) as pool:
+        raw.start()
+        assert device.ready.wait(DEADLINE)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.setsockopt(socket.SOL_SOCKET, SO_PASSPIDFD, 1)
+            raw.accepted(Q.SET_BACKEND_REQ_FD, fds=[theirs])
+            before = usage().fds
+            request = MapRequest(file, 0, PAGE)
+            waits = pool.submit(device.shm[0].map_many, [request]) if many else pool.submit(map_one, device, file)
+            with Wire(ours) as channel:
+                close_all(channel.receive().fds)
+                channel.send(YES)
+                with pytest.raises((RemoteProtocolError, Disconnected), match="fds"):
+                    waits.result(DEADLINE)
+                raw.alive()
+                assert usage().fds == before - 1  # the channel is over
+
+
+def map_one(device: Scripted, file: OwnedFd) -> None:
+    device.shm[0].map(file, shm_offset=0, len=PAGE)
 
 
 @pytest.mark.parametrize("index", [1, 0xFF, 0xFFFF, 0x10000, 0x10001, 0xFFFFFFFF])

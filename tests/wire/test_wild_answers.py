@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from vhostuser import Disconnected, RemoteProtocolError, RequestFailed
-from vhostuser.protocol.numbers import MAX_MEM_SLOTS, FrontendRequest, ProtocolFeature
-from vhostuser.protocol.payloads import U64, Config, VringState
-from vhostuser.testing import RawBackend, leaving_nothing
+from vhostuser.protocol.numbers import MAX_MEM_SLOTS, PAGE, FrontendRequest, ProtocolFeature
+from vhostuser.protocol.payloads import U64, Config, Inflight, VringState
+from vhostuser.testing import RawBackend, leaving_nothing, sparse_file, usage
 from vhostuser.testing.raw_backend import PROTOCOL_FEATURES
 
 from .conftest import Attacked
@@ -16,6 +16,7 @@ Q, F = FrontendRequest, ProtocolFeature
 MIB = 1 << 20
 ALL = (1 << 64) - 1
 MOST_QUEUES = 256
+TRACKED = PROTOCOL_FEATURES | 1 << F.INFLIGHT_SHMFD
 FOUR = Config(0, 4, 0, b"abcd").pack()
 
 
@@ -65,3 +66,61 @@ def test_a_base_that_a_ring_can_not_have_is_no_base(attacked: Attacked, num: int
     raw.answers[Q.GET_VRING_BASE] = VringState(0, num)
     with pytest.raises(RemoteProtocolError, match="is no base of queue 0"):
         frontend.stop_queue(0)
+
+
+def test_w22_a_base_of_another_ring_is_no_answer_and_the_ring_stays(attacked: Attacked) -> None:
+    raw, frontend = attacked
+    frontend.share_memory(MIB)
+    queue = frontend.start_queue(0, size=16)
+    raw.answers[Q.GET_VRING_BASE] = VringState(1, 0)
+    with pytest.raises(RemoteProtocolError, match="GET_VRING_BASE reply index 0x1 is not that of the request, 0x0"):
+        frontend.stop_queue(0)
+    with pytest.raises(Disconnected):
+        frontend.stop_queue(0)
+    assert frontend._session.state.rings[0].started
+    raw.close()
+    with RawBackend() as other:
+        other.take_over(frontend)
+        assert frontend._queues[0] is queue
+        assert Q.SET_VRING_KICK in other.seen
+        assert frontend.stop_queue(0) == 0
+
+
+def test_w22_bytes_of_another_place_are_not_given_out(attacked: Attacked) -> None:
+    attacked.raw.answers[Q.GET_CONFIG] = Config(4, 4, 0, b"abcd")
+    with pytest.raises(RemoteProtocolError, match="GET_CONFIG reply offset 0x4 is not that of the request, 0x0"):
+        attacked.frontend.config(0, 4)
+    with pytest.raises(Disconnected):
+        attacked.frontend.config(0, 4)
+
+
+@pytest.mark.parametrize("status", [0x100, 1 << 31, ALL])
+def test_a_status_is_a_byte(attacked: Attacked, status: int) -> None:
+    attacked.raw.answers[Q.GET_STATUS] = U64(status)
+    with pytest.raises(RemoteProtocolError, match="is not a device status"):
+        attacked.frontend.request(Q.GET_STATUS)
+    with pytest.raises(Disconnected):
+        attacked.frontend.request(Q.GET_STATUS)
+
+
+@pytest.mark.parametrize(
+    ("answer", "field"), [((2, 16), "num_queues"), ((1, 15), "queue_size"), ((1, 0xFFFF), "queue_size")]
+)
+def test_w22_an_area_for_other_queues_is_not_taken(answer: tuple[int, int], field: str) -> None:
+    with RawBackend(protocol_features=TRACKED) as raw, sparse_file(PAGE) as file:
+        raw.answers[Q.GET_INFLIGHT_FD] = Inflight(PAGE, 0, *answer)
+        raw.files[Q.GET_INFLIGHT_FD] = [file]
+        with raw.frontend(inflight=True) as frontend:
+            before = usage().fds
+            with pytest.raises(RemoteProtocolError, match=f"GET_INFLIGHT_FD reply {field}"):
+                frontend.track_inflight(16)
+            assert usage().fds == before
+
+
+def test_an_area_whose_counts_were_left_out_is_taken() -> None:
+    with RawBackend(protocol_features=TRACKED) as raw, sparse_file(PAGE) as file:
+        raw.answers[Q.GET_INFLIGHT_FD] = Inflight(PAGE, 0, 0, 0)
+        raw.files[Q.GET_INFLIGHT_FD] = [file]
+        with raw.frontend(inflight=True) as frontend:
+            frontend.track_inflight(16)
+            assert raw.seen[-1] == Q.SET_INFLIGHT_FD

@@ -5,7 +5,7 @@ It handles what is entirely right, and nothing else: what is not it leaves unsen
 """
 
 from cpython.long cimport PyLong_Check
-from libc.errno cimport EAGAIN, EBADF, EINTR, EMFILE, errno
+from libc.errno cimport EAGAIN, EINTR, EMFILE, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -50,15 +50,25 @@ cdef extern from *:
         return sent;
     }
 
-    /* Send several in one system call, each with its fd, or all in one piece if they have none; how many went out whole. */
-    static inline int vhu_send_requests(int sock, vhu_request *requests, int *fds, int count)
+    /* Of what sendmsg says: is the channel over, or read by nobody? All else is about the one message. */
+    static inline int vhu_lost(int number)
+    { return number == EAGAIN || number == EPIPE || number == ECONNRESET || number == ENOTCONN; }
+
+    /* Send several in one system call, each with its fd, or all in one piece if they have none; how many went out whole.
+     * Where memory is short it is tried again for some seconds. */
+    static inline int vhu_send_requests(int sock, vhu_request *requests, int *fds, int count, double seconds)
     {
+        vhu_patience patience = {0};
         if (fds[0] < 0) {
             ssize_t whole;
             do
                 whole = send(sock, requests, count * sizeof(*requests), MSG_NOSIGNAL);
-            while (whole < 0 && errno == EINTR);
-            return whole < 0 ? -1 : whole % sizeof(*requests) ? 0 : (int)(whole / sizeof(*requests));
+            while (whole < 0 && vhu_nap(&patience, seconds));
+            if (whole > 0 && whole % sizeof(*requests)) {
+                errno = EAGAIN;
+                return -1;
+            }
+            return whole < 0 ? -1 : (int)(whole / sizeof(*requests));
         }
         char control[VHU_BATCH][CMSG_SPACE(sizeof(int))] __attribute__((aligned(8)));
         struct iovec parts[VHU_BATCH];
@@ -69,22 +79,28 @@ cdef extern from *:
         int sent;
         do
             sent = sendmmsg(sock, messages, count, MSG_NOSIGNAL);
-        while (sent < 0 && errno == EINTR);
+        while (sent < 0 && vhu_nap(&patience, seconds));
         for (int i = 0; i < sent; i++)
-            if (messages[i].msg_len != sizeof(vhu_request))
-                return i;
+            if (messages[i].msg_len != sizeof(vhu_request)) {
+                errno = EAGAIN;
+                return -1;
+            }
         return sent;
     }
     """
     int vhu_sendable(int fd) nogil
     ssize_t vhu_send_request(int sock, vhu_request *request, int fd) nogil
-    int vhu_send_requests(int sock, vhu_request *requests, int *fds, int count) nogil
+    int vhu_send_requests(int sock, vhu_request *requests, int *fds, int count, double seconds) nogil
+    bint vhu_lost(int number) nogil
 
 cpdef enum:
     # What Caller.map and Caller.unmap return instead of a status.
     UNSENT = -11
     REST = -12
     STALE = -13
+
+cdef enum:
+    SCARCE_SECONDS = 1  # for which a request is tried again that may just as well not be sent
 
 
 cdef class Line:
@@ -108,7 +124,10 @@ cdef class Line:
         self.fd, self.seconds = (-1 if sock is None else sock.fileno()), seconds
 
     def take(self):
-        """What came instead of whole acknowledgements: bytes, fd numbers, and the errno that ended it, or 0."""
+        """What came instead of whole acknowledgements: bytes, fd numbers, and the errno that ended it, or 0.
+
+        It is negative if the kernel took nothing: no acknowledgement is to come, and the channel is as it was.
+        """
         data, fds, error = self.data[:self.size], [self.fds[at] for at in range(self.count)], self.error
         self.size = self.count = self.error = 0
         return data, fds, error
@@ -160,11 +179,15 @@ cdef class Line:
             deadline[0] = now + self.seconds
         return max(0, <int>(min(deadline[0] - now, 1e6) * 1000 + 0.999))
 
-    cdef int unsent(self, int error) noexcept nogil:
-        """A request did not go out whole."""
+    cdef int unsent(self, int error, bint owed) noexcept nogil:
+        """A request did not go out whole; not at all, if it is not the channel's fault, and none of its kin went before."""
         self.size = self.count = 0
-        self.error = error
+        self.error = error if owed or vhu_lost(error) else -error
         return 0
+
+    cdef double patience(self, bint owed) noexcept nogil:
+        """Seconds for which sending is tried again while memory is short."""
+        return self.seconds if owed else min(self.seconds, SCARCE_SECONDS)
 
     cdef bint is_answer(self, int place, uint32_t request) noexcept nogil:
         cdef vhu_ack *ack = <vhu_ack *>(self.data + place * ACK_SIZE)
@@ -338,8 +361,8 @@ cdef class Caller:
                 self.fill(&requests[at], number, row[1], row[2], row[3], 1 if row[4] else 0)
                 fds[at] = files[done + at] if files is not None else -1
             with nogil:
-                sent = vhu_send_requests(self.line.fd, requests, fds, batch)
-                got = self.line.answers(sent) if sent > 0 else self.line.unsent(errno)
+                sent = vhu_send_requests(self.line.fd, requests, fds, batch, self.line.patience(done > 0))
+                got = self.line.answers(sent) if sent > 0 else self.line.unsent(errno, done > 0)
             for at in range(got):
                 if not self.line.is_answer(at, number):
                     return statuses
@@ -361,10 +384,10 @@ cdef class Caller:
     cdef int call(self, vhu_request *request, int fd) noexcept nogil:
         """Send, wait, and return the status."""
         cdef ssize_t sent = vhu_send_request(self.line.fd, request, fd)
-        if sent < 0 and errno == EBADF:
-            return UNSENT
+        if sent < 0 and not vhu_lost(errno):
+            return UNSENT  # the long way tries again, if that is of use, and says what is wrong
         if sent != sizeof(vhu_request):
-            self.line.unsent(errno if sent < 0 else EAGAIN)
+            self.line.unsent(errno if sent < 0 else EAGAIN, True)
             return REST
         if self.line.answers(1) != 1 or not self.line.is_answer(0, request.header.request):
             return REST

@@ -4,7 +4,7 @@ It handles what is entirely right, and nothing else. Whatever is not, a wrong fi
 table, a signal, goes to Python as it came: `Server.take` gives the bytes and fds that were read.
 """
 
-from libc.errno cimport EAGAIN, ECONNRESET, EINTR, EPIPE, errno
+from libc.errno cimport EAGAIN, ECONNRESET, EPIPE, errno
 from libc.stdint cimport uint8_t, uint32_t
 
 from .window cimport Entry, WindowCore
@@ -41,6 +41,7 @@ cdef class Server:
     """The front-end's receiving loop on the back-end channel."""
 
     cdef int fd
+    cdef double seconds  # for which an acknowledgement is tried again while memory is short
     cdef void *cores[256]
     cdef list kept
     cdef uint8_t data[52]
@@ -58,8 +59,8 @@ cdef class Server:
     cdef uint32_t turn
     cdef readonly long messages, sent_acks, maps, unmaps
 
-    def __init__(self, sock, dict windows):
-        self.fd = sock.fileno()
+    def __init__(self, sock, dict windows, double seconds):
+        self.fd, self.seconds = sock.fileno(), seconds
         self.kept = list(windows.values())
         for shmid, core in windows.items():
             self.cores[<int>shmid] = <void *><WindowCore?>core
@@ -231,13 +232,15 @@ cdef class Server:
         """Send the acknowledgements that are due; false if the back-end does not take them."""
         cdef uint8_t *at = <uint8_t *>self.acks
         cdef ssize_t left = self.due * ACK_SIZE, sent
+        cdef vhu_patience patience
+        patience.nanoseconds = 0
         self.settle()
         self.sent_acks += self.due
         self.due = 0
         while left > 0:
             sent = send(self.fd, at, left, MSG_NOSIGNAL)
             if sent < 0:
-                if errno == EINTR:
+                if vhu_nap(&patience, self.seconds):
                     continue
                 return errno == EPIPE or errno == ECONNRESET  # the end, which the next look finds; else it waits for nothing
             at += sent

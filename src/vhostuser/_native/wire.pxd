@@ -16,6 +16,7 @@ cdef extern from *:
     #include <unistd.h>
 
     #define VHU_FDS 253
+    #define VHU_SCM_PIDFD 4 /* an fd, too, that comes if whoever shares the socket has set SO_PASSPIDFD */
     #define VHU_BATCH 64
 
     typedef struct { uint32_t request, flags, size; } vhu_header;
@@ -36,7 +37,7 @@ cdef extern from *:
         if (got < 0 || message.msg_controllen == 0)
             return got;
         for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
-            if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            if (c->cmsg_level != SOL_SOCKET || (c->cmsg_type != SCM_RIGHTS && c->cmsg_type != VHU_SCM_PIDFD))
                 continue;
             int here = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
             memcpy(fds + *count, CMSG_DATA(c), here * sizeof(int));
@@ -57,6 +58,30 @@ cdef extern from *:
 
     static inline double vhu_now(void)
     { struct timespec t; clock_gettime(CLOCK_MONOTONIC_COARSE, &t); return t.tv_sec + t.tv_nsec * 1e-9; }
+
+    /* The kernel did not take a message. Whether to try again, after a nap: for some seconds, if memory is short. */
+    typedef struct { double end; long nanoseconds; } vhu_patience;
+
+    static inline int vhu_nap(vhu_patience *patience, double seconds)
+    {
+        if (errno == EINTR)
+            return 1;
+        if (errno != ENOMEM && errno != ENOBUFS && errno != ETOOMANYREFS)
+            return 0;
+        int number = errno;
+        double now = vhu_now();
+        if (!patience->nanoseconds)
+            *patience = (vhu_patience){ now + seconds, 1000000 };
+        if (now < patience->end) {
+            struct timespec nap = { 0, patience->nanoseconds };
+            nanosleep(&nap, NULL);
+            if (patience->nanoseconds < 32000000)
+                patience->nanoseconds *= 2;
+            return 1;
+        }
+        errno = number;
+        return 0;
+    }
     """
     ctypedef struct vhu_header:
         uint32_t request, flags, size
@@ -80,6 +105,10 @@ cdef extern from *:
     ssize_t send(int sock, const void *data, size_t size, int flags) nogil
     int close(int fd) nogil
     double vhu_now() nogil
+    ctypedef struct vhu_patience:
+        double end
+        long nanoseconds
+    int vhu_nap(vhu_patience *patience, double seconds) nogil
 
 cdef enum:
     SHMEM_MAP = 9

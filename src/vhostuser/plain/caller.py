@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 from ..protocol.numbers import END_OF_FILE_OFFSETS, HEADER_SIZE, PAGE
 from ..protocol.payloads import HEADER
 from ..protocol.regions import Mapping, MappingTable, Quota
-from ..transport.socket import milliseconds
+from ..transport.socket import LONGEST_NAP, SCARCE, SCARCE_TIMEOUT, SHORTEST_NAP, milliseconds
 from .frames import (
     ACK_SIZE,
     ANSWER,
@@ -43,6 +43,8 @@ MapRow: TypeAlias = tuple[object, int, int, int, bool]
 """shm_offset, len, fd_offset and writable of a request, behind its file."""
 AT_ONCE: Final = 64
 """Requests under way together: their acknowledgements, unread, must fit into the socket."""
+LOST: Final = frozenset({errno.EAGAIN, errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
+"""What sendmsg says of a channel that is over, or that nobody reads. Whatever else it says is of the one message."""
 _REQUEST: Final = struct.Struct("=" + HEADER.format.lstrip("=") + BODY.format.lstrip("="))
 
 
@@ -62,12 +64,15 @@ class Line:
             self._poll.register(sock, select.POLLIN)
 
     def take(self) -> tuple[bytes, list[int], int]:
-        """What came instead of whole acknowledgements: bytes, fd numbers, and the errno that ended it, or 0."""
+        """What came instead of whole acknowledgements: bytes, fd numbers, and the errno that ended it, or 0.
+
+        It is negative if the kernel took nothing: no acknowledgement is to come, and the channel is as it was.
+        """
         rest, self._rest = self._rest, (b"", [], 0)
         return rest
 
     def ask(self, request: int, body: tuple[int, int, int, int, int], fd: int) -> int:
-        """Send one request in one piece: 0, UNSENT if an fd is none, REST if it did not go out whole."""
+        """Send one request in one piece: 0, UNSENT if the kernel does not take it, REST if the channel is lost."""
         control = [(*RIGHTS, ONE_FD.pack(fd))] if fd >= 0 else ()
         data = _REQUEST.pack(request, ASKING, BODY.size, *body)
         try:
@@ -75,10 +80,21 @@ class Line:
                 return 0
             self._rest = (b"", [], errno.EAGAIN)
         except OSError as error:
-            if error.errno == errno.EBADF:
+            if error.errno not in LOST:
+                self._rest = (b"", [], -(error.errno or errno.ENOMEM))
                 return UNSENT
             self._rest = (b"", [], error.errno or errno.EPIPE)
         return REST
+
+    def ask_again(self, request: int, body: tuple[int, int, int, int, int], fd: int, *, owed: bool) -> int:
+        """`ask`, again and again while memory is short; REST if it still is at the deadline, where it is `owed`."""
+        deadline, nap = time.monotonic() + (self.seconds if owed else min(self.seconds, SCARCE_TIMEOUT)), SHORTEST_NAP
+        while (result := self.ask(request, body, fd)) == UNSENT and -self._rest[2] in SCARCE and time.monotonic() < deadline:
+            time.sleep(nap)
+            nap = min(2 * nap, LONGEST_NAP)
+        if result == UNSENT and owed:
+            self._rest = (b"", [], -self._rest[2])
+        return REST if result and owed else result
 
     def answer(self, request: int) -> int:
         """Wait for the acknowledgement of one request: its status, or REST."""
@@ -99,6 +115,10 @@ class Line:
         except OSError as error:
             self._rest = (data, [], error.errno or 0)
             return REST
+        except BaseException:  # an interrupt: what is still to come would be taken for the next answer
+            if self.socket:
+                self.socket.shutdown(socket.SHUT_RDWR)
+            raise
         if data == YES[request]:
             return 0
         if data[:HEADER_SIZE] == ANSWER[request]:
@@ -247,7 +267,7 @@ class Caller:
         for start in range(0, len(rows), AT_ONCE):
             batch = range(start, min(start + AT_ONCE, len(rows)))
             for at in batch:
-                if line.ask(request, rows[at], files[at]):
+                if line.ask_again(request, rows[at], files[at], owed=at > 0):
                     return statuses
             for _ in batch:
                 if (status := line.answer(request)) == REST:

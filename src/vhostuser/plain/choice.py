@@ -20,9 +20,9 @@ AnyLine: TypeAlias = "Line | compiled_caller.Line"
 AnyCaller: TypeAlias = "Caller | compiled_caller.Caller"
 
 
-def new_server(sock: socket.socket, windows: dict[int, AnyCore]) -> AnyServer:
-    """The plain way of a front-end."""
-    return (_native.server.Server if _native.accelerated else Server)(sock, windows)  # type: ignore[arg-type]  # one kind
+def new_server(sock: socket.socket, windows: dict[int, AnyCore], seconds: float) -> AnyServer:
+    """The plain way of a front-end, which tries for so many seconds to send an acknowledgement."""
+    return (_native.server.Server if _native.accelerated else Server)(sock, windows, seconds)  # type: ignore[arg-type]  # one kind
 
 
 def new_line(lock: threading.Lock) -> AnyLine:

@@ -9,6 +9,7 @@ from typing import Final
 
 from ..protocol.numbers import MAX_FDS, NEED_REPLY, REPLY, VERSION, BackendRequest
 from ..protocol.payloads import HEADER, U64, Mmap
+from ..transport.socket import FD_KINDS
 
 EXPIRED, TAKE, NOT_TAKEN = -1, -2, -3
 """What `Server.run` returns instead of an fd."""
@@ -38,6 +39,6 @@ def fds_in(control: list[tuple[int, int, bytes]]) -> list[int]:
     """The fd numbers among ancillary data."""
     fds = array.array("i")
     for level, kind, payload in control:
-        if (level, kind) == RIGHTS:
+        if level == RIGHTS[0] and kind in FD_KINDS:
             fds.frombytes(payload[: len(payload) // fds.itemsize * fds.itemsize])
     return list(fds)

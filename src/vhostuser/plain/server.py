@@ -7,9 +7,11 @@ import socket
 import time
 from collections.abc import Sequence
 
+from ..errors import DeadlineExpired, Disconnected
 from ..memory.core import WindowCore
 from ..protocol.numbers import HEADER_SIZE
 from ..transport.fds import close_fd
+from ..transport.socket import SCARCE, send_all
 from .frames import (
     ACK_SIZE,
     BODY,
@@ -35,10 +37,11 @@ from .frames import (
 class Server:
     """A front-end's receiving loop on the back-end channel."""
 
-    def __init__(self, sock: socket.socket, windows: dict[int, WindowCore]) -> None:
+    def __init__(self, sock: socket.socket, windows: dict[int, WindowCore], seconds: float) -> None:
         self.messages = self.sent_acks = self.maps = self.unmaps = 0
         self._fd, self._windows = sock.fileno(), windows
         self._receive, self._send = sock.recvmsg, sock.send
+        self._socket, self._seconds = sock, seconds
         self._data, self._truncated = b"", False
         self._fds: list[int] = []
         self._poll = select.poll()
@@ -141,6 +144,14 @@ class Server:
             sent = self._send(YES[request], NOSIGNAL)
         except (BrokenPipeError, ConnectionResetError):
             return TAKE
-        except OSError:
-            return NOT_TAKEN
+        except OSError as error:
+            return self._try_again(request) if error.errno in SCARCE else NOT_TAKEN
         return 0 if sent == ACK_SIZE else NOT_TAKEN
+
+    def _try_again(self, request: int) -> int:
+        """Memory was short for an acknowledgement."""
+        try:
+            send_all(self._socket, YES[request], (), self._seconds, "an acknowledgement")
+        except (Disconnected, DeadlineExpired):
+            return NOT_TAKEN
+        return 0

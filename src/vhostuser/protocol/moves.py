@@ -45,6 +45,7 @@ from .state import Ring, State
 
 Q = FrontendRequest
 RING_PACKED: Final = 34
+LARGEST_STATUS: Final = 0xFF
 AnyRegion: TypeAlias = MemoryRegion | XenMemoryRegion
 
 
@@ -262,8 +263,8 @@ def _reset_device(step: Step, body: object) -> State:
 
 
 def _set_status(step: Step, body: U64) -> State:
-    if body.value > 0xFF:
-        raise step.refuse("status", body.value, 0xFF, "is not a device status up to")
+    if body.value > LARGEST_STATUS:
+        raise step.refuse("status", body.value, LARGEST_STATUS, "is not a device status up to")
     return replace(step.state, status=body.value) if body.value else _reset_device(step, body)
 
 
@@ -348,6 +349,16 @@ def _learn_max_mem_slots(state: State, dialect: Dialect, body: U64) -> State:
     return replace(state, max_slots=min(body.value, MAX_MEM_SLOTS))
 
 
+def _learn_status(state: State, dialect: Dialect, body: U64) -> State:
+    """A device status is a byte ("GET_STATUS"); what is remembered is what was set."""
+    if body.value > LARGEST_STATUS:
+        text = f"GET_STATUS reply status {body.value:#x} is not a device status up to {LARGEST_STATUS:#x}"
+        raise RemoteProtocolError(
+            text, request="GET_STATUS", field="status", value=body.value, limit=LARGEST_STATUS, fatal=True
+        )
+    return state
+
+
 def _learn_shmem_config(state: State, dialect: Dialect, body: ShmemConfig) -> State:
     check_sizes(body, RemoteProtocolError)
     return state
@@ -359,4 +370,5 @@ ANSWERS: Final[dict[int, Callable[[State, Dialect, Any], State]]] = {
     Q.GET_QUEUE_NUM: _learn_queue_num,
     Q.GET_MAX_MEM_SLOTS: _learn_max_mem_slots,
     Q.GET_SHMEM_CONFIG: _learn_shmem_config,
+    Q.GET_STATUS: _learn_status,
 }

@@ -13,6 +13,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 from ..errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from .dialects import RELEASED, Dialect
+from .echoes import check_echo
 from .framing import Frame, decode_payload
 from .layout import Payload
 from .moves import ANSWERS, MOVES, Step
@@ -86,8 +87,11 @@ class Session:
             self.state = move(Step(rule.name, state, self.dialect, self._queue_sizes, refusal), body)
         return Message(rule, body, frame.fds, frame.need_reply)
 
-    def admit_reply(self, rule: Rule, frame: Frame[Fd], owed: Owed) -> Payload | None:
-        """The body of the reply to `rule`; the session has taken it in. A fatal RemoteProtocolError if it is no such."""
+    def admit_reply(self, rule: Rule, frame: Frame[Fd], owed: Owed, asked: Payload | None = None) -> Payload | None:
+        """The body of the reply to `rule`; the session has taken it in. A fatal RemoteProtocolError if it is no such.
+
+        `asked` is the body of the request, parts of which some replies repeat.
+        """
         for field, value, limit in (("request", frame.request, rule.id), ("flags", frame.flags, VERSION | REPLY)):
             if value != limit:
                 raise RemoteProtocolError(
@@ -116,6 +120,8 @@ class Session:
                 limit=_span(fds),
                 fatal=True,
             )
+        if owed is Owed.OWN:
+            check_echo(rule, asked, body)
         if owed is Owed.OWN and rule.channel is Channel.FRONTEND and (learn := ANSWERS.get(rule.id)):
             self.state = learn(self.state, self.dialect, body)
         return body

@@ -90,9 +90,9 @@ class Channel:
         if not wait((self.socket,), deadline):
             raise DeadlineExpired(f"a message was not complete within {self.partial_timeout:g} s")
 
-    def send(self, frame: Frame[int], what: str) -> None:
-        """Send a message; its fds stay the caller's. `what` names it in errors."""
-        send_all(self.socket, frame.pack(), frame.fds, self.reply_timeout, what)
+    def send(self, frame: Frame[int], what: str, *, owed: bool = True) -> None:
+        """Send a message; its fds stay the caller's. `what` names it in errors, `owed` is as in `send_all`."""
+        send_all(self.socket, frame.pack(), frame.fds, self.reply_timeout, what, owed=owed)
 
     def resume(self, data: bytes, fds: Sequence[OwnedFd]) -> None:
         """Take over what somebody else has read from the socket: the next `receive` goes on from there."""

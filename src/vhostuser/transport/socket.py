@@ -17,13 +17,34 @@ from .fds import HasFileno, OwnedFd, close_all
 _CONTROL_SIZE: Final = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 _CLOEXEC, _TRUNCATED, _NO_SIGNAL = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC), int(socket.MSG_NOSIGNAL)
 """Plain numbers: the enum's `|` and `&` would take as long as the system call."""
+FD_KINDS: Final = frozenset({int(socket.SCM_RIGHTS), 4})
+"""Control messages that carry fds: SCM_PIDFD (4) comes, too, where whoever shares the socket has set SO_PASSPIDFD."""
 LONGEST_POLL: Final = 1e9
 """Milliseconds, twelve days: poll() counts them in an int."""
 _GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF, errno.ESHUTDOWN})
+SCARCE: Final = frozenset({errno.ENOMEM, errno.ENOBUFS, errno.ETOOMANYREFS})
+"""What sendmsg says where memory is short, or too many fds are on their way: later it may work."""
+SCARCE_TIMEOUT: Final = 1.0
+"""Seconds for which a message is tried again that may just as well not be sent."""
+SHORTEST_NAP: Final = 0.001
+LONGEST_NAP: Final = 0.032
 
 
 class WouldBlock(Exception):
     """Nothing to read, or no room to write, for now."""
+
+
+class NothingSent(OSError):
+    """A message was not sent, not a byte of it, for a reason that is not the connection's: it is as it was."""
+
+
+class NotTaken(Disconnected):
+    """The kernel takes none of a message, now (`scarce`) or ever, for a reason that is not the connection's."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"the connection failed: {error.strerror or error}")
+        self.error = error
+        self.scarce = error.errno in SCARCE
 
 
 def receive_some(sock: socket.socket, want: int, flags: int = 0) -> tuple[bytes, list[OwnedFd]]:
@@ -50,7 +71,10 @@ def receive_some(sock: socket.socket, want: int, flags: int = 0) -> tuple[bytes,
 
 
 def send_some(sock: socket.socket, data: bytes | memoryview, fds: Sequence[int] = (), flags: int = 0) -> int:
-    """Send as much of `data` as fits, with `fds` at its first byte; the number of bytes. Raises as `receive_some`."""
+    """Send as much of `data` as fits, with `fds` at its first byte; the number of bytes.
+
+    Raises WouldBlock, Disconnected, which is NotTaken where the connection is as it was, or OSError if an fd is none.
+    """
     control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     try:
         return sock.sendmsg([data], control, flags | _NO_SIGNAL)
@@ -59,7 +83,7 @@ def send_some(sock: socket.socket, data: bytes | memoryview, fds: Sequence[int] 
     except OSError as error:
         if error.errno == errno.EBADF and fds:
             raise
-        raise _connection_error(error) from error
+        raise (_connection_error(error) if error.errno in _GONE else NotTaken(error)) from error
 
 
 def wait(readers: Sequence[HasFileno | int], deadline: float | None, writers: Sequence[HasFileno | int] = ()) -> list[int]:
@@ -77,22 +101,40 @@ def milliseconds(deadline: float) -> float:
     return min(max(0.0, deadline - time.monotonic()) * 1000, LONGEST_POLL)
 
 
-def send_all(sock: socket.socket, data: bytes, fds: Sequence[int], timeout: float, what: str) -> None:
-    """Send all of `data`, with `fds` at its first byte; DeadlineExpired if the peer does not take it in `timeout` s."""
-    deadline, sent = time.monotonic() + timeout, 0
+def send_all(sock: socket.socket, data: bytes, fds: Sequence[int], timeout: float, what: str, *, owed: bool = True) -> None:
+    """Send all of `data`, with `fds` at its first byte; DeadlineExpired if that takes more than `timeout` seconds.
+
+    What is not `owed` the peer does not wait for: if the kernel takes none of it, which is tried again for a while where
+    memory is short, it is NothingSent, and the connection is as it was.
+    """
+    began, sent, nap = time.monotonic(), 0, SHORTEST_NAP
+    deadline = began + timeout
     while sent < len(data):
+        optional = not owed and not sent
         try:
             sent += send_some(sock, data if not sent else memoryview(data)[sent:], fds if not sent else ())
         except WouldBlock:
             if not wait((), deadline, (sock,)):
                 raise DeadlineExpired(f"the peer did not take {what} within {timeout:g} s") from None
+        except NotTaken as why:
+            end = min(deadline, began + SCARCE_TIMEOUT) if optional else deadline
+            if not why.scarce or time.monotonic() >= end:
+                raise (_nothing_sent(why.error) if optional else why) from why.error
+            time.sleep(nap)
+            nap = min(2 * nap, LONGEST_NAP)
+        except OSError as error:
+            raise _nothing_sent(error) from error
+
+
+def _nothing_sent(error: OSError) -> NothingSent:
+    return NothingSent(error.errno, error.strerror)
 
 
 def _owned(control: list[tuple[int, int, bytes]]) -> list[OwnedFd]:
     """The fds in control messages, each with an owner."""
     fds: list[OwnedFd] = []
     for level, kind, payload in control:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+        if level == socket.SOL_SOCKET and kind in FD_KINDS:
             numbers = array.array("i")
             numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
             fds.extend(OwnedFd(number) for number in numbers)
