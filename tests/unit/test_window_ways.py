@@ -246,7 +246,7 @@ def test_only_a_file_of_large_blocks_is_asked_whether_its_pages_are_huge(
 ) -> None:
     status = os.fstat(file)
     fields = {name: getattr(status, name) for name in ("st_mode", "st_size", "st_nlink")}
-    monkeypatch.setattr(core_module.os, "fstat", lambda fd: SimpleNamespace(**fields, st_blksize=block))
+    monkeypatch.setattr(os, "fstat", lambda fd: SimpleNamespace(**fields, st_blksize=block))
     monkeypatch.setattr(core_module, "has_huge_pages", lambda fd: huge)
     assert plain[0].map(file, 0, PAGE, 0, 0) is taken
     assert len(plain[1]) == int(taken)
@@ -267,7 +267,7 @@ def test_sh24_a_file_that_shrank_before_its_seal_is_not_taken_for_whole(
             return SimpleNamespace(st_size=2 * PAGE - 1)
 
         with monkeypatch.context() as patched:
-            patched.setattr(core_module.os, "fstat", fstat)
+            patched.setattr(os, "fstat", fstat)
             assert plain[0].map(fd.fileno(), 0, 2 * PAGE, 0, 0) is True
     assert [plain[1].is_sealed(each) for each in plain[1]] == [False]
 
