@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from vhostuser.protocol.dialects import (
@@ -92,3 +94,23 @@ def test_a_mask_is_its_bits(bit: int) -> None:
     assert (mask([bit]), bits(1 << bit)) == (1 << bit, [bit])
     assert bits((1 << 64) - 1 & ~(1 << bit)) == [other for other in BITS if other != bit]
     assert mask([bit, bit]) == 1 << bit
+
+
+def test_drafts_differ_from_the_released_numbering_in_the_bit_and_the_third_in_its_flags() -> None:
+    ids = {name: (row.bit, row.map_id, row.unmap_id, row.config_id) for name, row in DIALECTS.items() if row.bit in (20, 21)}
+    assert ids == {"rust-vmm-0.16": (21, 9, 10, 44), "draft": (20, 9, 10, 44), "draft-v3": (20, 9, 10, 44)}
+    assert [name for name, row in DIALECTS.items() if row.speakable] == ["released", "rust-vmm-0.16", "draft"]
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_dialect_with_another_number_is_not_spoken(change: int) -> None:
+    others = [replace(RELEASED, map_id=9 + change), replace(RELEASED, unmap_id=10 + change)]
+    others += [replace(RELEASED, config_id=44 + change), replace(RELEASED, flags=READ_WRITE_BITS)]
+    assert RELEASED.speakable
+    assert not any(other.speakable for other in others)
+
+
+@pytest.mark.parametrize("flags", [2, 4, 1 << 63])
+def test_sh17_only_the_bit_for_writing_is_translated(flags: int) -> None:
+    assert (RELEASED_FLAGS.encode(flags), READ_WRITE_BITS.encode(flags)) == (0, 1)
+    assert (RELEASED_FLAGS.encode(flags | 1), READ_WRITE_BITS.encode(flags | 1)) == (1, 3)
