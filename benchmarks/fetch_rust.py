@@ -1,24 +1,34 @@
-"""Build the rust-vmm peers from Debian sid's crate packages: private apt configuration, nothing installed, no root."""
+"""Build programs on rust-vmm from Debian sid's crate packages: private apt configuration, nothing installed, no root.
+
+Without words these are the peers that are measured, and what is printed is the path of rust-pair. `FOLDER NAME` builds the
+Cargo package in that folder instead and prints the path of that binary of it.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from urllib.parse import unquote
 
 HERE = Path(__file__).resolve().parent
-SOURCE = HERE / "rust_pair"
-PEERS = ("vhost", "virtio-queue")
-"""The crates that are measured; others come with them."""
+PEERS = ("vhost", "virtio-queue", "vhost-user-backend")
+"""The crates that programs are made of; others come with them."""
 PAIR, RING = "rust-pair", "rust-ring"
-"""The binaries that are built."""
+"""The binaries that are measured."""
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 REGISTRY = Path("usr/share/cargo/registry")
+
+VERSIONS = "versions.json"
+"""Beside the crates: their packages, and the versions of these."""
 
 APT_CONF = """\
 Dir::Etc::sourcelist "{apt}/sources.list";
@@ -52,40 +62,56 @@ def cache() -> Path:
     return Path(os.environ.get("VHOSTUSER_CACHE") or HERE.parent / ".cache").absolute()
 
 
-def built(name: str = PAIR) -> Path | None:
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """A Cargo package: where its source is, its folder in the cache, the crates it is made of, its binaries."""
+
+    source: Path
+    place: str
+    crates: Sequence[str]
+    names: Sequence[str]
+
+    def binary(self, name: str) -> Path:
+        """Where a binary of it is, once it is built."""
+        return cache() / "rust" / self.place / "target" / "release" / name
+
+
+MEASURED = Programs(HERE / "rust_pair", "", PEERS[:2], (PAIR, RING))
+
+
+def built(name: str = PAIR, programs: Programs = MEASURED) -> Path | None:
     """A binary, if it is there and not older than its source."""
-    binary = cache() / "rust" / "target" / "release" / name
-    sources = [SOURCE / "Cargo.toml", *SOURCE.rglob("src/**/*.rs")]
+    binary = programs.binary(name)
+    sources = [programs.source / "Cargo.toml", *programs.source.rglob("src/**/*.rs")]
     if binary.exists() and binary.stat().st_mtime >= max(source.stat().st_mtime for source in sources):
         return binary
     return None
 
 
-def build(name: str = PAIR) -> Path:
+def build(name: str = PAIR, programs: Programs = MEASURED) -> Path:
     """Fetch the crates once, then build without a network; the path of that binary."""
-    done = built(name)
+    done = built(name, programs)
     if done:
         return done
     cargo = _program("cargo")
     root = cache() / "rust"
-    if not all(list((root / "root" / REGISTRY).glob(f"{crate}-[0-9]*")) for crate in PEERS):
+    if not all(list((root / "root" / REGISTRY).glob(f"{crate}-[0-9]*")) for crate in programs.crates):
         _unpack(_fetch(root), root / "root")
     config = root / "cargo.toml"
     config.write_text(CARGO_CONFIG.format(registry=root / "root" / REGISTRY))
-    work = root / "source"  # a copy: cargo writes its lock file beside the manifest
-    shutil.copytree(SOURCE, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns("target", "Cargo.lock"))
-    manifest = ["--manifest-path", str(work / "Cargo.toml"), "--target-dir", str(root / "target")]
+    work = root / programs.place / "source"  # a copy: cargo writes its lock file beside the manifest
+    shutil.copytree(programs.source, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns("target", "Cargo.lock"))
+    manifest = ["--manifest-path", str(work / "Cargo.toml"), "--target-dir", str(root / programs.place / "target")]
     _run([cargo, "--config", str(config), "build", "--quiet", "--offline", "--release", *manifest])
-    binaries = {each: root / "target" / "release" / each for each in (PAIR, RING)}
-    for binary in binaries.values():
-        binary.touch()
-    return binaries[name]
+    for each in programs.names:
+        programs.binary(each).touch()
+    return programs.binary(name)
 
 
 def _program(name: str) -> str:
     path = shutil.which(name)
     if path is None:
-        raise Unavailable(f"{name} is not installed: the rust-vmm pair can't be built here")
+        raise Unavailable(f"{name} is not installed: programs on rust-vmm can't be built here")
     return path
 
 
@@ -145,20 +171,28 @@ def _unpack(archives: Path, into: Path) -> None:
     """Unpack into a directory of another name first: a directory that is there is complete."""
     partial = into.with_name(into.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    for package in sorted(archives.glob("*.deb")):
+    packages = sorted(archives.glob("*.deb"))
+    for package in packages:
         _run(["dpkg-deb", "--extract", str(package), str(partial)])
+    versions = dict(package.name.split("_")[:2] for package in packages)
+    (partial / VERSIONS).write_text(json.dumps({name: unquote(version) for name, version in versions.items()}, indent=1))
     shutil.rmtree(into, ignore_errors=True)
     partial.rename(into)
 
 
-def main() -> int:
+def main(words: Sequence[str]) -> int:
     try:
-        print(build())
+        print(build(words[1], _package(Path(words[0]), words[1])) if words else build())
     except Unavailable as reason:
         print(f"fetch_rust: {reason}", file=sys.stderr)
         return 3
     return 0
 
 
+def _package(folder: Path, name: str) -> Programs:
+    """The Cargo package in a folder, of which one binary is wanted."""
+    return Programs(folder.absolute(), folder.parent.name, PEERS, (name,))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

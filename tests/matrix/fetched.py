@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Final
 
 from vhostuser.vm.tool import Tool
 from vhostuser.vm.tree import FetchError, loaded
+
+from .store import TOP
 
 LIBRARIES: Final = "usr/lib/x86_64-linux-gnu"
 
@@ -33,3 +37,17 @@ def have(tool: Tool) -> list[str]:
     if not tool.is_there:
         tool.fetch()
     return tool.command()
+
+
+CRATES: Final = "rust/root"
+"""Where in the cache benchmarks/fetch_rust.py has the crates."""
+
+
+def built_on_crates(name: str) -> list[str]:
+    """Build a program of tests/matrix/rust on Debian's crates unless it is there; how it is started."""
+    command = [sys.executable, str(TOP / "benchmarks/fetch_rust.py"), str(TOP / "tests/matrix/rust"), name]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        complaint = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise FetchError(complaint.removeprefix("fetch_rust: "))
+    return [done.stdout.strip()]

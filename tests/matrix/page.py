@@ -10,7 +10,7 @@ from typing import Final
 from .finding import findings, found, table, versions
 from .kill_page import kill_report, kills
 from .kills import KILLS
-from .peers import NOT_RUN, PEERS, Peer
+from .peers import PEERS, Peer
 from .store import FINDINGS, TOP, Run, load
 
 LEVELS: Final = ("MUST", "SHOULD", "advice")
@@ -65,7 +65,8 @@ def _page(runs: Runs) -> Iterator[str]:
     for peer, run in runs:
         yield from _deviations(peer, run)
     yield from _kills()
-    yield from ("## Commands", "", "DISK is an empty file of 16 MiB, DIR an empty directory, HOST a path.", "")
+    yield from ("## Commands", "", "DISK is an empty file of 16 MiB, DIR an empty directory, HOST a path.")
+    yield from ("`python benchmarks/fetch_rust.py tests/matrix/rust NAME` builds a rust-... and prints where it is.", "")
     yield from ("```", *(run.command for _, run in runs), "```")
 
 
@@ -78,9 +79,12 @@ def _peers(runs: Runs) -> Iterator[str]:
         counts = (len(run.verdicts), results["kept"], *(levels[level] for level in LEVELS), results["skipped"])
         rows.append((peer.title, peer.side, versions(run), when, *(counts if run.verdicts else "-" * len(counts))))
     named = {peer.name for peer, _ in runs}
-    missing = {peer.title: "there is no result of it" for peer in PEERS if peer.name not in named} | NOT_RUN
-    rows += [(name, "-", "-", f"not run: {reason}", *"------") for name, reason in missing.items()]
+    missing = [peer.title for peer in PEERS if peer.name not in named]
+    rows += [(title, "-", "-", "not run: there is no result of it", *"------") for title in missing]
     yield from table(head, rows)
+    for peer, _ in runs:
+        if peer.why:
+            yield from ("", f"{peer.title}: {peer.why}.")
 
 
 def _skipped(peer: Peer, run: Run) -> Iterator[str]:

@@ -13,6 +13,8 @@ from vhostuser.vm.tool import Tool
 from vhostuser.vm.tree import (
     FetchError,
     blkio_flags,
+    cache_folder,
+    is_fetched,
     loaded,
     storage_daemon_command,
     versions,
@@ -20,7 +22,7 @@ from vhostuser.vm.tree import (
     vsock_command,
 )
 
-from .fetched import PASST, TESTPMD, have
+from .fetched import CRATES, PASST, TESTPMD, built_on_crates, have
 
 BACK, FRONT = "back-end", "front-end"
 Start = Callable[[Path], list[str]]
@@ -45,18 +47,36 @@ class Peer:
     """What `vhu check back-end --device` wants to know."""
     tool: Tool | None = None
     """Where it was fetched to, if not with the VM."""
+    place: str = ""
+    """Where in the cache that is, if not with the VM and no tool."""
+    rules: str = ""
+    """A pattern of the names of those that it is held to, if these are not all."""
+    why: str = ""
+    """Why these."""
+    timeout: int = 0
+    """Seconds that it may take for its next message, if that is more than usual."""
     seconds: int = 600
     """The most that a run of all rules may take."""
 
     def versions(self) -> dict[str, str]:
         """Those of its packages that are there."""
-        found = versions(self.tool.folder if self.tool else None)
-        return {package: found[package] for package in self.packages if package in found}
+        elsewhere = cache_folder().parent / self.place if self.place else None
+        found = versions(self.tool.folder if self.tool else elsewhere)
+        return {name: found[name] for each in self.packages for name in found if _is_named(name, each)}
+
+    def options(self) -> list[str]:
+        """What `vhu check` is told besides how it is started."""
+        device = ["--device", self.device] if self.device else []
+        return [*device, *(["--timeout", str(self.timeout)] if self.timeout else [])]
 
     def check(self) -> str:
         """The command that holds it to all rules."""
-        device = f" --device {self.device}" if self.device else ""
-        return f"vhu check {self.side}{device} --run '{self.shown}'"
+        return " ".join(["vhu check", self.side, *self.options(), f"--run '{self.shown}'"])
+
+
+def _is_named(package: str, name: str) -> bool:
+    """The package has this name, or begins with it where the version is a part of the name."""
+    return package == name or (name.endswith("-") and package.startswith(name))
 
 
 def _storage_daemon(folder: Path) -> list[str]:
@@ -80,6 +100,12 @@ def _qemu(_: Path) -> list[str]:
     return [sys.executable, "-m", "tests.interop.qemu_front", "{socket}"]
 
 
+def _guest(_: Path) -> list[str]:
+    if not is_fetched():
+        raise FetchError("there is no guest: run `vhu vm fetch` once, with a network")
+    return [sys.executable, "-m", "tests.interop.qemu_guest", "{socket}"]
+
+
 def _blkio(folder: Path) -> list[str]:
     program = folder / "front"
     command = ["gcc", "-O1", "-o", str(program), str(BLKIO_SOURCE), *blkio_flags()]
@@ -98,6 +124,10 @@ def _testpmd(device: str) -> Start:
     return lambda _: [*have(TESTPMD), *testpmd_words(device).split()]
 
 
+def _rust(name: str) -> Start:
+    return lambda _: [*built_on_crates(name), "{socket}"]
+
+
 def testpmd_words(device: str) -> str:
     """What testpmd is told, with one port of this kind."""
     few = "--total-num-mbufs 8192 --stats-period 3600"
@@ -109,6 +139,18 @@ VHOST: Final = "net_vhost0,iface={socket}"
 VIRTIO_USER: Final = "net_virtio_user0,path={socket}"
 DISK: Final = "--blockdev file,node-name=disk,filename=DISK"
 EXPORT: Final = "--export vhost-user-blk,id=e0,node-name=disk,addr.type=unix,addr.path={socket},writable=on"
+
+OF_DRIVERS: Final = "|".join(
+    (
+        *("^(a_|the_files_of_a_)?rings?_(?!of_)", "^a_base_is_an_index", "^no_more_rings", "^a_stop_asks"),
+        *("^(memory|regions|user_addresses)_(?!may|of)", "^a_table_has", "^a_refused_memory_table"),
+        *("^the_features_are_ack", "^the_bit_of_the_protocol", "^acknowledged_", "^the_device_is_owned", "^nothing_is_sent"),
+        *("_reset$", "^(the_first|the_last|the_whole)_\\w+_can_be", "^a_mapping_\\w+_is_made$", "^a_mapping_is_answered"),
+        *("^several_hundred", "^a_mapping_equal", "^a_whole_mapping", "^a_range_can_be", "_before_the_rings_start_"),
+        *("^the_end_of", "^the_connection_outlives", "^a_back_end_that_(is_gone|goes)", "^the_channel_outlives_refusals"),
+    )
+)
+"""Rules about rings, memory, features, and what a mapping, a reset or an end does to a guest that runs."""
 
 PEERS: Final = (
     Peer("qemu", "QEMU", FRONT, ("qemu-system-x86",), "python -m tests.interop.qemu_front {socket}", _qemu, seconds=900),
@@ -137,12 +179,24 @@ PEERS: Final = (
         tool=TESTPMD,
         seconds=900,
     ),
-)
-NOT_RUN: Final = {
-    "rust-vmm crates 0.17 (SHMEM, both sides)": (
-        "benchmarks/rust_pair speaks the back-end channel alone, over an fd that it inherits: it has no main channel that"
-        " `vhu check` could talk to. Programs with one are still to be written"
+    Peer(
+        *("rust-back-end", "rust-vmm, vhost-user-backend", BACK),
+        *(("librust-vhost-dev", "librust-vhost-user-backend-dev"), "rust-back-end {socket}", _rust("rust-back-end")),
+        device="echo",
+        place=CRATES,
     ),
-    "QEMU with a guest": "QEMU is driven over qtest here; what a guest adds is tested in tests/vm, not rule by rule",
-}
-"""What belongs to the matrix and is not in it: why."""
+    Peer(
+        *("rust-front-end", "rust-vmm, vhost", FRONT, ("librust-vhost-dev",)),
+        *("rust-front-end {socket}", _rust("rust-front-end")),
+        place=CRATES,
+        seconds=900,
+    ),
+    Peer(
+        *("qemu-guest", "QEMU with a Linux guest", FRONT, ("qemu-system-x86", "linux-binary-")),
+        *("python -m tests.interop.qemu_guest {socket}", _guest),
+        rules=OF_DRIVERS,
+        why="a guest boots for each rule, so these are only those in which its driver, or its memory, makes a difference",
+        timeout=30,
+        seconds=900,
+    ),
+)

@@ -42,9 +42,9 @@ def today() -> str:
 
 
 def _checked(peer: Peer, words: Sequence[str], folder: Path) -> Run:
-    device = ["--device", peer.device] if peer.device else []
+    some = ["--rule", peer.rules] if peer.rules else []
     captures = ["--captures", str(folder / "captures")]
-    command = [sys.executable, "-m", "vhostuser", "check", peer.side, "--json", *device, *captures]
+    command = [sys.executable, "-m", "vhostuser", "check", peer.side, "--json", *peer.options(), *some, *captures]
     code, out, said = within([*command, "--run", shlex.join(words)], peer.seconds)
     verdicts = [verdict_of(json.loads(line)) for line in out.splitlines() if line.startswith("{") and line.endswith("}")]
     return Run(today(), peer.versions(), peer.check(), _over(code, said, peer.seconds), verdicts)

@@ -13,7 +13,7 @@ TOP: Final = Path(__file__).resolve().parents[2]
 RESULTS: Final = TOP / "docs/matrix"
 FINDINGS: Final = TOP / "docs/findings"
 BAD: Final = ("broken", "crashed", "hung")
-LARGEST: Final = 8 << 10
+LARGEST: Final = 10 << 10
 """Bytes of a capture that is kept beside its finding."""
 _TEMPORARY: Final = re.compile(r"/tmp/#\d+")
 _PATH: Final = re.compile(r"/(?:tmp|work|root|home|var|usr)/[^ \"':]*")
