@@ -63,7 +63,7 @@ def behind_filter(do: Callable[..., T], handles: bool, *arguments: object) -> T:
 
 def filter_this_thread(*, handles: bool) -> None:
     """Have the filter in this thread, and no other."""
-    made = program(for_files(os.getpid(), handles=handles, syslog=False), Action.TRAP, machine())
+    made = program(for_files(os.getpid(), handles=handles, syslog=None), Action.TRAP, machine())
     number = number_of("seccomp", machine())
     if made is None or number is None:
         raise RuntimeError("no filter on this machine")
