@@ -33,7 +33,7 @@ def test_where_there_is_no_filter_this_is_said(
 
     monkeypatch.setattr(filtering, "machine", lambda: machine)
     monkeypatch.setattr(filtering, "filter_calls", filter_calls)
-    monkeypatch.setattr(filtering, "prctl", lambda *_: 0)
+    monkeypatch.setattr(filtering, "forbid_privileges", lambda: None)
     made = POLICIES[policy](os.getpid())
     notes = filtering.filter_process(made, Action.LOG)
     assert note in "".join(notes)

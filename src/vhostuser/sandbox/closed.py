@@ -12,7 +12,7 @@ from .filtering import filter_process
 from .landlock import let_remove_in
 from .preload import close_imports
 from .seccomp import Action
-from .system import SandboxError
+from .system import SandboxError, forbid_privileges
 
 _FOLDER: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -26,6 +26,7 @@ def close(action: Action, *, removed: Sequence[str] = (), terminal: bool = False
     """
     if action is Action.NONE:
         return []
+    forbid_privileges()
     with contextlib.ExitStack() as opened:
         let_remove_in([_folder(name, opened) for name in removed])
     close_imports()

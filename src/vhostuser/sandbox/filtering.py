@@ -8,10 +8,9 @@ import signal
 from typing import Final
 
 from .seccomp import Action, Policy, program
-from .system import checked, filter_calls, machine, prctl
+from .system import filter_calls, forbid_privileges, machine
 
 _STDERR: Final = 2
-_PR_SET_NO_NEW_PRIVS: Final = 38
 
 
 def filter_process(policy: Policy, action: Action) -> list[str]:
@@ -26,5 +25,5 @@ def filter_process(policy: Policy, action: Action) -> list[str]:
         faulthandler.register(signal.SIGSYS, _STDERR, all_threads=False, chain=True)
     if made is None:
         return [f"there is no filter of system calls: their numbers on this machine, {os.uname().machine}, are not known"]
-    checked(prctl(_PR_SET_NO_NEW_PRIVS, 1), "set no_new_privs")
+    forbid_privileges()
     return [] if filter_calls(made) else ["there is no filter of system calls: the kernel has none"]
