@@ -48,7 +48,6 @@ FORBIDDEN: dict[str, tuple[int, ...]] = {
     "mprotect": (0, 4096, mmap.PROT_READ | mmap.PROT_EXEC),
     "socket": (AF_UNIX, STREAM, 0),
     "sendto": (-1, NOWHERE, 0, 0, NOWHERE, 110),
-    "sendmmsg": (-1, NOWHERE, 0, 0),
     "connect": (-1, 0, 0),
     "bpf": (1 << 20, 0, 0),
     "userfaultfd": (1 << 20,),

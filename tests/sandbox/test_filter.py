@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,6 +21,9 @@ from .forbidden import FOR_FILES_ONLY, FORBIDDEN, REFUSED
 TOP = Path(__file__).resolve().parents[2]
 SECONDS = 240.0
 """A deadline: a busy machine takes its time."""
+ANSWERED = ("blk_connected", "blk_native", "console", "pmem")
+ON_THE_WIRE = ("dirty_log", "inband", "inflight", "memory_slots")
+FRONT_ENDS = 120
 SUITES = ("files", "directories", "nodes", "tree", "xattrs")
 REQUESTS = 900
 
@@ -29,10 +33,11 @@ pytestmark = [
 ]
 
 
-def ran(*words: str) -> str:
-    """What Python prints, which ends well."""
+def ran(*words: str, **changes: str) -> str:
+    """What Python prints, which ends well; `changes` are of its environment."""
     command = [sys.executable, "-W", "error", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, cwd=TOP)
+    environment = os.environ | changes
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, cwd=TOP, env=environment)
     assert done.returncode == 0, done.stderr + done.stdout[-4000:]
     return done.stdout
 
@@ -154,3 +159,13 @@ def test_all_that_a_share_does_is_allowed() -> None:
     counted = re.search(r"(\d+) requests behind the filter", said)
     assert counted
     assert int(counted[1]) > REQUESTS
+
+
+@pytest.mark.parametrize("pure", ["", "1"], ids=["compiled", "pure"])
+def test_all_that_a_device_does_is_allowed(pure: str) -> None:
+    """Disks, images and consoles, and what any device may meet: logs, areas of memory, calls in-band."""
+    suites = [f"tests/devices/test_{name}.py" for name in ANSWERED] + [f"tests/wire/test_{name}.py" for name in ON_THE_WIRE]
+    words = ("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-p", "tests.sandbox.filtered_back_ends")
+    counted = re.search(r"(\d+) front-ends were served behind the filter", ran(*words, *suites, VHOSTUSER_PURE=pure))
+    assert counted
+    assert int(counted[1]) > FRONT_ENDS

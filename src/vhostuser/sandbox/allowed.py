@@ -53,7 +53,7 @@ _WAITING: Final = (
     *("poll", "ppoll", "select", "pselect6", "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "epoll_pwait2"),
 )
 _SOCKETS: Final = (
-    *("accept", "accept4", "sendmsg", "recvmsg", "recvfrom", "shutdown"),
+    *("accept", "accept4", "sendmsg", "sendmmsg", "recvmsg", "recvfrom", "shutdown"),
     *("getsockopt", "getsockname", "getpeername"),
 )
 """Those that are there: none is made, nor connected."""
@@ -109,14 +109,14 @@ _OURSELVES: Final = ("tgkill", "process_vm_readv", "process_vm_writev", "prlimit
 _ALWAYS_REFUSED: Final = {"clone3": errno.ENOSYS}
 _NO_NAMES: Final = {"open": errno.EACCES, "openat": errno.EACCES}
 """An errno and not the end: a C library may look for a translation, or how many processors there are, and does without."""
-_PINNED: Final = ("sendmsg", "dup", "dup2", "dup3", "fcntl")
+_PINNED: Final = ("sendmsg", "sendmmsg", "dup", "dup2", "dup3", "fcntl")
 """What would take a socket by another number, or send to somebody else than it is connected to."""
 
 
 def for_files(pid: int, *, handles: bool, syslog: int | None) -> Policy:
     """What process `pid`, as it calls itself, may call; `handles` if it opens files by these; `syslog` is where it logs.
 
-    That socket is of the kind that sends to any address (`sendmsg`), which a filter can't see: so it does not send that way,
+    That socket is of a kind that sends to any address (`sendmsg`), which a filter can't see: so it does not send that way,
     and its fd, which has to stay open, is the only one.
     """
     return Policy(

@@ -162,6 +162,7 @@ NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "accept": (43, 202),
     "accept4": (288, 242),
     "sendmsg": (46, 211),
+    "sendmmsg": (307, 269),
     "recvmsg": (47, 212),
     "sendto": (44, 206),
     "recvfrom": (45, 207),
