@@ -117,7 +117,7 @@ def test_seccomp_is_kill_as_with_virtiofsd() -> None:
     assert parsed().plan.seccomp is Action.KILL
     for each in Action:
         assert parsed("--seccomp", each.value).plan.seccomp is each
-    assert (parsed("--syslog").plan.syslog, parsed().plan.syslog) == (True, False)
+    assert (parsed("--syslog").syslog, parsed().syslog) == (True, False)
 
 
 def test_the_environment_says_the_log_level_if_nobody_else_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from tests.devices.fs import guest
 from vhostuser.devices.fs.options import Handles
 from vhostuser.devices.fs.passthrough.share import Share
 from vhostuser.sandbox.allowed import for_files
-from vhostuser.sandbox.seccomp import INSTRUCTION, Action, program
+from vhostuser.sandbox.seccomp import INSTRUCTION, Action, Policy, program
 from vhostuser.sandbox.syscalls import number_of
 from vhostuser.sandbox.system import machine, prctl, syscall
 
@@ -47,7 +47,7 @@ def behind_filter(do: Callable[..., T], handles: bool, *arguments: object) -> T:
 
     def work() -> None:
         try:
-            filter_this_thread(handles=handles)
+            filter_this_thread(for_files(os.getpid(), handles=handles, syslog=None))
             result.append(do(*arguments))
         except BaseException as raised:
             error.append(raised)
@@ -61,9 +61,9 @@ def behind_filter(do: Callable[..., T], handles: bool, *arguments: object) -> T:
     return result.pop()
 
 
-def filter_this_thread(*, handles: bool) -> None:
-    """Have the filter in this thread, and no other."""
-    made = program(for_files(os.getpid(), handles=handles, syslog=False), Action.TRAP, machine())
+def filter_this_thread(policy: Policy) -> None:
+    """Have a filter in this thread, and those that it starts, but no other."""
+    made = program(policy, Action.TRAP, machine())
     number = number_of("seccomp", machine())
     if made is None or number is None:
         raise RuntimeError("no filter on this machine")

@@ -1,6 +1,6 @@
 """Makes system calls behind a filter, each in a child of its own, and says what came of them.
 
-`python -m tests.sandbox.forbidden ACTION` prints, for each call, the errno (0 for none) or the name of the signal.
+`python -m tests.sandbox.forbidden ACTION POLICY` prints, for each call, the errno (0 for none) or the name of the signal.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import signal
 import socket
 import stat
 import sys
+from collections.abc import Callable
 
 from tests.sandbox.machine import numbers
-from vhostuser.sandbox.allowed import for_files
-from vhostuser.sandbox.seccomp import X32, Action, program
+from tests.sandbox.policies import POLICIES
+from vhostuser.sandbox.seccomp import X32, Action, Policy, program
 from vhostuser.sandbox.syscalls import LAST
 from vhostuser.sandbox.system import filter_calls, machine, prctl
 
@@ -46,6 +47,7 @@ FORBIDDEN: dict[str, tuple[int, ...]] = {
     "mmap": (0, 4096, mmap.PROT_READ | mmap.PROT_EXEC, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0),
     "mprotect": (0, 4096, mmap.PROT_READ | mmap.PROT_EXEC),
     "socket": (AF_UNIX, STREAM, 0),
+    "sendto": (-1, NOWHERE, 0, 0, NOWHERE, 110),
     "connect": (-1, 0, 0),
     "bpf": (1 << 20, 0, 0),
     "userfaultfd": (1 << 20,),
@@ -56,6 +58,23 @@ FORBIDDEN: dict[str, tuple[int, ...]] = {
     "personality": (0xFFFF_FFFF,),
 }
 """Calls that do no harm if they are made after all."""
+FOR_FILES_ONLY: dict[str, tuple[int, ...]] = {
+    "openat2": (-1, NOWHERE, NOWHERE, 24),
+    "getdents64": (-1, NOWHERE, 0),
+    "readlinkat": (-1, NOWHERE, NOWHERE, 0),
+    "mkdirat": (-1, NOWHERE, 0),
+    "linkat": (-1, NOWHERE, -1, NOWHERE, 0),
+    "symlinkat": (NOWHERE, -1, NOWHERE),
+    "renameat2": (-1, NOWHERE, -1, NOWHERE, 0),
+    "unlinkat": (-1, NOWHERE, 0),
+    "fchmodat": (-1, NOWHERE, 0),
+    "fchownat": (-1, NOWHERE, 0, 0, 0),
+    "fsetxattr": (-1, NOWHERE, NOWHERE, 0, 0),
+    "setresuid": (-1 & 0xFFFF_FFFF,) * 3,
+    "setgroups": (1 << 20, NOWHERE),
+    "capset": (NOWHERE, NOWHERE),
+}
+"""What another device than a share has no use for either."""
 REFUSED: dict[str, tuple[int, ...]] = {
     "clone3": (0, 0),
     "ioctl": (0, 0x5412, 0),
@@ -66,12 +85,12 @@ REFUSED: dict[str, tuple[int, ...]] = {
 """Calls that fail with an errno in all modes: of no size, TIOCSTI, PR_SET_DUMPABLE, F_SETOWN, SO_ATTACH_FILTER."""
 
 
-def outcome(action: Action, number: int, arguments: tuple[int, ...]) -> int | str:
+def outcome(action: Action, policy: Callable[[int], Policy], number: int, arguments: tuple[int, ...]) -> int | str:
     """What comes of one call."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        os.write(writer, bytes([_call(action, number, arguments)]))
+        os.write(writer, bytes([_call(action, policy(os.getpid()), number, arguments)]))
         os._exit(0)
     os.close(writer)
     with open(reader, "rb") as pipe:
@@ -80,9 +99,9 @@ def outcome(action: Action, number: int, arguments: tuple[int, ...]) -> int | st
     return signal.Signals(-status).name if status < 0 else data[0]
 
 
-def _call(action: Action, number: int, arguments: tuple[int, ...]) -> int:
+def _call(action: Action, policy: Policy, number: int, arguments: tuple[int, ...]) -> int:
     """The errno of a call in this process, which has a filter from now on."""
-    made = program(for_files(os.getpid(), handles=False, syslog=False), action, machine())
+    made = program(policy, action, machine())
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     if made is not None and not filter_calls(made):
         raise RuntimeError("the kernel can't filter system calls")
@@ -93,14 +112,16 @@ def _call(action: Action, number: int, arguments: tuple[int, ...]) -> int:
     return ctypes.get_errno() if result == -1 else 0
 
 
-def main(action: Action) -> None:
+def main(action: Action, policy: Callable[[int], Policy]) -> None:
     """Make all of them."""
     known = numbers(machine())
-    calls = {name: (known[name], given) for name, given in (FORBIDDEN | REFUSED).items() if name in known}
+    asked = FORBIDDEN | FOR_FILES_ONLY | REFUSED
+    calls = {name: (known[name], given) for name, given in asked.items() if name in known}
+    calls["openat"] = known["openat"], (-1, NOWHERE, 0)
     calls["newer"] = LAST + 1, ()
     calls["x32"] = X32 | known["getpid"], ()
-    print(json.dumps({name: outcome(action, *each) for name, each in calls.items()}))
+    print(json.dumps({name: outcome(action, policy, *each) for name, each in calls.items()}))
 
 
 if __name__ == "__main__":
-    main(Action(sys.argv[1]))
+    main(Action(sys.argv[1]), POLICIES[sys.argv[2]])

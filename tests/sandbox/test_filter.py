@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,11 +16,14 @@ import pytest
 from vhostuser.sandbox.seccomp import Action
 from vhostuser.sandbox.system import machine
 
-from .forbidden import FORBIDDEN, REFUSED
+from .forbidden import FOR_FILES_ONLY, FORBIDDEN, REFUSED
 
 TOP = Path(__file__).resolve().parents[2]
 SECONDS = 240.0
 """A deadline: a busy machine takes its time."""
+ANSWERED = ("blk_connected", "blk_native", "console", "pmem")
+ON_THE_WIRE = ("dirty_log", "inband", "inflight", "memory_slots")
+FRONT_ENDS = 120
 SUITES = ("files", "directories", "nodes", "tree", "xattrs")
 REQUESTS = 900
 
@@ -28,18 +33,19 @@ pytestmark = [
 ]
 
 
-def ran(*words: str) -> str:
-    """What Python prints, which ends well."""
+def ran(*words: str, **changes: str) -> str:
+    """What Python prints, which ends well; `changes` are of its environment."""
     command = [sys.executable, "-W", "error", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, cwd=TOP)
+    environment = os.environ | changes
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, cwd=TOP, env=environment)
     assert done.returncode == 0, done.stderr + done.stdout[-4000:]
     return done.stdout
 
 
 @cache
-def outcomes(action: Action) -> dict[str, int | str]:
+def outcomes(action: Action, policy: str = "files") -> dict[str, int | str]:
     """What came of each call: its errno, 0 for none, or the name of a signal."""
-    found: dict[str, int | str] = json.loads(ran("-m", "tests.sandbox.forbidden", action.value))
+    found: dict[str, int | str] = json.loads(ran("-m", "tests.sandbox.forbidden", action.value, policy))
     return found
 
 
@@ -47,17 +53,36 @@ def outcomes(action: Action) -> dict[str, int | str]:
 def test_f41_forbidden_calls_end_the_process(action: Action) -> None:
     found = outcomes(action)
     assert {name: found[name] for name in (*FORBIDDEN, "x32")} == dict.fromkeys((*FORBIDDEN, "x32"), "SIGSYS")
+    assert "SIGSYS" not in {found[name] for name in FOR_FILES_ONLY}
 
 
-def test_f41_forbidden_calls_are_made_where_they_are_only_logged() -> None:
-    free, logged = outcomes(Action.NONE), outcomes(Action.LOG)
-    assert {name: logged[name] for name in FORBIDDEN} == {name: free[name] for name in FORBIDDEN}
+@pytest.mark.parametrize("action", [Action.KILL, Action.TRAP])
+def test_a_device_may_not_call_what_is_for_files(action: Action) -> None:
+    found, names = outcomes(action, "device"), (*FORBIDDEN, *FOR_FILES_ONLY, "x32")
+    assert {name: found[name] for name in names} == dict.fromkeys(names, "SIGSYS")
+    assert found["openat"] == errno.EACCES
+
+
+@pytest.mark.parametrize("action", [Action.KILL, Action.TRAP])
+def test_the_keeper_may_call_even_less(action: Action) -> None:
+    found, removes = outcomes(action, "keeper"), {"unlinkat"}
+    names = {*FORBIDDEN, *FOR_FILES_ONLY, *REFUSED, "x32"} - removes - {"clone3"}
+    assert {name: found[name] for name in names} == dict.fromkeys(names, "SIGSYS")
+    assert found["openat"] == errno.EACCES
+
+
+@pytest.mark.parametrize("policy", ["files", "device"])
+def test_f41_forbidden_calls_are_made_where_they_are_only_logged(policy: str) -> None:
+    free, logged = outcomes(Action.NONE), outcomes(Action.LOG, policy)
+    names = (*FORBIDDEN, *FOR_FILES_ONLY)
+    assert {name: logged[name] for name in names} == {name: free[name] for name in names}
     assert "SIGSYS" not in free.values()
 
 
 @pytest.mark.parametrize("action", [Action.KILL, Action.LOG, Action.TRAP])
-def test_f41_what_others_do_without_is_refused_in_all_modes(action: Action) -> None:
-    found = outcomes(action)
+@pytest.mark.parametrize("policy", ["files", "device"])
+def test_f41_what_others_do_without_is_refused_in_all_modes(action: Action, policy: str) -> None:
+    found = outcomes(action, policy)
     assert {name: found[name] for name in (*REFUSED, "newer")} == {
         "clone3": 38,
         "ioctl": 25,
@@ -80,7 +105,7 @@ def work():
 other = threading.Thread(target=work)
 other.start()
 prctl(38, 1)
-filter_calls(program(for_files(os.getpid(), handles=False, syslog=False), Action.KILL, machine()))
+filter_calls(program(for_files(os.getpid(), handles=False, syslog=None), Action.KILL, machine()))
 print("filtered", flush=True)
 go.set()
 other.join()
@@ -95,11 +120,10 @@ def test_threads_that_are_there_have_the_filter_too() -> None:
 
 LIVES = """
 import ctypes, gc, logging, mmap, os, random, select, signal, sys, tempfile, threading, time, warnings
-from vhostuser.sandbox.allowed import for_files
-from vhostuser.sandbox.seccomp import Action, program
-from vhostuser.sandbox.system import filter_calls, machine, prctl
-prctl(38, 1)
-filter_calls(program(for_files(os.getpid(), handles=False, syslog=False), Action.KILL, machine()))
+from tests.sandbox.policies import POLICIES
+from vhostuser.sandbox.filtering import filter_process
+from vhostuser.sandbox.seccomp import Action
+filter_process(POLICIES[sys.argv[1]](os.getpid()), Action.KILL)
 threads = [threading.Thread(target=time.sleep, args=(0.01,)) for _ in range(8)]
 for each in threads: each.start()
 for each in threads: each.join()
@@ -124,8 +148,9 @@ except RecursionError: print("lived")
 """
 
 
-def test_the_interpreter_lives_with_it_and_ends() -> None:
-    assert ran("-c", LIVES) == "lived\n"
+@pytest.mark.parametrize("policy", ["files", "device"])
+def test_the_interpreter_lives_with_it_and_ends(policy: str) -> None:
+    assert ran("-c", LIVES, policy) == "lived\n"
 
 
 def test_all_that_a_share_does_is_allowed() -> None:
@@ -134,3 +159,13 @@ def test_all_that_a_share_does_is_allowed() -> None:
     counted = re.search(r"(\d+) requests behind the filter", said)
     assert counted
     assert int(counted[1]) > REQUESTS
+
+
+@pytest.mark.parametrize("pure", ["", "1"], ids=["compiled", "pure"])
+def test_all_that_a_device_does_is_allowed(pure: str) -> None:
+    """Disks, images and consoles, and what any device may meet: logs, areas of memory, calls in-band."""
+    suites = [f"tests/devices/test_{name}.py" for name in ANSWERED] + [f"tests/wire/test_{name}.py" for name in ON_THE_WIRE]
+    words = ("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-p", "tests.sandbox.filtered_back_ends")
+    counted = re.search(r"(\d+) front-ends were served behind the filter", ran(*words, *suites, VHOSTUSER_PURE=pure))
+    assert counted
+    assert int(counted[1]) > FRONT_ENDS

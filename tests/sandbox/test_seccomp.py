@@ -8,7 +8,7 @@ import stat
 
 import pytest
 
-from vhostuser.sandbox.allowed import for_files
+from vhostuser.sandbox.allowed import for_device, for_files, for_keeper
 from vhostuser.sandbox.seccomp import (
     ALLOW,
     ARCHITECTURES,
@@ -23,9 +23,10 @@ from vhostuser.sandbox.seccomp import (
 from vhostuser.sandbox.syscalls import LAST, MACHINES, NUMBERS, number_of
 
 from .machine import numbers, verdict
+from .policies import CHILD, EVERY, SYSLOG
 
 PID = 4711
-POLICY = for_files(PID, handles=False, syslog=False)
+POLICY = for_files(PID, handles=False, syslog=None)
 MOST_INSTRUCTIONS = 4096
 """BPF_MAXINSNS"""
 CLONE_OF_GLIBC, CLONE_OF_MUSL = 0x3D0F00, 0x7D0F00
@@ -53,21 +54,31 @@ def test_the_numbers_are_the_kernels(machine: str) -> None:
 
 
 def test_no_name_is_without_use() -> None:
-    policy = for_files(PID, handles=True, syslog=True)
-    used = {*policy.allowed, *policy.given, *policy.refused, "seccomp"}
-    assert used == set(NUMBERS)
-    assert len(used) == len(policy.allowed) + len(policy.given) + len(policy.refused) + 1
+    policies = [made(PID) for made in EVERY.values()]
+    assert {name for each in policies for name in spoken_of(each)} | {"seccomp"} == set(NUMBERS)
+
+
+def spoken_of(policy: Policy) -> set[str]:
+    """The calls that a policy does not leave to the action."""
+    return {*policy.allowed, *policy.given, *policy.refused}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_name_is_in_one_place_only(name: str) -> None:
+    policy = EVERY[name](PID)
+    assert len(spoken_of(policy)) == len(policy.allowed) + len(policy.given) + len(policy.refused)
 
 
 @both
 @pytest.mark.parametrize("action", [Action.KILL, Action.LOG, Action.TRAP])
-def test_every_other_number_gets_the_action(machine: str, action: Action) -> None:
+@pytest.mark.parametrize("name", EVERY)
+def test_every_other_number_gets_the_action(machine: str, action: Action, name: str) -> None:
     """All there are, and some of which there is none."""
-    made = program(POLICY, action, machine)
+    policy = EVERY[name](PID)
+    made = program(policy, action, machine)
     assert made is not None
     assert len(made) <= MOST_INSTRUCTIONS * INSTRUCTION.size
-    spoken_of = {number_of(name, machine) for name in (*POLICY.allowed, *POLICY.given, *POLICY.refused)}
-    others = set(range(LAST + 1)) - spoken_of
+    others = set(range(LAST + 1)) - {number_of(each, machine) for each in spoken_of(policy)}
     assert {verdict(made, ARCHITECTURES[machine], number) for number in others} == {RETURNED[action]}
     assert len(others) > 300
 
@@ -161,10 +172,89 @@ def test_handles_are_for_who_opens_files_by_them() -> None:
     assert said("open_by_handle_at") == said("name_to_handle_at") == KILLED
 
 
-def test_syslog_is_not_reached_anew_and_that_is_no_end() -> None:
-    """Python would, when a line can't be sent."""
-    assert said("socket", policy=for_files(PID, handles=False, syslog=True)) == ERRNO | errno.EACCES
-    assert said("socket") == KILLED
+WITH_SYSLOG = for_files(PID, handles=False, syslog=SYSLOG)
+F_DUPFD, F_GETFD = 0, 1
+
+
+@both
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        *(("sendmsg", ALLOW), ("sendmmsg", ALLOW), ("dup", ALLOW), ("dup2", ALLOW), ("dup3", ALLOW)),
+        ("fcntl", ERRNO | errno.EINVAL),
+    ],
+)
+def test_by_syslogs_socket_nothing_is_sent_to_others(machine: str, name: str, others: int) -> None:
+    """`sendmsg` has an address in memory, where no filter looks; and the socket gets no other number."""
+    if number_of(name, machine) is not None:
+        for fd, returned in ((SYSLOG, ERRNO | errno.EPERM), (UPPER | SYSLOG, ERRNO | errno.EPERM), (SYSLOG + 1, others)):
+            assert said(name, fd, 1 << 20, machine=machine, policy=WITH_SYSLOG) == returned
+    for fd in (SYSLOG, SYSLOG + 1):
+        assert said("fcntl", fd, F_GETFD, policy=WITH_SYSLOG) == (ALLOW if fd != SYSLOG else ERRNO | errno.EPERM)
+        assert said("fcntl", fd, F_DUPFD, policy=WITH_SYSLOG) == (ALLOW if fd != SYSLOG else ERRNO | errno.EPERM)
+        assert said("write", fd, policy=WITH_SYSLOG) == ALLOW
+
+
+@both
+@pytest.mark.parametrize("name", EVERY)
+def test_nothing_is_sent_to_an_address(machine: str, name: str) -> None:
+    policy = EVERY[name](PID)
+    assert said("sendto", SYSLOG, 1, 2, 3, 0, UPPER, machine=machine, policy=policy) == ALLOW
+    assert said("sendto", SYSLOG, 1, 2, 3, 4, 110, machine=machine, policy=policy) == KILLED
+
+
+DEVICE = for_device(PID, removes=False, terminal=False)
+TCSETS, TIOCSTI = 0x5402, 0x5412
+AT_FDCWD = 0xFFFF_FF9C
+
+
+@both
+def test_a_device_opens_nothing_and_acts_for_nobody(machine: str) -> None:
+    """To open something is an errno, for a C library looks for what it can do without."""
+    assert said("openat", AT_FDCWD, 1, 0, machine=machine, policy=DEVICE) == ERRNO | errno.EACCES
+    for name in (
+        "openat2",
+        "unlinkat",
+        "renameat2",
+        "mkdirat",
+        "mknodat",
+        "unshare",
+        "setresuid",
+        "capset",
+        "kill",
+        "wait4",
+    ):
+        assert said(name, machine=machine, policy=DEVICE) == KILLED, name
+
+
+@both
+def test_a_device_removes_a_name_only_if_it_has_one(machine: str) -> None:
+    with_it = for_device(PID, removes=True, terminal=False)
+    assert [said("unlinkat", machine=machine, policy=each) for each in (DEVICE, with_it)] == [KILLED, ALLOW]
+
+
+@both
+def test_a_terminal_is_given_back_and_not_typed_into(machine: str) -> None:
+    with_it = for_device(PID, removes=False, terminal=True)
+    refused = ERRNO | errno.ENOTTY
+    assert [said("ioctl", 0, TCSETS, machine=machine, policy=each) for each in (DEVICE, with_it)] == [refused, ALLOW]
+    assert [said("ioctl", 0, TIOCSTI, machine=machine, policy=each) for each in (DEVICE, with_it)] == [refused, refused]
+
+
+@both
+def test_the_keeper_signals_its_child_alone_and_waits(machine: str) -> None:
+    keeper = for_keeper(PID, CHILD)
+    assert said("kill", CHILD, 15, machine=machine, policy=keeper) == ALLOW
+    for other in (0, 1, -1 & 0xFFFF_FFFF, PID, CHILD + 1):
+        assert said("kill", other, 9, machine=machine, policy=keeper) == KILLED
+    assert {said(name, machine=machine, policy=keeper) for name in ("wait4", "unlinkat", "write")} == {ALLOW}
+    for name in ("read", "recvmsg", "sendmsg", "accept4", "socket", "clone", "process_vm_readv", "ftruncate", "setresuid"):
+        assert said(known_number(name, machine), machine=machine, policy=keeper) == KILLED, name
+
+
+def known_number(name: str, machine: str) -> int:
+    """The number that the kernel's header gives."""
+    return numbers(machine)[name]
 
 
 def test_most_are_found_out_without_their_arguments() -> None:
@@ -191,5 +281,6 @@ DANGEROUS = (
 @pytest.mark.parametrize("name", DANGEROUS)
 def test_what_is_dangerous_is_forbidden(machine: str, name: str) -> None:
     known = numbers(machine)
-    assert said(known.get(name, LAST), machine=machine) == KILLED
+    for policy in (POLICY, WITH_SYSLOG, DEVICE, for_device(PID, removes=True, terminal=True), for_keeper(PID, CHILD)):
+        assert said(known.get(name, LAST), machine=machine, policy=policy) == KILLED
     assert name in known or machine == "aarch64"

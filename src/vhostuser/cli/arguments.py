@@ -6,6 +6,7 @@ import argparse
 import re
 from collections.abc import Callable
 from difflib import get_close_matches
+from enum import Enum
 from typing import Final, NoReturn, TypeVar
 
 from ..devices.shm import Placement
@@ -18,6 +19,7 @@ _SIZE: Final = re.compile(r"(\d+)([KMGT]?)", re.IGNORECASE | re.ASCII)
 _HEX: Final = re.compile(r"0x[0-9a-f]+", re.IGNORECASE | re.ASCII)
 _LONGEST_NUMBER: Final = 24
 T = TypeVar("T")
+E = TypeVar("E", bound=Enum)
 
 
 class Parser(argparse.ArgumentParser):
@@ -116,6 +118,19 @@ def checked(convert: Callable[[str], T]) -> Callable[[str], T]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return convert_or_explain
+
+
+def one_of(kind: type[E], **aliases: str) -> Callable[[str], E]:
+    """A type for argparse: the members of an Enum by their values."""
+
+    def convert(text: str) -> E:
+        value = aliases.get(text, text)
+        known = [str(each.value) for each in kind]
+        if value not in known:
+            raise ValueError(f"{text[:40]!a} is none of {', '.join(known)}")
+        return kind(value)
+
+    return checked(convert)
 
 
 def add_dialect(parser: argparse.ArgumentParser) -> None:

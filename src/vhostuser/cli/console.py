@@ -30,7 +30,8 @@ that nobody reads any more is dropped.
 
 def main(argv: list[str] | None = None) -> int:
     """Run `vhu-console`; its exit code."""
-    return daemon(_parser, _device, program=PROGRAM, capabilities=CAPABILITIES, argv=argv)
+    names = ("socket_path", "pty_link")
+    return daemon(_parser, _device, program=PROGRAM, capabilities=CAPABILITIES, argv=argv, removed=names, terminal=True)
 
 
 def _parser() -> Parser:

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import logging
+import os
 import resource
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Final
 
 from ..backend import Backend
 from ..device import Device
 from ..protocol.dialects import RELEASED
-from ..transport.listen import systemd_fd
-from .arguments import Parser, between, dialect_of
+from ..sandbox.closed import close
+from ..sandbox.preload import preload
+from ..sandbox.seccomp import Action
+from ..transport.listen import listen, systemd_fd
+from .arguments import Parser, between, dialect_of, one_of
 from .logs import add_log_level, log_to_stderr
 from .outcome import CommandError, Exit, on_end, program_arguments, put, run
 
+log = logging.getLogger(__name__)
 FILES: Final = 1 << 16
 """As many open files a daemon wants at most."""
 ENDING: Final = """
 exit status: 0 the front-end went or a signal came, 1 failed, 2 usage, 3 the front-end broke the protocol
-SIGTERM, SIGINT and SIGHUP end it cleanly; the second one ends it at once. SIGPIPE is ignored.
+SIGTERM, SIGINT and SIGHUP end it cleanly; the second one ends it at once. SIGPIPE is ignored. A system call that it never
+needs is a SIGSYS, which ends it, too (--seccomp).
 """
 """The end of every daemon's help."""
 
@@ -33,8 +41,13 @@ def daemon(
     program: str,
     capabilities: Mapping[str, object],
     argv: list[str] | None,
+    removed: Sequence[str] = ("socket_path",),
+    terminal: bool = False,
 ) -> int:
-    """Run a daemon: parse its command line, make its device, serve it; the exit code."""
+    """Run a daemon: parse its command line, make its device, serve it; the exit code.
+
+    `removed` are its options that have a path which is taken away in the end; `terminal` if it gives one back as it was.
+    """
     arguments = program_arguments(argv)
 
     def command() -> int:
@@ -44,10 +57,14 @@ def daemon(
         options = parser().parse_args(arguments)
         log_to_stderr(program, options.log_level)
         _raise_file_limit()
+        if options.seccomp is not Action.NONE:
+            preload()
         with device(options) as made:
             backend = Backend(made, dialect=dialect_of(options))
             on_end(backend.stop)
-            _serve(backend, options, program)
+            with _listener(options, program) as fd:
+                _close(options, removed, terminal=terminal)
+                backend.serve_fd(fd(), once=not options.reconnect)
         return Exit.DONE
 
     return run(program, command)
@@ -78,20 +95,49 @@ def add_once(parser: Parser) -> None:
     often.add_argument("--reconnect", action="store_true", help="serve one front-end after the other")
 
 
+def add_seccomp(parser: Parser) -> None:
+    """--seccomp, with virtiofsd's values."""
+    text = "what becomes of a system call that is never needed: the end (default), a line in the kernel's log, or a SIGSYS"
+    action = one_of(Action)
+    parser.add_argument("--seccomp", type=action, default=Action.KILL, metavar="kill|log|trap|none", help=text)
+
+
 def add_rest(parser: Parser) -> None:
-    """What comes last where no shared memory is: --once, --reconnect and --log-level."""
+    """What comes last where no shared memory is: --seccomp, --once, --reconnect and --log-level."""
     parser.set_defaults(dialect=RELEASED)
+    add_seccomp(parser)
     add_once(parser)
     add_log_level(parser)
 
 
-def _serve(backend: Backend, options: argparse.Namespace, program: str) -> None:
-    once = not options.reconnect
-    if options.socket_path is not None:
-        backend.serve(options.socket_path, once=once)
+@contextlib.contextmanager
+def _listener(options: argparse.Namespace, program: str) -> Iterator[Callable[[], int]]:
+    """What gives the fd to serve, which is the caller's from then on. The name of a socket is gone after the block."""
+    if options.socket_path is None:
+        fd = _given_fd(options, program)
+        yield lambda: fd
         return
-    fd = options.fd if options.fd is not None else systemd_fd()
+    with listen(options.socket_path) as listener:
+        inode = os.stat(options.socket_path).st_ino
+        try:
+            yield listener.detach
+        finally:
+            with contextlib.suppress(OSError):
+                if os.stat(options.socket_path).st_ino == inode:
+                    os.unlink(options.socket_path)
+
+
+def _given_fd(options: argparse.Namespace, program: str) -> int:
+    """The fd of the command line's, or of systemd's."""
+    fd: int | None = options.fd if options.fd is not None else systemd_fd()
     if fd is None:
         advice = f"try: --socket-path /tmp/{program.removeprefix('vhu-')}.sock"
         raise CommandError("neither --socket-path nor --fd is given", advice, Exit.USAGE)
-    backend.serve_fd(fd, once=once)
+    return fd
+
+
+def _close(options: argparse.Namespace, removed: Sequence[str], *, terminal: bool) -> None:
+    """Leave this process what serving takes, and say what is not as it was asked for."""
+    names = [name for option in removed if (name := getattr(options, option)) is not None]
+    for note in close(options.seccomp, removed=names, terminal=terminal):
+        log.warning("%s", note)

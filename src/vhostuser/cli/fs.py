@@ -63,11 +63,11 @@ def share(device: Factory, argv: list[str] | None) -> int:
             put(json.dumps(CAPABILITIES))
             return Exit.DONE
         options = parse_options(arguments)
-        (log_to_syslog if options.syslog else log_to_stderr)(PROGRAM, options.log_level)
+        syslog = (log_to_syslog if options.syslog else log_to_stderr)(PROGRAM, options.log_level)
         for warning in options.warnings:
             log.warning("%s", warning)
         with open_share(options.shared_dir) as root, Place() as place:
-            _serve_confined(device, options, root, place)
+            _serve_confined(device, options, root, place, syslog)
         return Exit.DONE
 
     return run(PROGRAM, command)
@@ -96,12 +96,12 @@ def _kind(path: str) -> str:
     return "a file" if stat.S_ISREG(os.lstat(path).st_mode) else "something else"
 
 
-def _serve_confined(device: Factory, options: FsOptions, root: OwnedFd, place: Place) -> None:
+def _serve_confined(device: Factory, options: FsOptions, root: OwnedFd, place: Place, syslog: int | None) -> None:
     hold()
     with _listener(options, place) as (sock, listening):
         preload(*NEEDED)
         handles = _handles(options)
-        plan = replace(options.plan, handles=handles is not Handles.NEVER)
+        plan = replace(options.plan, handles=handles is not Handles.NEVER, syslog=syslog)
         inside = enter(root.fileno(), plan, place)
         root.close()
         for note in inside.notes:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from enum import Enum
-from typing import Final, TypeVar
+from typing import Final
 
 from ..devices.fs.options import Cache, Choice, Dax, Handles
 from ..protocol.numbers import MAX_QUEUES
 from ..sandbox.capabilities import modified
 from ..sandbox.confine import Mode
 from ..sandbox.idmaps import parse_id_range
-from ..sandbox.seccomp import Action
 from ..version import VERSION
-from .arguments import Parser, between, checked, number, size
-from .daemon import ENDING, add_once
+from .arguments import Parser, between, checked, number, one_of, size
+from .daemon import ENDING, add_once, add_seccomp
 from .logs import add_log_level
 from .outcome import put
 
@@ -30,7 +27,6 @@ that it never needs ends it (--seccomp). Another process waits outside, hands si
 --dax-window has to hold what the guest reads again and again: in a smaller one ranges of 2 MiB come and go, which is slower
 than no window at all, and a warning says so. Its memory is the host's, as far as the guest has mapped files so far.
 {ENDING}"""
-E = TypeVar("E", bound=Enum)
 
 
 def parser() -> Parser:
@@ -40,19 +36,6 @@ def parser() -> Parser:
     for add in (_add_place, _add_share, _add_names, _add_sandbox, _add_window, _add_process, _add_legacy, _add_refused):
         add(made)
     return made
-
-
-def one_of(kind: type[E], **aliases: str) -> Callable[[str], E]:
-    """A type for argparse: the members of an Enum by their values."""
-
-    def convert(text: str) -> E:
-        value = aliases.get(text, text)
-        known = [str(each.value) for each in kind]
-        if value not in known:
-            raise ValueError(f"{text[:40]!a} is none of {', '.join(known)}")
-        return kind(value)
-
-    return checked(convert)
 
 
 def _tag(text: str) -> str:
@@ -116,9 +99,7 @@ def _add_names(made: Parser) -> None:
 
 def _add_sandbox(made: Parser) -> None:
     made.add_argument("--sandbox", type=one_of(Mode), default=Mode.NAMESPACE, metavar="namespace|chroot|none")
-    action = one_of(Action)
-    text = "what becomes of a system call that is never needed: the end (default), a line in the kernel's log, or a SIGSYS"
-    made.add_argument("--seccomp", type=action, default=Action.KILL, metavar="kill|log|trap|none", help=text)
+    add_seccomp(made)
     made.add_argument("--modcaps", type=checked(modified), metavar="+CAP:-CAP", help="keep others")
     ids = checked(parse_id_range)
     made.add_argument("--uid-map", type=ids, action="append", default=[], metavar=":INSIDE:OUTSIDE:COUNT:")

@@ -17,8 +17,8 @@ from ..limited_log import printable
 from ..sandbox.capabilities import MINIMAL, modified
 from ..sandbox.confine import Mode, Plan
 from ..sandbox.idmaps import Maps
-from .arguments import Parser
-from .fs_arguments import PROGRAM, one_of, parser
+from .arguments import Parser, one_of
+from .fs_arguments import PROGRAM, parser
 from .logs import level
 from .outcome import STDERR, CommandError, Exit, complain
 
@@ -164,7 +164,6 @@ def _plan(made: Parser, found: argparse.Namespace) -> Plan:
         maps=maps,
         open_files=found.rlimit_nofile,
         seccomp=found.seccomp,
-        syslog=found.syslog,
     )
 
 

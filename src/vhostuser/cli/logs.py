@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import logging
-import logging.handlers
 import os
+import socket
 import time
 from typing import Final
 
@@ -22,6 +23,10 @@ _LEVELS: Final = {
     "debug": logging.DEBUG,
     "trace": logging.DEBUG,
 }
+SYSLOG = "/dev/log"
+_USER: Final = 1 << 3
+_SEVERITIES: Final = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
+"""Of syslog, for levels from a number on."""
 
 
 def level(text: str) -> int:
@@ -49,17 +54,18 @@ def log_to_stderr(program: str, least: int) -> None:
     logging.basicConfig(level=least, handlers=[handler], force=True)
 
 
-def log_to_syslog(program: str, least: int) -> None:
-    """Send log lines from level `least` up to syslog; to standard error if there is none."""
+def log_to_syslog(program: str, least: int) -> int | None:
+    """Send log lines from level `least` up to syslog: by which fd. To standard error if there is none, and then None."""
     try:
-        handler = logging.handlers.SysLogHandler("/dev/log")
+        handler = SyslogHandler(SYSLOG)
     except OSError as error:
         log_to_stderr(program, least)
         logging.getLogger(__name__).warning("there is no syslog (%s): logging to standard error", error)
-        return
+        return None
     handler.setFormatter(LineFormatter(program, tracebacks=least <= logging.DEBUG))
     logging.raiseExceptions = False
     logging.basicConfig(level=least, handlers=[handler], force=True)
+    return handler.fileno()
 
 
 class StderrHandler(logging.Handler):
@@ -69,6 +75,47 @@ class StderrHandler(logging.Handler):
         """Write one record."""
         with contextlib.suppress(OSError):
             os.write(STDERR, (self.format(record) + "\n").encode(errors="backslashreplace"))
+
+
+class SyslogHandler(logging.Handler):
+    """Sends lines by one socket, connected once. A line that it does not take is lost; the program goes on.
+
+    The socket is neither closed nor opened anew then: a filter of system calls knows it by its number.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._socket = _connected(path)
+
+    def fileno(self) -> int:
+        """The socket."""
+        return self._socket.fileno()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one record."""
+        severity = next(found for least, found in _SEVERITIES if record.levelno >= least)
+        with contextlib.suppress(OSError):
+            self._socket.send(f"<{_USER | severity}>{self.format(record)}\0".encode(errors="backslashreplace"))
+
+    def close(self) -> None:
+        """Close the socket: nothing is logged any more."""
+        self._socket.close()
+        super().close()
+
+
+def _connected(path: str) -> socket.socket:
+    """A socket to syslog, of the kind that it listens with."""
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+        made = socket.socket(socket.AF_UNIX, kind)
+        try:
+            made.connect(path)
+        except OSError as error:
+            made.close()
+            if error.errno != errno.EPROTOTYPE:
+                raise
+        else:
+            return made
+    raise OSError(errno.EPROTOTYPE, os.strerror(errno.EPROTOTYPE), path)
 
 
 class LineFormatter(logging.Formatter):

@@ -11,7 +11,7 @@ from ..devices.image import MOST_COPIED, Image
 from ..devices.pmem import PersistentMemory
 from ..limited_log import printable
 from .arguments import Parser, add_dialect
-from .daemon import ENDING, add_once, add_socket, daemon
+from .daemon import ENDING, add_once, add_seccomp, add_socket, daemon
 from .logs import add_log_level
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ def _parser() -> Parser:
     add_socket(parser)
     parser.add_argument("--image", required=True, metavar="FILE", help="a regular file")
     parser.add_argument("--read-only", action="store_true", help="never write to it: the guest gets a copy")
+    add_seccomp(parser)
     add_once(parser)
     add_dialect(parser)
     add_log_level(parser)

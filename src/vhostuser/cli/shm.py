@@ -10,7 +10,7 @@ from typing import Final
 from ..devices.shm import MappedFiles, Offer
 from ..protocol.numbers import MAX_QUEUES
 from .arguments import Parser, add_dialect, between, checked, placement, region
-from .daemon import ENDING, add_once, add_socket, daemon
+from .daemon import ENDING, add_once, add_seccomp, add_socket, daemon
 from .logs import add_log_level
 from .outcome import CommandError, Exit
 
@@ -72,6 +72,7 @@ def _parser() -> Parser:
         help="map parts of this file when the driver asks for it, read-only unless :rw is added (repeat for more)",
     )
     parser.add_argument("--num-queues", type=between(1, MAX_QUEUES), default=8, metavar="N", help="queues (default 8)")
+    add_seccomp(parser)
     add_once(parser)
     add_dialect(parser)
     add_log_level(parser)

@@ -6,7 +6,7 @@ import ctypes
 import errno
 from typing import Final
 
-from .system import SandboxError, checked, prctl
+from .system import SandboxError, checked, forbid_privileges, prctl
 
 NAMES: Final = (
     *("chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap"),
@@ -19,7 +19,7 @@ NAMES: Final = (
 """By number."""
 _KEPT: Final = ("chown", "dac_override", "dac_read_search", "fowner", "fsetid", "setgid", "setuid", "mknod", "setfcap")
 _VERSION: Final = 0x2008_0522
-_PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 23, 24, 38, 47
+_PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_CAP_AMBIENT = 23, 24, 47
 _CLEAR_ALL: Final = 4
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -60,7 +60,7 @@ def drop_all_but(kept: int) -> None:
         checked(-1, "clear ambient capabilities")
     low, high = (left := permitted() & kept) & 0xFFFF_FFFF, left >> 32
     checked(_libc.capset(_words(_VERSION, 0), _sets(low, low, 0, high, high, 0)), "drop capabilities")
-    checked(prctl(_PR_SET_NO_NEW_PRIVS, 1), "set no_new_privs")
+    forbid_privileges()
 
 
 def _drop_bounding(kept: int) -> None:

@@ -7,10 +7,8 @@ calls are the same for all.
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import resource
-import signal
 import threading
 from dataclasses import dataclass
 from enum import Enum
@@ -18,11 +16,12 @@ from typing import Final, NamedTuple
 
 from .allowed import for_files
 from .capabilities import MINIMAL, drop_all_but, permitted
+from .filtering import filter_process
 from .idmaps import ADVICE, OWN, Maps, become_inner, enter_user_namespace
 from .keeper import Outside, follow, split
 from .landlock import restrict_to
 from .preload import close_imports
-from .seccomp import Action, program
+from .seccomp import Action
 from .system import (
     AT_FDCWD,
     NEW_IPC,
@@ -32,9 +31,7 @@ from .system import (
     SandboxError,
     attach_tree,
     clone_tree,
-    filter_calls,
     forbid_devices,
-    machine,
     make_mounts_private,
     pivot_root_here,
     unmount_here,
@@ -42,7 +39,6 @@ from .system import (
 )
 
 OPEN_FILES: Final = 1_000_000
-_STDERR: Final = 2
 _FDS: Final = "/proc/self/fd"
 _FOLDER: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -69,8 +65,8 @@ class Plan:
     """What becomes of a system call that is not needed."""
     handles: bool = True
     """Whether files may be opened by their handles."""
-    syslog: bool = False
-    """Whether there is a socket of syslog's, which Python would open anew when it fails."""
+    syslog: int | None = None
+    """The socket of syslog's, if there is one: an fd that stays open."""
 
 
 class Inside(NamedTuple):
@@ -94,7 +90,7 @@ def enter(root: int, plan: Plan, outside: Outside) -> Inside:
         raise RuntimeError("a sandbox is entered by one thread: others would stay outside")
     notes = _limit_files(plan.open_files)
     _new_namespaces(plan)
-    alive = split(outside)
+    alive = split(outside, plan.seccomp, () if plan.syslog is None else (plan.syslog,))
     inside = _change_root(root, plan)
     become_inner(plan.maps)
     notes += _confine(inside[0], plan)
@@ -193,13 +189,4 @@ def _confine(root: int, plan: Plan) -> list[str]:
 
 def _filter(plan: Plan) -> list[str]:
     """Forbid system calls: what was set up before could not be set up any more. What is not as asked for."""
-    if plan.seccomp is Action.NONE:
-        return []
-    made = program(for_files(os.getpid(), handles=plan.handles, syslog=plan.syslog), plan.seccomp, machine())
-    if plan.seccomp is Action.TRAP:
-        faulthandler.register(signal.SIGSYS, _STDERR, all_threads=False, chain=True)
-    if made is None:
-        return [f"there is no filter of system calls: their numbers on this machine, {os.uname().machine}, are not known"]
-    if not filter_calls(made):
-        return ["the kernel can't filter system calls: the root directory, Landlock and the capabilities are what confines"]
-    return []
+    return filter_process(for_files(os.getpid(), handles=plan.handles, syslog=plan.syslog), plan.seccomp)

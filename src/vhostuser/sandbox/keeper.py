@@ -1,8 +1,9 @@
 """The process outside: it waits for the one in the sandbox, hands signals on to it, and takes away what that can't reach.
 
-Three things make it safe to have two. A signal that comes before the child can act on it waits, for the child begins with
-them blocked (`ready` lets them in). The terminal's keys reach the keeper alone, for the child is in a group of its own. And
-if the keeper is killed, the kernel kills the child.
+It has a filter of system calls of its own, though nothing of a guest's gets to it. Three things make it safe to have two. A
+signal that comes before the child can act on it waits, for the child begins with them blocked (`ready` lets them in). The
+terminal's keys reach the keeper alone, for the child is in a group of its own. And if the keeper is killed, the kernel kills
+the child.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ import signal
 from collections.abc import Collection
 from typing import Final, Protocol
 
+from .allowed import for_keeper
 from .capabilities import drop_all_but, mask
+from .filtering import filter_process
+from .seccomp import Action
 from .system import SandboxError, prctl
 
 log = logging.getLogger(__name__)
@@ -42,10 +46,11 @@ class Outside(Protocol):
         """Leave it to the keeper: for the child, to which these names will mean other files."""
 
 
-def split(outside: Outside) -> int:
+def split(outside: Outside, action: Action, logs: Collection[int]) -> int:
     """Fork. Returns in the child alone, with signals blocked: what tells that the keeper is there, for `follow`.
 
     The keeper cleans up when the child has ended, and ends with its exit code, or 128 and the signal that killed it.
+    `action` is what becomes of a system call that it never needs; it logs by the fds `logs`.
     """
     hold()
     alive, keeper = os.pipe2(os.O_CLOEXEC)
@@ -54,7 +59,7 @@ def split(outside: Outside) -> int:
     except OSError as error:
         raise SandboxError("start the process in the sandbox", error.errno or 0) from None
     if child:
-        _keep(child, outside, keeper)
+        _keep(child, outside, action, {0, 1, 2, keeper, *outside.fds, *logs})
     outside.abandon()
     os.close(keeper)
     os.setpgid(0, 0)
@@ -84,13 +89,15 @@ def ready() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, RELAYED)
 
 
-def _keep(child: int, outside: Outside, alive: int) -> None:
-    """Be the keeper. Never returns."""
+def _keep(child: int, outside: Outside, action: Action, fds: set[int]) -> None:
+    """Be the keeper, which has these fds. Never returns."""
     code = 1
     try:
-        _close_all_but({0, 1, 2, alive, *outside.fds})
+        _close_all_but(fds)
         _relay_to(child)
         drop_all_but(KEPT)
+        with contextlib.suppress(SandboxError):  # the child can't have a filter either, and says so
+            filter_process(for_keeper(os.getpid(), child), action)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         outside.clean_up()
         if code < 0:

@@ -11,7 +11,7 @@ always allowed, and runs nothing any more.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from struct import Struct
@@ -41,12 +41,21 @@ class Given:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Barred:
+    """That these calls fail (EPERM) if their first argument is this fd; with others they are as they would be."""
+
+    fd: int
+    calls: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """What a process may call, by name: always, or given its arguments; and what fails with an errno."""
 
     allowed: frozenset[str]
     given: Mapping[str, Given]
     refused: Mapping[str, int]
+    barred: Barred | None = None
 
 
 Instruction = tuple[int, int, int, int]
@@ -78,6 +87,8 @@ def _instructions(policy: Policy, forbidden: int, machine: str) -> Iterator[Inst
     if machine == "x86_64":
         yield from _if(JUMP_GREATER_EQUAL, X32, _return(forbidden))
     yield from _if(JUMP_GREATER, LAST, _return(ERRNO | errno.ENOSYS))
+    if policy.barred:
+        yield from _barred(policy.barred, machine)
     for number in _numbers(policy.allowed, machine):
         yield from _if(JUMP_EQUAL, number, _return(ALLOW))
     for name, number in policy.refused.items():
@@ -89,7 +100,14 @@ def _instructions(policy: Policy, forbidden: int, machine: str) -> Iterator[Inst
     yield _return(forbidden)
 
 
-def _numbers(names: frozenset[str] | list[str], machine: str) -> list[int]:
+def _barred(barred: Barred, machine: str) -> Iterator[Instruction]:
+    """Look at the fd of some calls; go on, with the number of the call as before, where it is another one."""
+    for number in _numbers(barred.calls, machine):
+        is_ours = _if(JUMP_EQUAL, barred.fd, _return(ERRNO | errno.EPERM))
+        yield from _if(JUMP_EQUAL, number, _load(ARGUMENTS), *is_ours, _load(NUMBER))
+
+
+def _numbers(names: Iterable[str], machine: str) -> list[int]:
     """The numbers of those of these calls that the machine has."""
     return sorted(found for name in names if (found := number_of(name, machine)) is not None)
 
@@ -103,7 +121,7 @@ def _return(value: int) -> Instruction:
 
 
 def _if(jump: int, number: int, *then: Instruction) -> Iterator[Instruction]:
-    """Do `then`, which ends with a return, if the comparison holds."""
+    """Do `then` if the comparison holds."""
     yield jump, 0, len(then), number
     yield from then
 

@@ -27,6 +27,7 @@ _NODEV, _NOSUID = 4, 2
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _PIVOT_ROOT: Final = {"x86_64": 155, "ppc64le": 203, "ppc64": 203, "s390x": 217, "i686": 217, "armv7l": 218}
 _PIVOT_ROOT_ELSEWHERE: Final = 41
+_PR_SET_NO_NEW_PRIVS: Final = 38
 _SET_FILTER, _ALL_THREADS = 1, 1
 _SECCOMP_ADVICE: Final = "try: --seccomp none"
 
@@ -71,6 +72,11 @@ def prctl(option: int, *arguments: int) -> int:
     first, second, third, fourth = (*arguments, 0, 0, 0, 0)[:4]
     result: int = _prctl(option, first, second, third, fourth)
     return result
+
+
+def forbid_privileges() -> None:
+    """Get no privileges by running programs any more: without that a process may not confine itself."""
+    checked(prctl(_PR_SET_NO_NEW_PRIVS, 1), "set no_new_privs")
 
 
 def clone_tree(folder: int, path: str, what: str) -> int:
