@@ -152,7 +152,7 @@ class Rings:
         self._thread_of(vring.index).wake()
         if self._rests(vring, self._patience()):
             vring.lock.release()
-        elif vring.in_compiled and not (vring.handover and vring.handover.committed):
+        elif vring.in_compiled:
             self._abandon(vring)
         self.start(vring.index)
 

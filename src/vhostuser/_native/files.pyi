@@ -12,6 +12,7 @@ class OpenFiles(Handler):
     def serve_with(
         self,
         answer: Callable[[bytes, int], bytes],
+        late: dict[bytes, bytes],
         ring: DeviceRing,
         handover: Handover,
         epoch: int,

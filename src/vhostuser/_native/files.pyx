@@ -17,7 +17,7 @@ from libc.string cimport memcpy
 from .chain cimport Piece, Taken
 from .guard cimport Guard, ready_guard, vhu_enter, vhu_exit
 from .handler cimport Handler, copy, keep, publish, total
-from .handover cimport ABANDONED, LEFT, WORK, Handover, vhu_look, vhu_say
+from .handover cimport ABANDONED, GONE, LEFT, WORK, Handover, vhu_look, vhu_say
 from .transfer cimport Cursor, forward, transfer
 from .walk cimport DeviceRing
 
@@ -162,45 +162,53 @@ cdef class OpenFiles(Handler):
         return [(rows[row].since, rows[row].nodeid) for row in range(count)]
 
     def serve_with(
-        self, answer, DeviceRing ring not None, Handover handover not None, int epoch, int kick, int waker, int64_t spin
+        self,
+        answer,
+        dict late not None,
+        DeviceRing ring not None,
+        Handover handover not None,
+        int epoch,
+        int kick,
+        int waker,
+        int64_t spin,
     ):
         """As `serve`, and have `answer` do what is small and no READ: given its bytes, and how many the answer may have.
 
-        So such a request never is a chain. `answer` raises nothing.
+        So such a request never is a chain. What was abandoned meanwhile is not given back, but will come again: then its
+        answer is in `late`, by its bytes.
         """
-        cdef int why = LEFT
-        while why == LEFT:
+        cdef int why = WORK
+        while why == WORK:
             why = self.serve(ring, handover, epoch, kick, waker, spin)
-            if why == LEFT and not self.answered(answer, ring, handover, epoch):
-                break
+            if why == LEFT:
+                why = self.answered(answer, late, ring, handover, epoch)
         return why
 
-    cdef bint answered(self, answer, DeviceRing ring, Handover handover, int epoch) except -1:
-        """Have the request that waits next answered, and give it back; false, and it waits still, if it is not one for this."""
+    cdef int answered(self, answer, dict late, DeviceRing ring, Handover handover, int epoch) except -2:
+        """Have the request that waits next answered, and give it back: WORK; LEFT, and it waits still, if it is none for this."""
         cdef Guard *guard = ready_guard()
         cdef uint8_t request[LONGEST]
         cdef uint64_t room = 0
         cdef Taken taken
         cdef int64_t size
         cdef bytes made
+        cdef int why
         if vhu_enter(guard):
-            return False
+            return GONE
         size = small(ring, &taken, request, &room)
         vhu_exit(guard)
         if size < 0:
-            return False
-        handover.committed = True
-        try:
-            made = answer(PyBytes_FromStringAndSize(<char *>request, size), room)
-        finally:
-            handover.committed = False
+            return LEFT
+        asked = PyBytes_FromStringAndSize(<char *>request, size)
+        made = answer(asked, room)
         size = min(<uint64_t>PyBytes_GET_SIZE(made), room)
         if vhu_enter(guard):
-            handover.gone()
-            return False
-        give_back(ring, handover, epoch, &taken, <uint8_t *>PyBytes_AS_STRING(made), <uint32_t>size)
+            return handover.gone()
+        why = give_back(ring, handover, epoch, &taken, <uint8_t *>PyBytes_AS_STRING(made), <uint32_t>size)
         vhu_exit(guard)
-        return True
+        if why == ABANDONED:
+            late[asked] = made
+        return why
 
     cdef int64_t perform(self, Piece *pieces, Taken *taken) noexcept nogil:
         """Do a READ that is right."""
@@ -343,10 +351,10 @@ cdef int64_t small(DeviceRing ring, Taken *taken, uint8_t *request, uint64_t *ro
     return -1 if opcode in (READ, WRITE, INIT, DESTROY, SETUPMAPPING, REMOVEMAPPING) else <int64_t>size
 
 
-cdef void give_back(
+cdef int give_back(
     DeviceRing ring, Handover handover, int epoch, Taken *taken, uint8_t *made, uint32_t size
 ) noexcept nogil:
-    """Write an answer, give its request back, and show it, unless a stop has abandoned it."""
+    """Write an answer, give its request back, and show it: WORK; or ABANDONED, and nothing was written."""
     cdef Cursor data
     cdef int why = WORK
     handover.hold()
@@ -359,6 +367,7 @@ cdef void give_back(
     handover.let_go()
     if why == WORK:
         publish(ring, handover, epoch, why)
+    return why
 
 
 cdef int64_t filled(Cursor *data, uint64_t size, int fd, int64_t offset) noexcept nogil:

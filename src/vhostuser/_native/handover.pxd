@@ -29,7 +29,6 @@ cdef extern from *:
 cdef class Handover:
     cdef PyThread_type_lock lock
     cdef int call, leaving, epoch
-    cdef public bint committed
     cdef void hold(self) noexcept nogil
     cdef void let_go(self) noexcept nogil
     cdef int gone(self) noexcept nogil

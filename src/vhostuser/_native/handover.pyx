@@ -90,8 +90,7 @@ cdef enum:
 cdef class Handover:
     """What a ring's thread and the one that serves the front-end share while the former does not hold the GIL.
 
-    The lock is held for a few instructions and a write to an eventfd, never while a request is in progress. `committed` is set
-    while the thread does one that must not be done once more.
+    The lock is held for a few instructions and a write to an eventfd, never while a request is in progress.
     """
 
     def __cinit__(self):

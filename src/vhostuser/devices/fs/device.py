@@ -133,14 +133,14 @@ class Compiled:
     """Serves ordinary requests; who waits for them to end is told when they have."""
 
     def __init__(self, files: OpenFiles, server: Server) -> None:
-        self._serve, self._answer, self._progress = files.serve_with, server.answer, server.progress
+        self._serve, self._server = files.serve_with, server
 
     def serve(self, ring: DeviceRing, handover: Handover, epoch: int, kick: int, waker: int, spin: int) -> int:
         """As CompiledHandler."""
         try:
-            return self._serve(self._answer, ring, handover, epoch, kick, waker, spin)
+            return self._serve(self._server.answer, self._server.late, ring, handover, epoch, kick, waker, spin)
         finally:
-            self._progress.look()
+            self._server.progress.look()
 
 
 class FileWindow(Window, Mappings, Protocol):
