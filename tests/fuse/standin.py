@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
+from vhostuser import _native
 from vhostuser.devices.fs.device import FuseDevice
 from vhostuser.devices.fs.mapping import MappedFile, Window
 from vhostuser.devices.fs.options import ShareOptions
@@ -68,10 +69,9 @@ class StandIn:
     READ and WRITE go to the file `fd`, whatever their handle. `fails` are what is raised instead, by name.
     """
 
-    compiled = None
-
     def __init__(self, fd: int = -1) -> None:
         self.fd = fd
+        self.compiled = _native.files.OpenFiles() if _native.accelerated else None
         self.agreed = 0
         self.calls: list[tuple[str, Call]] = []
         self.fails: dict[str, BaseException] = {}

@@ -11,18 +11,21 @@ from typing import Final
 
 import pytest
 
+from tests.virtio_rig import BUFFERS, CompiledRig
 from vhostuser import _native
+from vhostuser.device import Keep
 from vhostuser.devices.fs.device import FuseDevice
 from vhostuser.devices.fs.options import Dax, ShareOptions
 from vhostuser.devices.fs.progress import Progress
 from vhostuser.devices.fs.share import share_directory
 from vhostuser.fuse import structs as s
 from vhostuser.fuse.numbers import Opcode
-from vhostuser.fuse.rules import IN_HEADER_SIZE, OUT_HEADER_SIZE
+from vhostuser.fuse.rules import IN_HEADER_SIZE, OUT_HEADER_SIZE, RULES
 from vhostuser.testing import joined
 from vhostuser.transport.fds import OwnedFd
+from vhostuser.virtio.chain import DescriptorChain
 
-from .standin import ALL, MEMORY, Answer, Guest, request
+from .standin import ALL, MEMORY, Answer, Guest, StandIn, body_of, guest_of, request
 
 HALVES: Final = ("python", "compiled") if _native.accelerated else ("python",)
 CONTENT: Final = bytes(range(256)) * 64
@@ -179,6 +182,69 @@ def test_f20_a_read_meets_no_other_file_under_a_number_that_was_closed(tmp_path:
             header, body = s.OutHeader.unpack(data[:OUT_HEADER_SIZE]), data[OUT_HEADER_SIZE:]
             assert (header.error, body) in ((0, b"a" * size), (-errno.EBADF, b"")), at
             assert again.error == 0
+
+
+@pytest.mark.skipif(not _native.accelerated, reason="nothing is compiled")
+def test_what_is_small_never_is_a_chain(share: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for what begins and ends a session, or is about the window, which may have to wait for the front-end."""
+    served = list[str]()
+    process = FuseDevice.process
+
+    def noted(self: FuseDevice, queue: int, chain: DescriptorChain) -> Keep | None:
+        served.append(Opcode(int.from_bytes(chain.readable[0][4:8], "little")).name)
+        return process(self, queue, chain)
+
+    with guest_of(share) as guest:
+        guest.init()
+        monkeypatch.setattr(FuseDevice, "process", noted)
+        for opcode, rule in RULES.items():
+            (guest.ask if rule.replies else guest.tell)(opcode, body_of(opcode))
+            guest.init()
+    assert sorted(set(served)) == ["DESTROY", "INIT", "READ", "REMOVEMAPPING", "SETUPMAPPING", "WRITE"]
+    assert len(share.calls) == len({name for name, _ in share.calls}) == len(RULES) - 5
+
+
+@pytest.mark.skipif(not _native.accelerated, reason="nothing is compiled")
+def test_what_was_abandoned_while_it_was_done_is_not_given_back() -> None:
+    """A log of writes begins, and has no patience: nothing is written, and the answer is kept for when it comes again."""
+    rig, handover, late = CompiledRig(8), _native.handover.Handover(), dict[bytes, bytes]()
+    assert isinstance(rig.device, _native.ring.SplitRing)
+    sent = request(Opcode.UNLINK, b"name\0")
+    rig.buffers[: len(sent)] = sent
+    rig.driver.add([(BUFFERS, len(sent))], [(BUFFERS + 4096, OUT_HEADER_SIZE)])
+
+    def answer(asked: bytes, room: int) -> bytes:
+        assert (asked, room) == (sent, OUT_HEADER_SIZE)
+        handover.abandon()
+        return b"a" * OUT_HEADER_SIZE
+
+    files = _native.files.OpenFiles()
+    assert files.serve_with(answer, late, rig.device, handover, 0, -1, -1, 0) == _native.handover.ABANDONED
+    assert late == {sent: b"a" * OUT_HEADER_SIZE}
+    assert rig.driver.collect() is None
+    assert not any(rig.buffers[4096:])
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("name", [b"n", b"n" * 200])
+def test_what_was_done_already_is_only_answered(share: StandIn, half: str, name: bytes) -> None:
+    sent, made = request(Opcode.UNLINK, name + b"\0", unique=77), s.OutHeader(OUT_HEADER_SIZE, -errno.EPERM, 77).pack()
+    with pytest.MonkeyPatch.context() as patched, guest_of(share) as guest:
+        if half == "python":
+            patched.setattr(FuseDevice, "compiled", lambda self: None)
+        guest.init()
+        late = guest.device._server.late
+        late[sent] = made
+        assert guest.ask(Opcode.RMDIR, b"name\0").error == 0
+        assert guest.exchange(sent) == made
+        assert (share.names.count("unlink"), share.names.count("rmdir"), late) == (0, 1, {})
+        assert guest.exchange(sent) == s.OutHeader(OUT_HEADER_SIZE, 0, 77).pack()
+        late[sent] = made
+        guest.init()
+        assert guest.exchange(sent) == s.OutHeader(OUT_HEADER_SIZE, 0, 77).pack()
+        late[sent] = made
+        guest.frontend.reset()
+        assert late == {}
 
 
 @pytest.mark.skipif(not _native.accelerated, reason="nothing is compiled")

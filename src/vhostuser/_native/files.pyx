@@ -5,17 +5,21 @@ Its checks are those of `devices.fs`. Numbers and sizes are those of FUSE: `stru
 """
 
 cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock
 from cpython.pythread cimport PyThread_type_lock, WAIT_LOCK
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport INT64_MAX, UINT32_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
 
 from .chain cimport Piece, Taken
-from .handler cimport Handler, copy, total
-from .handover cimport vhu_look, vhu_say
+from .guard cimport Guard, ready_guard, vhu_enter, vhu_exit
+from .handler cimport Handler, copy, keep, publish, total
+from .handover cimport ABANDONED, GONE, LEFT, WORK, Handover, vhu_look, vhu_say
 from .transfer cimport Cursor, forward, transfer
+from .walk cimport DeviceRing
 
 cdef extern from *:
     """
@@ -59,6 +63,14 @@ cdef extern from *:
 
 cdef enum:
     READ = 15
+    WRITE = 16
+    INIT = 26
+    DESTROY = 38
+    SETUPMAPPING = 48
+    REMOVEMAPPING = 49
+    HEADER = 40
+    OPCODE = 4  # where it is in the header
+    LONGEST = 4096
     BUCKETS = 256
     TOLD = 64  # files that are being read, at most as many are named
 
@@ -148,6 +160,55 @@ cdef class OpenFiles(Handler):
             count = note(rows, count, self.buckets[at])
         self.let_go()
         return [(rows[row].since, rows[row].nodeid) for row in range(count)]
+
+    def serve_with(
+        self,
+        answer,
+        dict late not None,
+        DeviceRing ring not None,
+        Handover handover not None,
+        int epoch,
+        int kick,
+        int waker,
+        int64_t spin,
+    ):
+        """As `serve`, and have `answer` do what is small and no READ: given its bytes, and how many the answer may have.
+
+        So such a request never is a chain. What was abandoned meanwhile is not given back, but will come again: then its
+        answer is in `late`, by its bytes.
+        """
+        cdef int why = WORK
+        while why == WORK:
+            why = self.serve(ring, handover, epoch, kick, waker, spin)
+            if why == LEFT:
+                why = self.answered(answer, late, ring, handover, epoch)
+        return why
+
+    cdef int answered(self, answer, dict late, DeviceRing ring, Handover handover, int epoch) except -2:
+        """Have the request that waits next answered, and give it back: WORK; LEFT, and it waits still, if it is none for this."""
+        cdef Guard *guard = ready_guard()
+        cdef uint8_t request[LONGEST]
+        cdef uint64_t room = 0
+        cdef Taken taken
+        cdef int64_t size
+        cdef bytes made
+        cdef int why
+        if vhu_enter(guard):
+            return GONE
+        size = small(ring, &taken, request, &room)
+        vhu_exit(guard)
+        if size < 0:
+            return LEFT
+        asked = PyBytes_FromStringAndSize(<char *>request, size)
+        made = answer(asked, room)
+        size = min(<uint64_t>PyBytes_GET_SIZE(made), room)
+        if vhu_enter(guard):
+            return handover.gone()
+        why = give_back(ring, handover, epoch, &taken, <uint8_t *>PyBytes_AS_STRING(made), <uint32_t>size)
+        vhu_exit(guard)
+        if why == ABANDONED:
+            late[asked] = made
+        return why
 
     cdef int64_t perform(self, Piece *pieces, Taken *taken) noexcept nogil:
         """Do a READ that is right."""
@@ -271,6 +332,42 @@ cdef class OpenFiles(Handler):
 
     cdef void let_go(self) noexcept nogil:
         PyThread_release_lock(self.lock)
+
+
+cdef int64_t small(DeviceRing ring, Taken *taken, uint8_t *request, uint64_t *room) noexcept nogil:
+    """Take the next request and copy it: its bytes, and room for those of the answer; -1 if it is none to be answered so."""
+    cdef Cursor data
+    cdef uint64_t size
+    cdef uint32_t opcode
+    if ring.waiting() <= 0 or not ring.take(taken):
+        return -1
+    size = total(ring.pieces, taken.readable)
+    room[0] = total(ring.pieces + taken.readable, taken.count - taken.readable)
+    if size < HEADER or size > LONGEST or room[0] > UINT32_MAX:
+        return -1
+    data.piece, data.skip = ring.pieces, 0
+    copy(&data, request, <uint32_t>size, False)
+    memcpy(&opcode, request + OPCODE, sizeof(opcode))
+    return -1 if opcode in (READ, WRITE, INIT, DESTROY, SETUPMAPPING, REMOVEMAPPING) else <int64_t>size
+
+
+cdef int give_back(
+    DeviceRing ring, Handover handover, int epoch, Taken *taken, uint8_t *made, uint32_t size
+) noexcept nogil:
+    """Write an answer, give its request back, and show it: WORK; or ABANDONED, and nothing was written."""
+    cdef Cursor data
+    cdef int why = WORK
+    handover.hold()
+    if handover.epoch == epoch:
+        data.piece, data.skip = ring.pieces + taken.readable, 0
+        copy(&data, made, size, True)
+        keep(ring, taken, size)
+    else:
+        why = ABANDONED
+    handover.let_go()
+    if why == WORK:
+        publish(ring, handover, epoch, why)
+    return why
 
 
 cdef int64_t filled(Cursor *data, uint64_t size, int fd, int64_t offset) noexcept nogil:

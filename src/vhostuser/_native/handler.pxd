@@ -4,13 +4,19 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from .chain cimport Piece, Taken
+from .handover cimport Handover
 from .transfer cimport Cursor, forward
+from .walk cimport DeviceRing
 
 cdef class Handler:
     cdef int owed  # Python has something to do for it, soon
     cdef int64_t perform(self, Piece *pieces, Taken *taken) noexcept nogil
     cdef void seal(self, Piece *pieces, Taken *taken) noexcept nogil
     cdef bint settle(self) except False
+
+
+cdef int keep(DeviceRing ring, Taken *taken, uint32_t written) noexcept nogil
+cdef int publish(DeviceRing ring, Handover handover, int epoch, int why) noexcept nogil
 
 
 cdef inline void copy(Cursor *at, uint8_t *bytes, uint32_t size, bint writes) noexcept nogil:

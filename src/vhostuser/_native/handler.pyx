@@ -4,7 +4,7 @@ A handler does what is ordinary. A request that is unusual, wrong or fails is le
 it once more, with the texts and statuses.
 """
 
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport UINT32_MAX, int64_t, uint32_t
 
 from .chain cimport Piece, Taken
 from .guard cimport Guard, new_guard, vhu_enter, vhu_exit
@@ -86,7 +86,7 @@ cdef int batch(DeviceRing ring, Handler handler, Handover handover, int epoch) n
                 why = LEFT
             else:
                 handler.seal(ring.pieces, &taken)  # before anything is said of the request: the memory may be gone
-                left = give_back(ring, &taken, written)
+                left = keep(ring, &taken, <uint32_t>min(written, <int64_t>UINT32_MAX))
             handover.let_go()
             if why == WORK and vhu_look(&handler.owed):
                 why = LEFT
@@ -95,14 +95,14 @@ cdef int batch(DeviceRing ring, Handler handler, Handover handover, int epoch) n
     return why
 
 
-cdef inline int give_back(DeviceRing ring, Taken *taken, int64_t written) noexcept nogil:
+cdef int keep(DeviceRing ring, Taken *taken, uint32_t written) noexcept nogil:
     """Say that a request is done; how many more wait."""
     cdef int left = ring.keep(taken)
-    ring.finish(taken, <uint32_t>min(written, <int64_t>0xFFFFFFFF))
+    ring.finish(taken, written)
     return left
 
 
-cdef inline int publish(DeviceRing ring, Handover handover, int epoch, int why) noexcept nogil:
+cdef int publish(DeviceRing ring, Handover handover, int epoch, int why) noexcept nogil:
     """Show the driver what is done, and call it if it wants that."""
     handover.hold()
     if handover.epoch != epoch:

@@ -19,7 +19,6 @@ from .mapping import Window
 from .options import ShareOptions
 from .passthrough import share
 from .passthrough.state import Ids, Mappings, Names
-from .progress import Progress
 from .server import Server, Share
 from .workers import Workers
 
@@ -65,10 +64,10 @@ class FuseDevice(Device):
         """What serves ordinary requests in a queue's own thread, if nothing else is to."""
         if not files or self._workers or type(self).process is not FuseDevice.process:
             return None
-        return Compiled(files, self._server.progress)
+        return Compiled(files, self._server)
 
     def compiled(self) -> CompiledHandler | None:
-        """READ of a file that is open, in compiled code."""
+        """READ of a file that is open, in compiled code; and most others, whose bytes it takes and gives."""
         return self._compiled
 
     def driver_ready(self) -> None:
@@ -133,15 +132,15 @@ class FuseDevice(Device):
 class Compiled:
     """Serves ordinary requests; who waits for them to end is told when they have."""
 
-    def __init__(self, files: OpenFiles, progress: Progress) -> None:
-        self._files, self._progress = files, progress
+    def __init__(self, files: OpenFiles, server: Server) -> None:
+        self._serve, self._server = files.serve_with, server
 
     def serve(self, ring: DeviceRing, handover: Handover, epoch: int, kick: int, waker: int, spin: int) -> int:
         """As CompiledHandler."""
         try:
-            return self._files.serve(ring, handover, epoch, kick, waker, spin)
+            return self._serve(self._server.answer, self._server.late, ring, handover, epoch, kick, waker, spin)
         finally:
-            self._progress.look()
+            self._server.progress.look()
 
 
 class FileWindow(Window, Mappings, Protocol):

@@ -101,13 +101,15 @@ class Server:
         self._log = LimitedLog(log)
         self.progress = Progress(share.compiled)
         """What is being done, with the share and the window."""
+        self.late: dict[bytes, bytes] = {}
+        """Answers, by the bytes of their requests, of those that were abandoned while they were done: they come again."""
         self._mapper = Mapper(share, window, options.dax_window)
         self._session = Session(share, options, window, self._mapper, self._log)
         self._rows = {opcode.value: self._row(opcode, rule) for opcode, rule in RULES.items()}
 
     def _row(self, opcode: Opcode, rule: Rule) -> Row:
         own: dict[Opcode, Handler] = {
-            Opcode.INIT: self._session.init,
+            Opcode.INIT: self._init,
             Opcode.DESTROY: self._session.destroy,
             Opcode.INTERRUPT: self._interrupt,
             Opcode.SETUPMAPPING: self._mapper.setup,
@@ -141,7 +143,27 @@ class Server:
             self._log.warning(f"a request has {len(head)} bytes, its header has {IN_HEADER_SIZE}")
             return
         header = s.InHeader(*_HEADER(head))
-        row, room = self._rows.get(header.opcode), chain.writable_size
+        if self.late:
+            head += chain.read(LONGEST)
+        made: bytes | int | None = self.late.pop(head, None)
+        if made is None:
+            made = self._do(header, head, chain.readable_size, chain.writable_size, chain)
+        if isinstance(made, int):
+            chain.write(_OUT(OUT_HEADER_SIZE + made, 0, header.unique))
+            chain.written = OUT_HEADER_SIZE + made
+        elif made:
+            chain.write(made)
+
+    def answer(self, request: bytes, room: int) -> bytes:
+        """Do one request, no READ and no WRITE, whose bytes are all here: those of its answer, none if it has none."""
+        if self.late and (late := self.late.pop(request, None)) is not None:
+            return late
+        made = self._do(s.InHeader(*_HEADER(request)), request, len(request), room, None)
+        return b"" if isinstance(made, int) else made
+
+    def _do(self, header: s.InHeader, head: bytes, present: int, room: int, chain: DescriptorChain | None) -> bytes | int:
+        """The answer to a request that has so many bytes, of which the first are here; how many a READ has moved."""
+        row = self._rows.get(header.opcode)
         doing = self.progress.begin(row.name if row else _name(row, header), header.nodeid)
         error = 0
         result: bytes | int = b""
@@ -151,7 +173,7 @@ class Server:
             counts[row.name] = counts.get(row.name, 0) + 1
             if not self._session.live and row.opcode is not Opcode.INIT:
                 raise OSError(errno.EIO, f"{row.name} before INIT")
-            result = self._perform(row, header, head, chain, room, counts)
+            result = self._perform(row, header, head, present, chain, room, counts)
         except MalformedRequest as fault:
             error = errno.EINVAL
             self._log.warning(f"{_name(row, header)}: {fault}")
@@ -167,8 +189,7 @@ class Server:
             self._log.exception(f"{_name(row, header)} failed")
         finally:
             self.progress.end(doing)
-        if row is None or row.replies:
-            self._answer(chain, room, header, error, result)
+        return self._reply(room, header, error, result) if row is None or row.replies else b""
 
     def _unknown(self, header: s.InHeader) -> NoReturn:
         """Refuse a request that there is not."""
@@ -177,26 +198,32 @@ class Server:
         raise OSError(errno.ENOSYS, f"there is no request {header.opcode}")
 
     def _perform(
-        self, row: Row, header: s.InHeader, head: bytes, chain: DescriptorChain, room: int, counts: dict[str, int]
+        self,
+        row: Row,
+        header: s.InHeader,
+        head: bytes,
+        present: int,
+        chain: DescriptorChain | None,
+        room: int,
+        counts: dict[str, int],
     ) -> bytes | int:
         """What follows the header of the answer: the bytes, or how many of them are there already."""
-        present = chain.readable_size
         if header.len != present:
             raise MalformedRequest(f"len is {header.len}, {present} bytes are there")
         if room < row.room:
             raise OSError(errno.EIO, f"{row.name} leaves {room} bytes for an answer of {row.room}")
-        if row.writes:
+        if row.writes and chain is not None:
             return self._write(row, header, head, chain, counts)
         if present > LONGEST:
             raise MalformedRequest(f"it has {present} bytes, at most {LONGEST}")
-        if present > len(head):
+        if present > len(head) and chain is not None:
             head += chain.read(present - len(head))
         if row.older:
             head = head[:IN_HEADER_SIZE] + self._widened(row.opcode, head[IN_HEADER_SIZE:])
         call = row.take(header, head)
         for check in row.checks:
             check(call)
-        if row.reads:
+        if row.reads and chain is not None:
             done = self._share.read(call, ChainRoom(chain, room))
             counts["bytes_read"] = counts.get("bytes_read", 0) + done
             return done
@@ -228,28 +255,31 @@ class Server:
         counts["bytes_written"] = counts.get("bytes_written", 0) + done
         return s.WriteOut(done).pack()
 
-    def _answer(self, chain: DescriptorChain, room: int, header: s.InHeader, error: int, result: bytes | int) -> None:
-        """Write the answer, or that it does not fit."""
+    def _reply(self, room: int, header: s.InHeader, error: int, result: bytes | int) -> bytes | int:
+        """The bytes of the answer, or of one that says that it does not fit; none where not even that does."""
         if room < OUT_HEADER_SIZE:
             self._log.warning(f"request {header.opcode} leaves {room} bytes for an answer, its header has {OUT_HEADER_SIZE}")
-            return
+            return b""
         if isinstance(result, int):
-            chain.write(_OUT(OUT_HEADER_SIZE + result, 0, header.unique))
-            chain.written = OUT_HEADER_SIZE + result
-            return
+            return result
         if not error and len(result) > room - OUT_HEADER_SIZE:
             error = _UNANSWERABLE.get(header.opcode, errno.EIO)
         if error:
             number = error if 0 < error <= _LARGEST_ERRNO else errno.EIO
-            chain.write(_OUT(OUT_HEADER_SIZE, -number, header.unique))
-        else:
-            chain.write(_OUT(OUT_HEADER_SIZE + len(result), 0, header.unique) + result)
+            return _OUT(OUT_HEADER_SIZE, -number, header.unique)
+        return _OUT(OUT_HEADER_SIZE + len(result), 0, header.unique) + result
+
+    def _init(self, call: Call) -> s.InitOut:
+        """Begin a session, in which nothing comes again."""
+        self.late.clear()
+        return self._session.init(call)
 
     def _interrupt(self, call: Call) -> None:
         """What is in progress goes on: nothing here waits for long."""
 
     def reset(self) -> None:
         """The device was reset, or the guest is gone."""
+        self.late.clear()
         self._session.reset()
 
 
