@@ -33,8 +33,11 @@ cdef extern from *:
     }
 
     /* Let it run out in so many nanoseconds; 0 for not at all. Forgets that it has. */
-    static inline int vhu_set_timer(int timer, long nanoseconds)
-    { struct itimerspec t = { .it_value.tv_nsec = nanoseconds }; return timerfd_settime(timer, 0, &t, 0); }
+    static inline int vhu_set_timer(int timer, int64_t nanoseconds)
+    {
+        struct itimerspec t = { .it_value = { nanoseconds / 1000000000, nanoseconds % 1000000000 } };
+        return timerfd_settime(timer, 0, &t, 0);
+    }
     """
     ctypedef union epoll_data_t:
         int fd
@@ -45,7 +48,7 @@ cdef extern from *:
     int epoll_wait(int poll, epoll_event *events, int most, int timeout) nogil
     int64_t vhu_monotonic_clock() nogil
     int vhu_new_timer(int poll) nogil
-    int vhu_set_timer(int timer, long nanoseconds) nogil
+    int vhu_set_timer(int timer, int64_t nanoseconds) nogil
 
 cdef extern from "Python.h":
     object PyType_GenericAlloc(type kind, Py_ssize_t count)
@@ -72,12 +75,11 @@ cdef class Passer:
     """
 
     cdef int poll, timer
-    cdef int64_t start
-    cdef long quiet
+    cdef int64_t quiet, start
     cdef type kind
     cdef object connection, tell
 
-    def __init__(self, int poll, long quiet, int64_t start, type kind, connection, tell):
+    def __init__(self, int poll, int64_t quiet, int64_t start, type kind, connection, tell):
         """`tell` is called with each message that went, one of the class `kind`, its time is time.monotonic_ns and `start`."""
         self.poll, self.quiet, self.start = poll, quiet, start
         self.kind, self.connection, self.tell = kind, connection, tell
