@@ -21,7 +21,7 @@ from .protocol.session import Session
 from .protocol.state import Owed, reply_owed
 from .transport.channel import Channel
 from .transport.fds import OwnedFd, close_all
-from .transport.socket import NothingSent
+from .transport.socket import NothingSent, wait
 from .windows import Windows
 
 log = logging.getLogger(__name__)
@@ -103,6 +103,7 @@ class Driving:
         rule, before = FRONTEND[request], self._session.state
         ask = reply_owed(rule, before, need_reply=True) is Owed.ACK
         frame = request_frame(request, body, fds, need_reply=ask)
+        self._check_quiet()
         self._session.admit(Side.FRONTEND, frame)
         owed = reply_owed(rule, before, need_reply=ask)
         try:
@@ -151,6 +152,14 @@ class Driving:
         except BaseException:
             close_all(frame.fds)
             raise
+
+    def _check_quiet(self) -> None:
+        """Nothing has come that a request would take for its reply: Disconnected or RemoteProtocolError else.
+
+        An answer that comes between this and its request can't be told from one that comes behind it.
+        """
+        if wait((self.channel,), 0):
+            self._unasked()
 
     def _unasked(self) -> None:
         """Something came on the main channel that nobody asked for: its end, or a wrong message."""
