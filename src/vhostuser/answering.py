@@ -10,9 +10,10 @@ from typing import Final, Protocol
 
 from .counters import Counters
 from .errors import DeadlineExpired, Disconnected, ProtocolError, RemoteProtocolError
+from .faults import device_faults
 from .memory.table import AnyCore
 from .plain.choice import AnyServer, new_server
-from .plain.frames import EXPIRED, MOST_ASKED, NOT_TAKEN
+from .plain.frames import EXPIRED, MOST_ASKED, MOST_WATCHED, NOT_TAKEN
 from .protocol.framing import reply_frame
 from .protocol.numbers import ProtocolFeature
 from .protocol.payloads import U64
@@ -77,7 +78,7 @@ class Answering:
         """
         patience = MOST_ASKED
         while True:
-            plain = self._server
+            plain = self._server if len(others) <= MOST_WATCHED else None
             ready = self._serve_plain(plain, others, deadline) if plain else self._serve_all(others, deadline)
             if ready is not None:
                 return ready
@@ -103,6 +104,11 @@ class Answering:
             self._counters.closed += 1
             level = logging.INFO if isinstance(error, Disconnected) else logging.WARNING
             log.log(level, "back-end channel closed: %s", error)
+
+    def shutdown(self) -> None:
+        """End the wait of whoever sends or receives at the moment, from another thread."""
+        if channel := self._channel:
+            channel.shutdown()
 
     def close(self) -> None:
         """Close the channel."""
@@ -161,6 +167,13 @@ class Answering:
                 return
             status = 1
             self._refuse(frame, error)
+        except device_faults() as error:
+            status = 1
+            log.exception("request %d failed in %s", frame.request, type(self._handler).__name__)
+            self._refuse(frame, error)
+        except BaseException:  # the answer would be missing, and the next one be taken for it
+            self.end(Disconnected("interrupted in a request"))
+            raise
         finally:
             close_all(frame.fds)
         self._acknowledge(channel, frame, status)
@@ -174,7 +187,7 @@ class Answering:
         self._counters.maps += name == "SHMEM_MAP"
         self._counters.unmaps += name == "SHMEM_UNMAP"
 
-    def _refuse(self, frame: OwnedFrame, error: ProtocolError | OSError) -> None:
+    def _refuse(self, frame: OwnedFrame, error: BaseException) -> None:
         self._counters.refused += 1
         rule = BACKEND.get(frame.request)
         self._handler.refused(rule.name if rule else str(frame.request), str(error))

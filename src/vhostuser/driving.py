@@ -21,7 +21,7 @@ from .protocol.session import Session
 from .protocol.state import Owed, reply_owed
 from .transport.channel import Channel
 from .transport.fds import OwnedFd, close_all
-from .transport.socket import NothingSent
+from .transport.socket import NothingSent, wait
 from .windows import Windows
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,8 @@ class Driving:
         self._timeouts = {"partial_timeout": partial_timeout, "reply_timeout": reply_timeout}
         self.lock = threading.RLock()
         """Whoever waits has it."""
+        self._awaited = ""
+        """The request whose reply is waited for."""
         self.lost: Exception | None = None
         """Why the connection is over, if it is."""
         self.channel = self.new_channel(sock)
@@ -99,12 +101,14 @@ class Driving:
     def _request(
         self, request: FrontendRequest, body: Payload | None, fds: Sequence[int]
     ) -> tuple[Payload | None, tuple[OwnedFd, ...]]:
-        self.check()
+        self._check_idle(FRONTEND[request].name)
         rule, before = FRONTEND[request], self._session.state
         ask = reply_owed(rule, before, need_reply=True) is Owed.ACK
         frame = request_frame(request, body, fds, need_reply=ask)
+        self._check_quiet()
         self._session.admit(Side.FRONTEND, frame)
         owed = reply_owed(rule, before, need_reply=ask)
+        self._awaited = rule.name
         try:
             self.channel.send(frame, rule.name, owed=False)
             answer, received = self._reply(rule, owed, body) if owed is not Owed.NOTHING else (None, ())
@@ -115,6 +119,8 @@ class Driving:
             self._session.state = before
             self.lose(error if isinstance(error, Exception) else Disconnected("interrupted in a request"))
             raise
+        finally:
+            self._awaited = ""
         if owed is Owed.OWN:
             return answer, received
         if isinstance(answer, U64) and answer.value:
@@ -125,7 +131,7 @@ class Driving:
     def wait(self, others: Sequence[int], deadline: float | None) -> int | None:
         """Answer requests until one of `others` is readable, and return it; None once the deadline has passed."""
         with self.turn():
-            self.check()
+            self._check_idle("a wait")
             main = self.channel.fileno()
             ready = self._answering.serve_until((*others, main), deadline)
             if ready == main:
@@ -136,6 +142,13 @@ class Driving:
         """Raise Disconnected if the connection is over."""
         if self.lost:
             raise Disconnected(f"the connection is over: {self.lost}")
+
+    def _check_idle(self, what: str) -> None:
+        """The connection lives, and no reply is due that `what` would take: a handler may neither ask nor wait meanwhile."""
+        self.check()
+        if self._awaited:
+            text = f"{what} is not possible in a handler while the reply to {self._awaited} is awaited"
+            raise LocalProtocolError(text, request=what, field="request", value=self._awaited)
 
     def lose(self, error: Exception) -> None:
         """The connection is over, because of `error`."""
@@ -151,6 +164,14 @@ class Driving:
         except BaseException:
             close_all(frame.fds)
             raise
+
+    def _check_quiet(self) -> None:
+        """Nothing has come that a request would take for its reply: Disconnected or RemoteProtocolError else.
+
+        An answer that comes between this and its request can't be told from one that comes behind it.
+        """
+        if wait((self.channel,), 0):
+            self._unasked()
 
     def _unasked(self) -> None:
         """Something came on the main channel that nobody asked for: its end, or a wrong message."""

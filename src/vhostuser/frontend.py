@@ -375,6 +375,7 @@ class Frontend:
         self._closed = True
         self._driving.lose(Disconnected("closed"))
         self._driving.channel.shutdown()
+        self._answering.shutdown()
         with self._driving.lock:
             self._close()
 

@@ -21,8 +21,8 @@ from .protocol.rules import Channel as Side
 from .protocol.session import Session, check_gate
 from .protocol.state import Owed, reply_owed
 from .transport.channel import Channel
-from .transport.fds import OwnedFd
-from .transport.socket import NothingSent
+from .transport.fds import OwnedFd, close_all
+from .transport.socket import NothingSent, wait
 
 NO_CHANNEL: Final = "the front-end has given no back-end channel (SET_BACKEND_REQ_FD)"
 AT_ONCE: Final = 64
@@ -109,6 +109,7 @@ class Port:
         channel, session = self._channel, self._session
         if channel is None or session is None:
             raise Disconnected(self._lost)
+        self._check_quiet(channel)
         frames = [request_frame(request, body, fds, need_reply=True) for request, body, fds in requests]
         for frame in frames:
             session.admit(Side.BACKEND, frame)
@@ -126,9 +127,13 @@ class Port:
             raise
 
     def check(self, request: BackendRequest) -> None:
-        """Raise Disconnected or LocalProtocolError unless `request`, which wants an answer, can be sent now."""
+        """Raise Disconnected or LocalProtocolError unless `request`, which wants an answer, can be sent now.
+
+        RemoteProtocolError, and the channel is lost, if something came that nobody asked for.
+        """
         if self._channel is None or self._session is None:
             raise Disconnected(self._lost)
+        self._check_quiet(self._channel)
         check_gate(BACKEND[request], self._session.state, LocalProtocolError)
         if reply_owed(BACKEND[request], self._session.state, need_reply=True) is Owed.NOTHING:
             text = f"{request.name} wants an answer, and protocol feature REPLY_ACK (bit 3) was not negotiated"
@@ -164,6 +169,19 @@ class Port:
         channel.resume(data, fds)
         while True:
             _admit_answer(session, number, channel.receive(), Owed.ACK)
+
+    def _check_quiet(self, channel: Channel) -> None:
+        """Give the channel up if something has come that a request would take for its answer, or its end."""
+        if not wait((channel,), 0):
+            return
+        try:
+            frame = channel.receive()
+            close_all(frame.fds)
+            text = f"a message came that nobody asked for: request {frame.request}, flags {frame.flags:#x}"
+            raise RemoteProtocolError(text, request=str(frame.request), fatal=True)
+        except VhostUserError as error:
+            self._drop(f"the back-end channel was lost: {error}")
+            raise
 
     def _send_some(self, channel: Channel, session: Session, frames: Sequence[Frame[int]], *, owed: bool) -> list[int]:
         """Send requests, none of which may be left out once any was sent, and take their answers."""

@@ -30,6 +30,7 @@ from vhostuser.testing import DEADLINE, Served, leaving_nothing, sparse_file
 from .loops import run, until
 
 PAGE = 4096
+MANY = 40
 
 
 class Echo(Device):
@@ -44,6 +45,15 @@ class Echo(Device):
             with sparse_file(PAGE) as file:
                 self.shm[0].map(file, shm_offset=0, len=PAGE)
         chain.write(request)
+
+
+class ManyQueues(Device):
+    """Gives back what came, in more queues than a front-end watches in compiled code."""
+
+    queue_sizes = (16,) * MANY
+
+    def process(self, queue: int, chain: DescriptorChain) -> None:
+        chain.write(chain.read())
 
 
 @asynccontextmanager
@@ -64,6 +74,17 @@ def test_more_requests_than_the_ring_has_room_for_are_all_answered(packed: bool)
             queues = [await frontend.start_queue(index, size=8) for index in (0, 1)]
             requests = [b"request %d" % number for number in range(500)]
             answers = await asyncio.gather(*(queues[at % 2].exchange(each, 32) for at, each in enumerate(requests)))
+            assert answers == requests
+
+    run(work())
+
+
+def test_more_queues_than_the_plain_way_watches_are_all_served() -> None:
+    async def work() -> None:
+        async with driving(ManyQueues()) as (frontend, _):
+            queues = [await frontend.start_queue(index, size=16) for index in range(MANY)]
+            requests = [b"request %d" % number for number in range(3 * MANY)]
+            answers = await asyncio.gather(*(queues[at % MANY].exchange(each, 32) for at, each in enumerate(requests)))
             assert answers == requests
 
     run(work())

@@ -50,6 +50,10 @@ cdef extern from *:
         return sent;
     }
 
+    /* Is there nothing to read? */
+    static inline int vhu_is_empty(int sock)
+    { char byte; return recv(sock, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 && errno == EAGAIN; }
+
     /* Of what sendmsg says: is the channel over, or read by nobody? All else is about the one message. */
     static inline int vhu_lost(int number)
     { return number == EAGAIN || number == EPIPE || number == ECONNRESET || number == ENOTCONN; }
@@ -89,6 +93,7 @@ cdef extern from *:
     }
     """
     int vhu_sendable(int fd) nogil
+    bint vhu_is_empty(int sock) nogil
     ssize_t vhu_send_request(int sock, vhu_request *request, int fd) nogil
     int vhu_send_requests(int sock, vhu_request *requests, int *fds, int count, double seconds) nogil
     bint vhu_lost(int number) nogil
@@ -100,6 +105,7 @@ cpdef enum:
     STALE = -13
 
 cdef enum:
+    LOOK_EVERY = 64  # requests after which a channel is looked at for what nobody asked for; the long way always looks
     SCARCE_SECONDS = 1  # for which a request is tried again that may just as well not be sent
 
 
@@ -115,13 +121,21 @@ cdef class Line:
     cdef int fds[MOST_FDS]
     cdef int count
     cdef int error
+    cdef uint32_t turn
 
     def __init__(self, lock):
         self.fd, self.lock, self.seconds = -1, lock, 10
 
     def use(self, sock, double seconds):
         """Send on `sock` from now on, or on nothing; wait at most `seconds` for an acknowledgement."""
-        self.fd, self.seconds = (-1 if sock is None else sock.fileno()), seconds
+        self.fd, self.seconds, self.turn = (-1 if sock is None else sock.fileno()), seconds, 0
+
+    cdef bint is_quiet(self) noexcept nogil:
+        """Nothing has come that a request would take for its answer. To look costs a system call, so it is done rarely."""
+        if self.turn % LOOK_EVERY == 0 and not vhu_is_empty(self.fd):
+            return False
+        self.turn += 1
+        return True
 
     def take(self):
         """What came instead of whole acknowledgements: bytes, fd numbers, and the errno that ended it, or 0.
@@ -383,7 +397,10 @@ cdef class Caller:
 
     cdef int call(self, vhu_request *request, int fd) noexcept nogil:
         """Send, wait, and return the status."""
-        cdef ssize_t sent = vhu_send_request(self.line.fd, request, fd)
+        cdef ssize_t sent
+        if not self.line.is_quiet():
+            return UNSENT  # the long way says what came
+        sent = vhu_send_request(self.line.fd, request, fd)
         if sent < 0 and not vhu_lost(errno):
             return UNSENT  # the long way tries again, if that is of use, and says what is wrong
         if sent != sizeof(vhu_request):

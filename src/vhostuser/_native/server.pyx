@@ -11,7 +11,7 @@ from .window cimport Entry, WindowCore
 from .wire cimport *
 
 cdef enum:
-    MOST_OTHERS = 8
+    MOST_OTHERS = 64
     LONGEST = 1  # seconds in one poll(): Python looks at its signals in between
     MOST_ASKED = 512  # answered before what was waited for, once that is there: more than can have been sent before it
     IN_A_ROW = 4096  # answered before Python looks at its signals

@@ -43,6 +43,8 @@ MapRow: TypeAlias = tuple[object, int, int, int, bool]
 """shm_offset, len, fd_offset and writable of a request, behind its file."""
 AT_ONCE: Final = 64
 """Requests under way together: their acknowledgements, unread, must fit into the socket."""
+LOOK_EVERY: Final = 64
+"""Requests after which a channel is looked at once more for what nobody asked for; the long way always looks."""
 LOST: Final = frozenset({errno.EAGAIN, errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
 """What sendmsg says of a channel that is over, or that nobody reads. Whatever else it says is of the one message."""
 _REQUEST: Final = struct.Struct("=" + HEADER.format.lstrip("=") + BODY.format.lstrip("="))
@@ -56,12 +58,20 @@ class Line:
         self.socket: socket.socket | None = None
         self._poll = select.poll()
         self._rest: tuple[bytes, list[int], int] = (b"", [], 0)
+        self._turn = 0
 
     def use(self, sock: socket.socket | None, seconds: float) -> None:
         """Send on `sock` from now on, or on nothing; wait at most `seconds` for an acknowledgement."""
-        self.socket, self.seconds, self._poll = sock, seconds, select.poll()
+        self.socket, self.seconds, self._poll, self._turn = sock, seconds, select.poll(), 0
         if sock:
             self._poll.register(sock, select.POLLIN)
+
+    def is_quiet(self) -> bool:
+        """Nothing has come that a request would take for its answer. To look costs a system call, so it is done rarely."""
+        if self._turn % LOOK_EVERY == 0 and self._poll.poll(0):
+            return False
+        self._turn += 1
+        return True
 
     def take(self) -> tuple[bytes, list[int], int]:
         """What came instead of whole acknowledgements: bytes, fd numbers, and the errno that ended it, or 0.
@@ -148,6 +158,8 @@ class Caller:
         try:
             if not _is_sendable(fd) or not self._is_plain(shm_offset, len, fd_offset) or self._quota.exhausted():
                 return UNSENT
+            if not line.is_quiet():
+                return UNSENT
             epoch, flags = self.epoch, 1 if writable else 0
             if status := line.ask(MAP, (self._shmid, fd_offset, shm_offset, len, flags), fd) or line.answer(MAP):
                 return status
@@ -168,7 +180,7 @@ class Caller:
             return UNSENT
         try:
             mapping = self._table.exact(shm_offset, len) if _are_ints(shm_offset, len) else None
-            if mapping is None:
+            if mapping is None or not line.is_quiet():
                 return UNSENT
             epoch = self.epoch
             if status := line.ask(UNMAP, (self._shmid, 0, shm_offset, len, 0), -1) or line.answer(UNMAP):

@@ -15,6 +15,8 @@ EXPIRED, TAKE, NOT_TAKEN = -1, -2, -3
 """What `Server.run` returns instead of an fd."""
 MOST_ASKED: Final = 512
 """Requests answered before what was waited for, once that is there: more than can have been sent before it."""
+MOST_WATCHED: Final = 64
+"""Fds that `Server.run` takes besides its own: more of them are for the long way."""
 UNSENT, REST, STALE = -11, -12, -13
 """What `Caller.map` and `Caller.unmap` return instead of a status."""
 

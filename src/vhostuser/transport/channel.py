@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import socket
 import struct
@@ -14,7 +15,7 @@ from ..errors import DeadlineExpired, Disconnected, RemoteProtocolError
 from ..protocol.framing import Decoder, Frame
 from ..protocol.session import Message
 from .fds import OwnedFd, close_all
-from .socket import WouldBlock, receive_some, send_all, wait
+from .socket import LONGEST_POLL, WouldBlock, receive_some, send_all, wait
 
 PARTIAL_TIMEOUT: Final = 5.0
 REPLY_TIMEOUT: Final = 10.0
@@ -37,13 +38,14 @@ class Channel:
         self.reply_timeout = reply_timeout
         self._decoder: Decoder[OwnedFd] = Decoder()
         self._ahead: list[OwnedFrame] = []
-        whole, fraction = divmod(reply_timeout, 1)
-        limit = struct.pack("@ll", int(whole), max(1, int(fraction * 1e6)))
         try:
+            if math.isnan(partial_timeout + reply_timeout):
+                raise ValueError("a timeout must be a number of seconds, not NaN")
+            limit = _as_timeval(reply_timeout)
             sock.setblocking(True)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        except OSError:
+        except (OSError, ValueError):
             sock.close()
             raise
 
@@ -119,3 +121,9 @@ class Channel:
             close_all(frame.fds)
         close_all(self._decoder.abandon())
         self.socket.close()
+
+
+def _as_timeval(seconds: float) -> bytes:
+    """A timeout as the kernel takes it, to which 0 would be none."""
+    whole, fraction = divmod(min(max(0.0, seconds), LONGEST_POLL / 1000), 1)
+    return struct.pack("@ll", int(whole), max(1, int(fraction * 1e6)))
