@@ -57,6 +57,15 @@ def test_a_file_is_placed_in_a_part_of_a_reservation(base: int, file: int, prot:
     assert modes(base, base + 4 * PAGE) == [RESERVED, RESERVED, mode, RESERVED]
 
 
+def test_pages_are_made_ahead_only_where_that_is_asked_for(base: int) -> None:
+    for populate in (None, False, True):
+        with sparse_file(PAGE) as fd:
+            more = {} if populate is None else {"populate": populate}
+            mapping.place(base, PAGE, fd.fileno(), 0, mmap.PROT_READ | mmap.PROT_WRITE, **more)
+            assert (os.fstat(fd.fileno()).st_blocks > 0) is (populate is True)
+            mapping.restore(base, PAGE)
+
+
 @pytest.mark.parametrize("call", ["sys_mmap", "sys_mremap"])
 @pytest.mark.parametrize("result", [mapping.FAILED, None])
 def test_a_place_that_fails_leaves_the_reservation_and_no_mapping_elsewhere(
