@@ -18,7 +18,7 @@ from vhostuser.memory.table import new_quota
 from vhostuser.memory.window import Window
 from vhostuser.protocol.payloads import Mmap
 from vhostuser.protocol.regions import Mapping, MappingTable, Quota
-from vhostuser.testing import memory_file
+from vhostuser.testing import memory_file, sparse_file
 from vhostuser.transport.fds import OwnedFd
 
 PAGE = 4096
@@ -82,6 +82,19 @@ def test_sh16_what_is_mapped_is_where_it_was_asked_for(window: Window, file: int
                     assert window.unmap(asks(place, pages)) == made
                 assert (len(window.table), window.quota.used) == (0, 0)
                 assert seen(window) == [RESERVED] * PAGES
+
+
+@pytest.mark.parametrize("populate", [False, True])
+@pytest.mark.parametrize("half", HALVES)
+def test_pages_are_made_ahead_only_where_that_is_asked_for(half: str, populate: bool) -> None:
+    with using(half):
+        windows = [Window(0, PAGE, new_quota("device", 1), populate=populate)]
+        windows += [] if populate else [Window(0, PAGE, new_quota("device", 1))]
+    for window in windows:
+        with sparse_file(PAGE) as fd:
+            window.map(Mmap(0, 0, 0, PAGE, 1), fd.fileno())
+            assert (os.fstat(fd.fileno()).st_blocks > 0) is populate
+        window.close()
 
 
 def test_sh26_the_quota_counts_each_mapping_once(window: Window, file: int) -> None:
