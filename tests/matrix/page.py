@@ -66,7 +66,8 @@ def _page(runs: Runs) -> Iterator[str]:
         yield from _deviations(peer, run)
     yield from _kills()
     yield from ("## Commands", "", "DISK is an empty file of 16 MiB, DIR an empty directory, HOST a path.")
-    yield from ("`python benchmarks/fetch_rust.py tests/matrix/rust NAME` builds a rust-... and prints where it is.", "")
+    yield "`python benchmarks/fetch_rust.py tests/matrix/rust NAME` builds a rust-... and prints where it is;"
+    yield from ("`python -m tests.interop.qemu_guest --save STATE` makes a STATE.", "")
     yield from ("```", *(run.command for _, run in runs), "```")
 
 

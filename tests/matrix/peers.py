@@ -23,9 +23,12 @@ from vhostuser.vm.tree import (
 )
 
 from .fetched import CRATES, PASST, TESTPMD, built_on_crates, have
+from .store import TOP
 
 BACK, FRONT = "back-end", "front-end"
 Start = Callable[[Path], list[str]]
+BOOT: Final = 300.0
+"""Seconds that a guest may take to boot, under TCG on a machine that does other things as well."""
 BLKIO_SOURCE: Final = Path(__file__).parents[1] / "interop/blkio_front.c"
 
 
@@ -100,10 +103,15 @@ def _qemu(_: Path) -> list[str]:
     return [sys.executable, "-m", "tests.interop.qemu_front", "{socket}"]
 
 
-def _guest(_: Path) -> list[str]:
+def _guest(folder: Path) -> list[str]:
     if not is_fetched():
         raise FetchError("there is no guest: run `vhu vm fetch` once, with a network")
-    return [sys.executable, "-m", "tests.interop.qemu_guest", "{socket}"]
+    program, state = [sys.executable, "-m", "tests.interop.qemu_guest"], str(folder / "state")
+    try:
+        subprocess.run([*program, "--save", state], check=True, timeout=BOOT, cwd=TOP, capture_output=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise FetchError(f"the guest does not boot: {error}") from None
+    return [*program, "{socket}", state]
 
 
 def _blkio(folder: Path) -> list[str]:
@@ -140,17 +148,15 @@ VIRTIO_USER: Final = "net_virtio_user0,path={socket}"
 DISK: Final = "--blockdev file,node-name=disk,filename=DISK"
 EXPORT: Final = "--export vhost-user-blk,id=e0,node-name=disk,addr.type=unix,addr.path={socket},writable=on"
 
-OF_DRIVERS: Final = "|".join(
-    (
-        *("^(a_|the_files_of_a_)?rings?_(?!of_)", "^a_base_is_an_index", "^no_more_rings", "^a_stop_asks"),
-        *("^(memory|regions|user_addresses)_(?!may|of)", "^a_table_has", "^a_refused_memory_table"),
-        *("^the_features_are_ack", "^the_bit_of_the_protocol", "^acknowledged_", "^the_device_is_owned", "^nothing_is_sent"),
-        *("_reset$", "^(the_first|the_last|the_whole)_\\w+_can_be", "^a_mapping_\\w+_is_made$", "^a_mapping_is_answered"),
-        *("^several_hundred", "^a_mapping_equal", "^a_whole_mapping", "^a_range_can_be", "_before_the_rings_start_"),
-        *("^the_end_of", "^the_connection_outlives", "^a_back_end_that_(is_gone|goes)", "^the_channel_outlives_refusals"),
-    )
+OF_DRIVERS: Final = (
+    *("^(a_|the_files_of_a_)?rings?_(?!of_)", "^a_base_is_an_index", "^no_more_rings", "^a_stop_asks"),
+    *("^(memory|regions|user_addresses)_(?!may|of)", "^a_table_has", "^a_refused_memory_table"),
+    *("^the_features_are_ack", "^the_bit_of_the_protocol", "^acknowledged_", "^the_device_is_owned", "^nothing_is_sent"),
+    *("_reset$", "^(the_first|the_last|the_whole)_\\w+_can_be", "^a_mapping_\\w+_is_made$", "^a_mapping_is_answered"),
+    *("^several_hundred", "^a_mapping_equal", "^a_whole_mapping", "^a_range_can_be", "_before_the_rings_start_"),
+    *("^the_end_of", "^the_connection_outlives", "^a_back_end_that_(is_gone|goes)", "^the_channel_outlives_refusals"),
 )
-"""Rules about rings, memory, features, and what a mapping, a reset or an end does to a guest that runs."""
+"""Patterns of rules about rings, memory, features, and what a mapping, a reset or an end does to a guest that runs."""
 
 PEERS: Final = (
     Peer("qemu", "QEMU", FRONT, ("qemu-system-x86",), "python -m tests.interop.qemu_front {socket}", _qemu, seconds=900),
@@ -193,10 +199,10 @@ PEERS: Final = (
     ),
     Peer(
         *("qemu-guest", "QEMU with a Linux guest", FRONT, ("qemu-system-x86", "linux-binary-")),
-        *("python -m tests.interop.qemu_guest {socket}", _guest),
-        rules=OF_DRIVERS,
-        why="a guest boots for each rule, so these are only those in which its driver, or its memory, makes a difference",
-        timeout=30,
+        *("python -m tests.interop.qemu_guest {socket} STATE", _guest),
+        rules="|".join(OF_DRIVERS),
+        why="a guest is started for each rule, so these are those alone that its driver or its memory makes a difference to",
+        timeout=10,
         seconds=900,
     ),
 )

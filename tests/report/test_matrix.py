@@ -9,7 +9,8 @@ import pytest
 
 from tests.matrix.causes import causes
 from tests.matrix.page import made, ours
-from tests.matrix.peers import PEERS
+from tests.matrix.peers import OF_DRIVERS, PEERS
+from tests.matrix.run import run as run_peer
 from tests.matrix.store import FINDINGS, LARGEST, TOP, Run, Verdict, load, verdict_of, without_paths
 from vhostuser.conformance.back_end.all_rules import MODULES
 from vhostuser.conformance.backend_bench import BACK_END
@@ -86,6 +87,26 @@ def test_causes_are_patterns_with_an_effect() -> None:
         assert cause.effect
         assert cause.title
         assert set(cause.peers) <= {peer.name for peer in PEERS}
+
+
+def test_each_pattern_of_the_rules_for_a_guest_is_of_some_rule() -> None:
+    assert [pattern for pattern in OF_DRIVERS if not any(re.search(pattern, rule.name) for rule in front_end_rules())] == []
+
+
+def test_a_peer_that_can_not_be_built_is_not_run_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VHOSTUSER_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("tests.matrix.store.RESULTS", tmp_path)
+    found = run_peer(next(peer for peer in PEERS if peer.name == "rust-back-end"))
+    assert found.over == "not run: cargo is not installed: programs on rust-vmm can't be built here"
+    assert load("rust-back-end") == found
+
+
+def test_a_package_whose_name_has_its_version_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"linux-binary-7.3.4-cloud-amd64": "7.3.4-1", "qemu-system-x86": "11.1", "qemu-system-x86-data": "11.1"}
+    monkeypatch.setattr("tests.matrix.peers.versions", lambda _: there)
+    guest = next(peer for peer in PEERS if peer.name == "qemu-guest")
+    assert guest.versions() == {"qemu-system-x86": "11.1", "linux-binary-7.3.4-cloud-amd64": "7.3.4-1"}
 
 
 def test_a_verdict_that_is_kept_is_stored_without_words() -> None:
