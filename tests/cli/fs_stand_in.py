@@ -1,7 +1,7 @@
 """`vhu-fs` with a device that does as it is told: what a process in the sandbox can do, it says.
 
 `python -m tests.cli.fs_stand_in [--as UID] OPTION...`. There is no filter of system calls, before which no other wall is
-reached, unless `--seccomp` asks for one.
+reached, unless `--seccomp` asks for one. Syslog is where the environment's SYSLOG says.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import importlib
 import json
+import logging
 import os
 import resource
 import socket
@@ -22,6 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from vhostuser import Device
+from vhostuser.cli import logs
 from vhostuser.cli.fs import NEEDED, share
 from vhostuser.devices.fs.options import ShareOptions
 from vhostuser.sandbox.capabilities import permitted
@@ -88,6 +91,22 @@ class Probe(Device):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.connect("\0" + address)
         return "connected"
+
+    def syslog(self, way: str, address: str) -> str:
+        """Send by syslog's socket to an abstract one of somebody else's, or get it by another number."""
+        (fd,) = (each.fileno() for each in logging.getLogger().handlers if isinstance(each, logs.SyslogHandler))
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM, fileno=fd)
+        ways: dict[str, Callable[[], object]] = {
+            "sendmsg": lambda: sock.sendmsg([b"sent"], [], 0, "\0" + address),
+            "sendto": lambda: sock.sendto(b"sent", "\0" + address),
+            "dup": lambda: os.close(os.dup(fd)),
+            "fcntl": lambda: os.close(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)),
+        }
+        try:
+            ways[way]()
+        finally:
+            sock.detach()
+        return "done"
 
     def run(self, name: str) -> str:
         return "ran" if os.spawnv(os.P_WAIT, name, [name]) != 127 else "ENOEXEC"
@@ -178,4 +197,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--as"]:
         become(int(sys.argv[2]))
         del sys.argv[1:3]
+    logs.SYSLOG = os.environ.get("SYSLOG", logs.SYSLOG)
     sys.exit(share(device, ["--seccomp", "none", *sys.argv[1:]]))

@@ -114,3 +114,71 @@ def test_without_a_filter_there_is_none(sock: Path, shared: Path) -> None:
         probe.ask("read", "file")
         (inside,) = children(back.process.pid)
         assert {state_of(each, "Seccomp") for each in (inside, back.process.pid)} == {FREE}
+
+
+# Syslog's socket, which is of a kind that sends to anybody
+
+
+@pytest.fixture
+def syslog(place: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(place / "log"))
+        sock.settimeout(SECONDS)
+        yield sock
+
+
+@pytest.fixture
+def other() -> Iterator[socket.socket]:
+    """Somebody else's, by an abstract name."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind("")
+        sock.setblocking(False)
+        yield sock
+
+
+def logging_to(syslog: socket.socket, sock: Path, shared: Path, action: str) -> Program:
+    options = ("--socket-path", sock, "--shared-dir", shared, *NONE, "--seccomp", action, "--syslog")
+    return Program(words(STAND_IN, *options), SYSLOG=syslog.getsockname())
+
+
+def said_to(syslog: socket.socket, text: str) -> str:
+    """The line of syslog's that has these words; lines before it are passed over."""
+    while text not in (line := syslog.recv(1 << 16).decode()):
+        continue
+    return line
+
+
+def test_f41_syslogs_socket_leads_to_syslog_only(
+    sock: Path, shared: Path, syslog: socket.socket, other: socket.socket
+) -> None:
+    name = other.getsockname()[1:].decode()
+    with logging_to(syslog, sock, shared, "kill") as back:
+        with asking(sock) as probe:
+            for way in ("sendmsg", "dup", "fcntl"):
+                assert probe.ask("syslog", way, name) == "EPERM", way
+            with pytest.raises(BlockingIOError):
+                other.recv(1)
+            assert said_to(syslog, "Client connected").startswith("<14>[")
+        assert back.end() == 0
+        assert said_to(syslog, "Client disconnected").endswith("\0")
+        assert back.said == ""
+
+
+def test_f41_an_address_that_the_filter_sees_is_the_end_and_syslog_has_the_line_of_it(
+    sock: Path, shared: Path, syslog: socket.socket, other: socket.socket
+) -> None:
+    with logging_to(syslog, sock, shared, "kill") as back:
+        with asking(sock) as probe, pytest.raises(Disconnected):
+            probe.ask("syslog", "sendto", other.getsockname()[1:].decode())
+        assert back.end() == 128 + signal.SIGSYS
+        assert said_to(syslog, "killed by SIGSYS: it made a system call that is forbidden").startswith("<11>[")
+        with pytest.raises(BlockingIOError):
+            other.recv(1)
+
+
+def test_f41_syslog_may_go_and_the_share_stays(sock: Path, shared: Path, syslog: socket.socket) -> None:
+    with logging_to(syslog, sock, shared, "kill") as back:
+        with asking(sock) as probe:
+            syslog.close()
+            assert probe.ask("read", "file") == "of the host"
+        assert back.end() == 0

@@ -10,6 +10,7 @@ import faulthandler
 import os
 import signal
 import socket
+import threading
 from itertools import count
 
 from tests.sandbox.filtered import filter_this_thread
@@ -20,6 +21,8 @@ from vhostuser.transport.loop import Waker
 
 served = count()
 """Counts front-ends."""
+filtered = threading.local()
+"""Whether this thread has the filter."""
 
 
 _serve_socket = Backend._serve_socket
@@ -27,7 +30,9 @@ _serve_socket = Backend._serve_socket
 
 def serve_filtered(self: Backend, sock: socket.socket, stop: Waker) -> None:
     """Serve a front-end, from now on with the filter."""
-    filter_this_thread(for_device(os.getpid(), removes=True, terminal=False))
+    if not hasattr(filtered, "once"):
+        filtered.once = True
+        filter_this_thread(for_device(os.getpid(), removes=True, terminal=False))
     next(served)
     _serve_socket(self, sock, stop)
 

@@ -15,7 +15,7 @@ from typing import Final
 from ..backend import Backend
 from ..device import Device
 from ..protocol.dialects import RELEASED
-from ..sandbox.closed import close
+from ..sandbox.closed import close_up
 from ..sandbox.preload import preload
 from ..sandbox.seccomp import Action
 from ..transport.listen import listen, systemd_fd
@@ -139,5 +139,5 @@ def _given_fd(options: argparse.Namespace, program: str) -> int:
 def _close(options: argparse.Namespace, removed: Sequence[str], *, terminal: bool) -> None:
     """Leave this process what serving takes, and say what is not as it was asked for."""
     names = [name for option in removed if (name := getattr(options, option)) is not None]
-    for note in close(options.seccomp, removed=names, terminal=terminal):
+    for note in close_up(options.seccomp, removed=names, terminal=terminal):
         log.warning("%s", note)

@@ -17,7 +17,7 @@ from .system import SandboxError, forbid_privileges
 _FOLDER: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def close(action: Action, *, removed: Sequence[str] = (), terminal: bool = False) -> list[str]:
+def close_up(action: Action, *, removed: Sequence[str] = (), terminal: bool = False) -> list[str]:
     """Filter the system calls of this process; what is not as asked for, for the log. Raises SandboxError.
 
     `removed` are names that are taken away in the end, which it can do in their directories alone where the kernel has
