@@ -35,7 +35,7 @@ def check_back(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     rules = chosen(options, BACK_END, PROGRAM)
     if options.list:
-        return listed(rules)
+        return listed(rules, as_json=options.json)
     if not options.socket and not options.run:
         raise CommandError("there is no back-end to check", f"try: {PROGRAM} SOCKET, or --run CMD", Exit.USAGE)
     on_end(interrupt)

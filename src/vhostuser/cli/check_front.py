@@ -34,7 +34,7 @@ def check_front(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     rules = chosen(options, front_end_rules(), PROGRAM)
     if options.list:
-        return listed(rules)
+        return listed(rules, as_json=options.json)
     if not options.listen and not options.run:
         raise CommandError("there is no front-end to check", "try: --listen SOCKET, or --run CMD", Exit.USAGE)
     on_end(interrupt)

@@ -14,6 +14,7 @@ from ..conformance.outcome import Outcome
 from ..conformance.profiles import SPEC, STRICT
 from ..conformance.report import TOLD, fails, fields_of, junit, lines_of, save_conversation, summary
 from ..conformance.rule import Rule
+from ..conformance.told import entry_of
 from ..errors import VhostUserError
 from .arguments import Parser, checked, number, seconds
 from .outcome import CommandError, Exit, put
@@ -26,11 +27,11 @@ def add_options(parser: Parser, profiles: Collection[str], side: str, timeout: f
     parser.add_argument("--profile", choices=profiles, default=SPEC, help="a peer as it is (default spec)")
     parser.add_argument("--section", metavar="TEXT", help="the rules of sections that contain TEXT")
     parser.add_argument("--rule", metavar="PATTERN", help="the rules whose name matches the regular expression")
-    parser.add_argument("--list", action="store_true", help="list the rules, and check nothing")
+    parser.add_argument("--list", action="store_true", help="list the rules, and check nothing; --json says all of each")
     parser.add_argument("--seed", type=checked(number), metavar="N", help="shuffle the rules")
     wait = f"seconds that the {side} may take for an answer (default {timeout:g})"
     parser.add_argument("--timeout", type=checked(seconds), default=timeout, metavar="S", help=wait)
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, for each rule")
     parser.add_argument("--junit", metavar="FILE", help="write a JUnit report")
     captures = "write the conversation of each finding, for vhu read and Wireshark"
     parser.add_argument("--captures", metavar="DIR", help=captures)
@@ -54,9 +55,10 @@ def chosen(options: argparse.Namespace, rules: Iterable[Rule[B]], program: str) 
     return sorted(found, key=lambda rule: order.index(rule.section))
 
 
-def listed(rules: Iterable[Rule[B]]) -> int:
-    """Say which rules there are."""
-    put("\n".join(f"{rule.level.value:6} {rule.section}: {rule.name}" for rule in rules))
+def listed(rules: Iterable[Rule[B]], *, as_json: bool) -> int:
+    """Say which rules there are; as JSON all that is told of each."""
+    for rule in rules:
+        put(json.dumps(entry_of(rule)) if as_json else f"{rule.level.value:6} {rule.section}: {rule.name}")
     return Exit.DONE
 
 
