@@ -228,7 +228,9 @@ def test_a_capture_that_has_no_room_ends_the_check_with_its_sum(tmp_path: Path) 
     with listening(TooMuch()) as (path, _):
         done = checked("back-end", path, "--section", "shmem_config", "--captures", tmp_path)
     assert done.returncode == 1, done.stderr
-    assert f"no capture can be written in {tmp_path}: No space left on device" in one_line(done.stderr)
+    line = one_line(done.stderr)
+    assert f"cannot write the capture {tmp_path}/regions_can_be_reserved.pcapng: No space left on device" in line
+    assert line.endswith("; try: another --captures DIR")
     assert done.stdout.splitlines()[-1].endswith(" kept")
 
 

@@ -18,6 +18,7 @@ from ..conformance.report import TOLD, fails, fields_of, junit, lines_of, save_c
 from ..conformance.rule import Rule
 from ..conformance.told import entry_of
 from ..errors import VhostUserError
+from ..trace.capture_error import CaptureError
 from .arguments import Parser, checked, number, seconds
 from .outcome import CommandError, Exit, put
 
@@ -107,12 +108,12 @@ def _over(
         with closing(check()) as each:
             for outcome in _told(options, each):
                 outcomes.append(outcome)  # those before an error count
+    except CaptureError as error:
+        return CommandError(str(error), "try: another --captures DIR", Exit.FAILED)
     except VhostUserError as error:
         return CommandError(str(error), getattr(error, "advice", "") or advice, Exit.PEER)
     except KeyboardInterrupt:
         return CommandError("interrupted", "", Exit.INTERRUPTED)
-    except Unwritable as error:
-        return CommandError(str(error), "try: a --captures DIR with more room", Exit.FAILED)
     return None
 
 
@@ -151,12 +152,8 @@ def _told(options: argparse.Namespace, outcomes: Iterator[Outcome]) -> Iterator[
         yield outcome
 
 
-class Unwritable(Exception):
-    """A capture can't be written."""
-
-
 def _save(folder: Path, outcome: Outcome) -> None:
     try:
         save_conversation(folder, outcome)
     except OSError as error:
-        raise Unwritable(f"no capture can be written in {folder}: {error.strerror}") from None
+        raise CaptureError(f"no capture can be written in {folder}: {error.strerror}") from None

@@ -20,7 +20,7 @@ APPEARS: Final = 20.0
 """Seconds that a back-end may take to listen."""
 GRACE: Final = 2.0
 """Seconds that one may take to end after SIGTERM."""
-DYING: Final = 0.2
+LINGERS: Final = 0.25
 """Seconds in which one that is dying of a connection has died."""
 
 
@@ -84,10 +84,10 @@ class Started:
 
     def crashed(self) -> str:
         """As Peer. Waits a moment for the end of a process whose connection is over."""
-        self.linger(DYING)
+        self.linger()
         return self._end()
 
-    def linger(self, seconds: float) -> None:
+    def linger(self, seconds: float = LINGERS) -> None:
         """Wait so long for the end of a process that may be about to end."""
         self._command.code(within=seconds)
 

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, Protocol
 
 from ..conformance.backend_bench import Offer
 from ..conformance.check_backend import offer_of
-from ..conformance.peer import Listening, Peer, Started
+from ..conformance.peer import LINGERS, Listening, Peer, Started
 from ..errors import RemoteProtocolError, VhostUserError
 from ..protocol.rules import Channel
 from ..protocol.state import Role
@@ -23,8 +23,6 @@ from .usage import listener_of, seconds_of_cpu
 
 TRIES: Final = 8
 """Connections that are made, until one is served."""
-LINGERS: Final = 0.25
-"""Seconds in which one that ended the connection may end itself."""
 SPINS: Final = 0.1
 """The share of its time that one has to compute to be called busy: one that waits for something computes nothing."""
 
@@ -159,6 +157,6 @@ class BackendTarget:
 
 def _linger(peer: Peer) -> None:
     if isinstance(peer, Started):
-        peer.linger(LINGERS)
+        peer.linger()
     else:
         time.sleep(LINGERS / TRIES)
