@@ -82,6 +82,22 @@ def test_rules_are_listed() -> None:
     assert (code, len(said.splitlines())) == (0, len(list(BACK_END)))
 
 
+def test_the_list_for_programs_says_all_of_a_rule() -> None:
+    code, said, _ = check("--list", "--json", "--rule", "^a_base_of_more")
+    (entry,) = [json.loads(line) for line in said.splitlines()]
+    assert code == 0
+    assert {key: entry[key] for key in ("rule", "side", "section", "level", "needs", "expects")} == {
+        "rule": "a_base_of_more_than_sixteen_bits_is_refused",
+        "side": "back-end",
+        "section": "VHOST_USER_SET_VRING_BASE",
+        "level": "advice",
+        "needs": ["REPLY_ACK"],
+        "expects": "SET_VRING_BASE refused",
+    }
+    assert entry["url"].endswith("vhost-user.html#front-end-message-types")
+    assert entry["sends"][-1] == "SET_VRING_BASE (need_reply)"
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [([], 2), (["/x", "--rule", "("], 2), (["/x", "--rule", "no such rule"], 2), (["/nowhere/s", "--timeout", "0.1"], 3)],

@@ -134,3 +134,25 @@ def test_for_people_it_is_a_heading_and_lines() -> None:
         "  id:               9",
         "  section:          Back-end message types: VHOST_USER_BACKEND_SHMEM_MAP",
     ]
+
+
+def test_a_rule_is_a_page() -> None:
+    done = run(VHU, "explain", "a_region_may_be_three_pages")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *lines = done.stdout.splitlines()
+    assert first == "a_region_may_be_three_pages: a rule for front-ends (MUST)"
+    assert [line.split()[0] for line in lines if line[2] != " "] == [
+        *("rule", "section", "needs", "sends", "expects", "why", "not", "try")
+    ]
+    assert (
+        "https://www.qemu.org/docs/master/interop/vhost-user.html#virtio-shared-memory-region-configuration" in done.stdout
+    )
+    assert "  not kept by qemu-11.1: the sizes of all regions have to be a power of two together" in done.stdout
+    (meaning,) = asked("a region may be three pages")
+    assert (meaning["kind"], meaning["level"], list(meaning["not_kept_by"])) == ("rule", "MUST", ["qemu-11.1"])
+
+
+def test_a_rule_that_is_misspelt_is_recognised() -> None:
+    done = run(VHU, "explain", "a_region_may_be_tree_pages")
+    assert done.returncode == 2
+    assert "did you mean a_region_may_be_three_pages" in one_line(done.stderr)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from vhostuser.conformance.peer import Listening
+from vhostuser.conformance.peer import Listening, Started
 from vhostuser.errors import VhostUserError
 from vhostuser.fuzzing.as_front_end import front_end_conversations
 from vhostuser.fuzzing.campaign import Campaign
 from vhostuser.fuzzing.finding import Finding
-from vhostuser.fuzzing.target import BackendTarget, Gone, Kind, Restarted
+from vhostuser.fuzzing.target import BackendTarget, Gone, Kind
 from vhostuser.protocol.state import Role
 from vhostuser.testing import DEADLINE
 from vhostuser.trace.capture import open_capture
@@ -33,12 +33,12 @@ def command(fault: str) -> str:
 
 @contextlib.contextmanager
 def campaign(fault: str, *, seed: int, most: int, timeout: float = DEADLINE) -> Iterator[Campaign]:
-    with Restarted(command(fault)) as peer:
+    with Started(command(fault)) as peer:
         target = BackendTarget(peer, timeout=timeout)
         try:
             yield Campaign(target, front_end_conversations(seed, target.offer), seconds=600, most=most)
         finally:
-            target.close()
+            target.next.close()
 
 
 def found(fault: str, *, seed: int, most: int, timeout: float = DEADLINE) -> list[Finding]:
@@ -50,7 +50,7 @@ def replayed(fault: str, finding: Finding, folder: Path) -> tuple[str, list[str]
     """What such a back-end dies of when the capture is played to it, and the differences there were."""
     finding.save(folder)
     differences: list[str] = []
-    with Restarted(command(fault), path=str(folder / "s")) as peer:
+    with Started(command(fault), path=str(folder / "s")) as peer:
         sock = peer.connect()
         with contextlib.suppress(VhostUserError), Replay(open_capture(finding.capture), Role.FRONTEND, sock) as play:
             differences = [str(each) for each in play.differences()]
@@ -114,13 +114,13 @@ def test_nothing_is_found_where_nothing_is() -> None:
 
 def test_a_back_end_that_nobody_starts_again_is_found_gone(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
-    with Restarted(command("crash"), path=path) as peer:
+    with Started(command("crash"), path=path) as peer:
         peer.connect().close()
         target = BackendTarget(Listening(path, patience=0.2), timeout=DEADLINE)
         played = Campaign(target, front_end_conversations(62, target.offer), seconds=600)
         with pytest.raises(Gone, match="does not come back"):
             list(played.run())
-        target.close()
+        target.next.close()
     (finding,) = played.findings
     assert (finding.kind, finding.again) == (Kind.CRASH, False)
     assert replayed("crash", finding, tmp_path)[0] == "killed by SIGSEGV"

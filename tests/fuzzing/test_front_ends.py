@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from vhostuser.conformance.frontend_peer import Awaited
+from vhostuser.conformance.frontend_peer import Awaited, Launched
 from vhostuser.fuzzing import shrink
 from vhostuser.fuzzing.as_back_end import back_end_conversations
 from vhostuser.fuzzing.campaign import Campaign
-from vhostuser.fuzzing.front_target import FrontendTarget, Relaunched
+from vhostuser.fuzzing.front_target import FrontendTarget
 from vhostuser.fuzzing.target import Kind
 from vhostuser.testing import DEADLINE
 from vhostuser.trace.capture import open_capture
@@ -24,7 +24,7 @@ FRONT = Path(__file__).with_name("front.py")
 
 def test_a_front_end_that_aborts_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shrink, "TRIES", 3)  # each of them starts a process
-    with Relaunched(shlex.join([sys.executable, str(FRONT), "careless"]) + " {socket}") as peer:
+    with Launched(shlex.join([sys.executable, str(FRONT), "careless"]) + " {socket}") as peer:
         target = FrontendTarget(peer, timeout=DEADLINE)
         played = Campaign(target, back_end_conversations(1, target.asked), seconds=600, most=12)
         finding = next(played.run())
@@ -42,7 +42,7 @@ def test_our_front_end_survives(tmp_path: Path) -> None:
             target = FrontendTarget(peer, timeout=DEADLINE)
             played = Campaign(target, back_end_conversations(2, target.asked), seconds=600, most=30)
             assert list(played.run()) == []
-            target.close()
+            target.next.close()
         finally:
             process.kill()
             process.wait(DEADLINE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Final
 
 from .check_back import check_back
@@ -20,7 +21,7 @@ Hold a vhost-user peer to the specification, rule by rule.
   vhu check front-end --listen /tmp/s  a front-end that connects there, again and again
   vhu check front-end --run 'qemu-system-x86_64 ... -chardev socket,id=c0,path={socket} ...'
 
-Each takes --help."""
+Each takes --help. vhu explain RULE is a page about a rule."""
 
 
 def check(arguments: list[str]) -> int:
@@ -31,4 +32,6 @@ def check(arguments: list[str]) -> int:
     if side in ("-h", "--help"):
         put(HELP)
         return Exit.DONE
-    raise CommandError(f"there is no side {side[:40]!a} to check", f"try: vhu check {' or '.join(SIDES)}", Exit.USAGE)
+    near = get_close_matches(side, SIDES, 1)
+    advice = f"did you mean {near[0]}?" if near else f"try: vhu check {' or '.join(SIDES)}"
+    raise CommandError(f"there is no side {side[:40]!a} to check", advice, Exit.USAGE)

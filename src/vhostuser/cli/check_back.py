@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import Final
 
 from ..conformance.back_end.all_rules import MODULES
@@ -16,9 +15,10 @@ from ..conformance.peer import Listening, Peer, Started
 from ..conformance.probes import PROBES
 from ..conformance.profiles import BACK_END_PROFILES
 from ..conformance.rule import Rule
-from .arguments import Parser
+from .arguments import Parser, checked
 from .checking import add_options, chosen, conclude, listed
-from .outcome import CommandError, Exit, interrupt, on_end
+from .outcome import CommandError, Exit, interrupt, on_end, undone
+from .running import advice, command_line
 
 PROGRAM: Final = "vhu check back-end"
 EPILOG: Final = """
@@ -35,11 +35,12 @@ def check_back(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     rules = chosen(options, BACK_END, PROGRAM)
     if options.list:
-        return listed(rules)
+        return listed(rules, as_json=options.json)
     if not options.socket and not options.run:
         raise CommandError("there is no back-end to check", f"try: {PROGRAM} SOCKET, or --run CMD", Exit.USAGE)
     on_end(interrupt)
-    return conclude(options, PROGRAM, lambda: _outcomes(options, rules), "try: check that the back-end listens on this path")
+    hint = advice(options.run, options.socket, "check that the back-end listens on this path")
+    return conclude(options, PROGRAM, lambda: _outcomes(options, rules), hint)
 
 
 def _parser() -> Parser:
@@ -47,16 +48,22 @@ def _parser() -> Parser:
         PROGRAM, f"Hold a vhost-user back-end to the specification, rule by rule: {len(MODULES)} subjects.", EPILOG
     )
     parser.add_argument("socket", nargs="?", metavar="SOCKET", help="the back-end's Unix socket")
-    parser.add_argument("--run", metavar="CMD", help="the back-end's command line, started when it is not there")
+    parser.add_argument(
+        "--run", type=checked(command_line), metavar="CMD", help="the back-end's command line, started when it is not there"
+    )
     parser.add_argument("--device", choices=PROBES, help="what it is: rules about rings send it a request")
     add_options(parser, BACK_END_PROFILES, "back-end", TIMEOUT)
     return parser
 
 
-def _peer(options: argparse.Namespace) -> AbstractContextManager[Peer]:
-    if options.run:
-        return Started(options.run, path=options.socket or "")
-    return contextlib.nullcontext(Listening(options.socket, patience=options.timeout))
+@contextlib.contextmanager
+def _peer(options: argparse.Namespace) -> Iterator[Peer]:
+    """The back-end; one that we have started ends with us, whatever ends us."""
+    if not options.run:
+        yield Listening(options.socket, patience=options.timeout)
+        return
+    with Started(options.run, path=options.socket or "") as peer, undone(peer.kill):
+        yield peer
 
 
 def _outcomes(options: argparse.Namespace, rules: Sequence[BackendRule]) -> Iterator[Outcome]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import Final
 
 from ..conformance.check_frontend import TIMEOUT, check_front_end, front_end_rules, reach_of
@@ -14,9 +14,10 @@ from ..conformance.frontend_peer import Awaited, Launched
 from ..conformance.outcome import Outcome, under
 from ..conformance.rule import Rule
 from ..protocol.numbers import protocol_feature_names
-from .arguments import Parser
+from .arguments import Parser, checked
 from .checking import add_options, chosen, conclude, listed
-from .outcome import CommandError, Exit, interrupt, on_end, put
+from .outcome import CommandError, Exit, interrupt, on_end, put, undone
+from .running import advice, command_line
 
 PROGRAM: Final = "vhu check front-end"
 EPILOG: Final = """
@@ -34,27 +35,32 @@ def check_front(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     rules = chosen(options, front_end_rules(), PROGRAM)
     if options.list:
-        return listed(rules)
+        return listed(rules, as_json=options.json)
     if not options.listen and not options.run:
         raise CommandError("there is no front-end to check", "try: --listen SOCKET, or --run CMD", Exit.USAGE)
     on_end(interrupt)
-    return conclude(
-        options, PROGRAM, lambda: _outcomes(options, rules), "try: check that the front-end connects to this path"
-    )
+    hint = advice(options.run, options.listen, "check that the front-end connects to this path")
+    return conclude(options, PROGRAM, lambda: _outcomes(options, rules), hint)
 
 
 def _parser() -> Parser:
     parser = Parser(PROGRAM, "Hold a vhost-user front-end to the specification, rule by rule.", EPILOG)
     parser.add_argument("--listen", metavar="SOCKET", help="the path that the front-end connects to")
-    parser.add_argument("--run", metavar="CMD", help="the front-end's command line, started for each rule")
+    started = "the front-end's command line, started for each rule"
+    parser.add_argument("--run", type=checked(command_line), metavar="CMD", help=started)
     add_options(parser, FRONT_END_PROFILES, "front-end", TIMEOUT)
     return parser
 
 
-def _peer(options: argparse.Namespace) -> AbstractContextManager[Awaited | Launched]:
-    if options.run:
-        return Launched(options.run, path=options.listen or "")
-    return Awaited(options.listen)
+@contextlib.contextmanager
+def _peer(options: argparse.Namespace) -> Iterator[Awaited | Launched]:
+    """The front-end; one that we have started ends with us, whatever ends us."""
+    if not options.run:
+        with Awaited(options.listen) as awaited:
+            yield awaited
+        return
+    with Launched(options.run, path=options.listen or "") as peer, undone(peer.kill):
+        yield peer
 
 
 def _outcomes(options: argparse.Namespace, rules: Sequence[FrontendRule]) -> Iterator[Outcome]:

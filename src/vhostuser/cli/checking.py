@@ -6,19 +6,24 @@ import argparse
 import json
 import random
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import closing
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from ..conformance.outcome import Outcome
 from ..conformance.profiles import SPEC, STRICT
 from ..conformance.report import TOLD, fails, fields_of, junit, lines_of, save_conversation, summary
 from ..conformance.rule import Rule
+from ..conformance.told import entry_of
 from ..errors import VhostUserError
+from ..trace.capture_error import CaptureError
 from .arguments import Parser, checked, number, seconds
 from .outcome import CommandError, Exit, put
 
 B = TypeVar("B")
+_CLOSE: Final = 0.6
 
 
 def add_options(parser: Parser, profiles: Collection[str], side: str, timeout: float) -> None:
@@ -26,11 +31,11 @@ def add_options(parser: Parser, profiles: Collection[str], side: str, timeout: f
     parser.add_argument("--profile", choices=profiles, default=SPEC, help="a peer as it is (default spec)")
     parser.add_argument("--section", metavar="TEXT", help="the rules of sections that contain TEXT")
     parser.add_argument("--rule", metavar="PATTERN", help="the rules whose name matches the regular expression")
-    parser.add_argument("--list", action="store_true", help="list the rules, and check nothing")
+    parser.add_argument("--list", action="store_true", help="list the rules, and check nothing; --json says all of each")
     parser.add_argument("--seed", type=checked(number), metavar="N", help="shuffle the rules")
     wait = f"seconds that the {side} may take for an answer (default {timeout:g})"
     parser.add_argument("--timeout", type=checked(seconds), default=timeout, metavar="S", help=wait)
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, for each rule")
     parser.add_argument("--junit", metavar="FILE", help="write a JUnit report")
     captures = "write the conversation of each finding, for vhu read and Wireshark"
     parser.add_argument("--captures", metavar="DIR", help=captures)
@@ -44,9 +49,10 @@ def chosen(options: argparse.Namespace, rules: Iterable[Rule[B]], program: str) 
     except re.error as error:
         raise CommandError(f"--rule {options.rule[:80]!a} is no pattern: {error}", "", Exit.USAGE) from None
     wanted = (options.section or "").lower()
-    found = [rule for rule in rules if wanted in rule.section.lower() and pattern.search(rule.name)]
+    every = list(rules)
+    found = [rule for rule in every if wanted in rule.section.lower() and pattern.search(rule.name)]
     if not found:
-        raise CommandError("no rule is chosen", f"try: {program} --list", Exit.USAGE)
+        raise CommandError(*_none_chosen(options, every, program), Exit.USAGE)
     if options.seed is not None:
         random.Random(options.seed).shuffle(found)
         return found
@@ -54,29 +60,68 @@ def chosen(options: argparse.Namespace, rules: Iterable[Rule[B]], program: str) 
     return sorted(found, key=lambda rule: order.index(rule.section))
 
 
-def listed(rules: Iterable[Rule[B]]) -> int:
-    """Say which rules there are."""
-    put("\n".join(f"{rule.level.value:6} {rule.section}: {rule.name}" for rule in rules))
+def _none_chosen(options: argparse.Namespace, rules: Sequence[Rule[B]], program: str) -> tuple[str, str]:
+    """Which option chose nothing, and what may have been meant."""
+    sections = list(dict.fromkeys(rule.section for rule in rules))
+    if options.section and not any(options.section.lower() in section.lower() for section in sections):
+        return f"no section contains {options.section[:80]!a}", _meant(options.section, sections, program)
+    if options.rule and not any(re.search(options.rule, rule.name) for rule in rules):
+        return f"no rule's name matches {options.rule[:80]!a}", _meant(options.rule, [rule.name for rule in rules], program)
+    return "no rule is in that section and has such a name", f"try: {program} --list"
+
+
+def _meant(text: str, names: Sequence[str], program: str) -> str:
+    """The names that are much like it, whatever the case."""
+    lower = {name.lower(): name for name in names}
+    bare = re.sub(r"\W+", "_", text.strip().lower()).strip("_")
+    near = get_close_matches(text.lower(), lower, 2, _CLOSE) or get_close_matches(bare, lower, 2, _CLOSE)
+    return f"did you mean {' or '.join(lower[name] for name in near)}?" if near else f"try: {program} --list"
+
+
+def listed(rules: Iterable[Rule[B]], *, as_json: bool) -> int:
+    """Say which rules there are; as JSON all that is told of each."""
+    for rule in rules:
+        put(json.dumps(entry_of(rule)) if as_json else f"{rule.level.value:6} {rule.section}: {rule.name}")
     return Exit.DONE
 
 
 def conclude(options: argparse.Namespace, program: str, check: Callable[[], Iterator[Outcome]], advice: str) -> int:
-    """Check, tell each outcome as it comes, and sum up; the exit code."""
+    """Check, tell each outcome as it comes, and sum up, whatever ends it; the exit code."""
     _prepared(options)
-    strict, outcomes, over = options.profile == STRICT, list[Outcome](), ""
-    try:
-        for outcome in _told(options, check()):
-            outcomes.append(outcome)  # those before an error count
-    except VhostUserError as error:
-        over = str(error)
+    strict, outcomes = options.profile == STRICT, list[Outcome]()
+    over = _over(options, check, outcomes, advice)
     if options.junit:
-        Path(options.junit).write_text(junit(program, outcomes, strict=strict))
+        _write_junit(Path(options.junit), junit(program, outcomes, strict=strict))
     if not options.json and (outcomes or not over):
         put(summary(outcomes))
     if over:
         after = f" (the last rule before was {outcomes[-1].rule.name})" if outcomes else ""
-        raise CommandError(over + after, advice, Exit.PEER)
+        raise CommandError(f"{over}{after}", over.advice, over.code)
     return Exit.FAILED if any(fails(outcome, strict=strict) for outcome in outcomes) else Exit.DONE
+
+
+def _over(
+    options: argparse.Namespace, check: Callable[[], Iterator[Outcome]], outcomes: list[Outcome], advice: str
+) -> CommandError | None:
+    """Add the outcomes, one after the other, to `outcomes`; why there is no other, if the last rule was not reached."""
+    try:
+        with closing(check()) as each:
+            for outcome in _told(options, each):
+                outcomes.append(outcome)  # those before an error count
+    except CaptureError as error:
+        return CommandError(str(error), "try: another --captures DIR", Exit.FAILED)
+    except VhostUserError as error:
+        return CommandError(str(error), getattr(error, "advice", "") or advice, Exit.PEER)
+    except KeyboardInterrupt:
+        return CommandError("interrupted", "", Exit.INTERRUPTED)
+    return None
+
+
+def _write_junit(path: Path, report: str) -> None:
+    try:
+        path.write_text(report)
+    except OSError as error:
+        raise CommandError(f"{path} can't be written: {error.strerror}", "try: a --junit FILE elsewhere") from None
 
 
 def _prepared(options: argparse.Namespace) -> None:
@@ -103,5 +148,12 @@ def _told(options: argparse.Namespace, outcomes: Iterator[Outcome]) -> Iterator[
                 put(section)
             put("\n".join(lines_of(outcome)))
         if options.captures and outcome.result in TOLD:
-            save_conversation(Path(options.captures), outcome)
+            _save(Path(options.captures), outcome)
         yield outcome
+
+
+def _save(folder: Path, outcome: Outcome) -> None:
+    try:
+        save_conversation(folder, outcome)
+    except OSError as error:
+        raise CaptureError(f"no capture can be written in {folder}: {error.strerror}") from None

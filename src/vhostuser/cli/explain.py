@@ -1,10 +1,11 @@
-"""`vhu explain`: what a message, a feature bit or a raw header means, and where the specification says so."""
+"""`vhu explain`: what a message, a feature bit, a raw header or a rule means, and where the specification says so."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Final
 
 from ..limited_log import printable
@@ -33,17 +34,24 @@ _PREFIXES: Final = (
 
 def explain(arguments: list[str]) -> int:
     """Run `vhu explain`; its exit code."""
-    parser = Parser(PROGRAM, "Say what a message, a feature bit, a request number or the bytes of a message mean.")
+    parser = Parser(PROGRAM, "Say what a message, a feature bit, a request number, the bytes of a message or a rule mean.")
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    what = "a name (SHMEM_MAP), a bit or request number (22, 0x16), a mask of features, or a message's bytes in hexadecimal"
-    parser.add_argument("query", nargs="+", metavar="NAME|BIT|HEX", help=what)
+    what = "a name (SHMEM_MAP), a bit or request number (22, 0x16), a mask of features, a message's bytes in hexadecimal"
+    parser.add_argument("query", nargs="+", metavar="NAME|BIT|HEX|RULE", help=f"{what}, or a rule of vhu check")
     options = parser.parse_args(arguments)
     query = " ".join(options.query)
-    found = meanings_of(query)
+    found, words = meanings_of(query), _words
     if not found:
-        raise _unknown(query)
-    put(json.dumps({"query": query, "meanings": found}) if options.json else "\n\n".join(map(_words, found)))
+        rules = import_module(f"{__package__}.explain_rule")
+        found, words = _rule(query, rules.entry(query), rules.near), lambda meaning: str(rules.page(query))
+    put(json.dumps({"query": query, "meanings": found}) if options.json else "\n\n".join(map(words, found)))
     return Exit.DONE
+
+
+def _rule(query: str, entry: Meaning | None, near: Callable[[str], list[str]]) -> list[Meaning]:
+    if entry is None:
+        raise _unknown(query, near(query))
+    return [entry]
 
 
 def meanings_of(query: str) -> list[Meaning]:
@@ -95,10 +103,11 @@ def _bare(query: str) -> str:
     return name.removeprefix(prefix)
 
 
-def _unknown(query: str) -> CommandError:
+def _unknown(query: str, rules: list[str]) -> CommandError:
     names = [rule.name for rules in RULES.values() for rule in rules.values()]
     names += [*ProtocolFeature.__members__, *Feature.__members__, *VhostFeature.__members__]
     near = get_close_matches(_bare(query), names, 3, 0.5) + get_close_matches(query.lower(), DIALECTS, 1, 0.7)
+    near += rules
     advice = (
         f"did you mean {' or '.join(dict.fromkeys(near))}?" if near else "try: SHMEM_MAP, 22, or 12 bytes in hexadecimal"
     )

@@ -10,19 +10,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from ..conformance.frontend_peer import Awaited
-from ..conformance.peer import Listening
+from ..conformance.frontend_peer import Awaited, Launched
+from ..conformance.peer import Listening, Started
 from ..errors import VhostUserError
 from ..fuzzing.act import Conversation
 from ..fuzzing.as_back_end import back_end_conversations
 from ..fuzzing.as_front_end import front_end_conversations
 from ..fuzzing.campaign import Campaign
-from ..fuzzing.front_target import FrontendTarget, Relaunched
+from ..fuzzing.front_target import FrontendTarget
 from ..fuzzing.summary import fields_of, lines_of
-from ..fuzzing.target import BackendTarget, Restarted, Target
+from ..fuzzing.target import BackendTarget, Target
 from ..protocol.state import Role
 from .arguments import Parser, between, checked, number, seconds
 from .outcome import CommandError, Exit, complain, interrupt, on_end, put, undone
+from .running import command_line
 
 PROGRAM: Final = "vhu fuzz"
 TIME: Final = 60.0
@@ -70,7 +71,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--as", dest="role", choices=[role.value for role in Role], help="the side to be: front-end (default) or back-end"
     )
-    parser.add_argument("--run", metavar="CMD", help="the peer's command line, started when it is not there")
+    started = "the peer's command line, started when it is not there"
+    parser.add_argument("--run", type=checked(command_line), metavar="CMD", help=started)
     parser.add_argument("--time", type=checked(seconds), default=TIME, metavar="S", help=f"seconds (default {TIME:g})")
     parser.add_argument("--count", type=between(1, SEEDS), metavar="N", help="at most so many conversations")
     parser.add_argument("--seed", type=checked(number), metavar="N", help="the same seed, the same conversations")
@@ -88,26 +90,26 @@ def _target(options: argparse.Namespace) -> Iterator[tuple[Target, Callable[[int
     with contextlib.ExitStack() as stack:
         if options.role is Role.BACKEND:
             front = FrontendTarget(_front_end(options, stack), timeout=options.timeout)
-            stack.callback(front.close)
+            stack.callback(front.next.close)
             yield front, back_end_conversations(options.seed, front.asked)
         else:
             back = BackendTarget(_back_end(options, stack), timeout=options.timeout)
-            stack.callback(back.close)
+            stack.callback(back.next.close)
             yield back, front_end_conversations(options.seed, back.offer)
 
 
-def _front_end(options: argparse.Namespace, stack: contextlib.ExitStack) -> Awaited | Relaunched:
+def _front_end(options: argparse.Namespace, stack: contextlib.ExitStack) -> Awaited | Launched:
     if not options.run:
         return stack.enter_context(Awaited(options.socket))
-    peer = Relaunched(options.run, path=options.socket)
+    peer = Launched(options.run, path=options.socket)
     stack.enter_context(undone(peer.kill))
     return stack.enter_context(peer)
 
 
-def _back_end(options: argparse.Namespace, stack: contextlib.ExitStack) -> Listening | Restarted:
+def _back_end(options: argparse.Namespace, stack: contextlib.ExitStack) -> Listening | Started:
     if not options.run:
         return Listening(options.socket, patience=options.timeout)
-    peer = Restarted(options.run, path=options.socket)
+    peer = Started(options.run, path=options.socket)
     stack.enter_context(undone(peer.kill))
     return stack.enter_context(peer)
 

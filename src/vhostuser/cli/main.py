@@ -42,7 +42,7 @@ vhu {VERSION}: vhost-user from both sides, with shared memory regions
   vhu fuzz /tmp/s --time 60           be a hostile front-end, by a seed: what makes a back-end crash, hang or leak
   vhu vm run --share .                a Linux guest with our devices: a shell, or one command; fetch, args, xml
   vhu doctor                          what this machine can do, and how to mend what it can not
-  vhu explain SHMEM_MAP               what a message, feature bit or raw header means
+  vhu explain SHMEM_MAP               what a message, feature bit, raw header or rule of vhu check means
 
 Each takes --help. Exit status: 0 done, 1 failed, 2 usage, 3 the peer broke the protocol or is not there."""
 

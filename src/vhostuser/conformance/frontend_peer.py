@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
 import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
@@ -17,11 +15,12 @@ from typing import Final, Protocol, Self
 
 from ..errors import DeadlineExpired, VhostUserError
 from ..transport.listen import accept, listen
-from .peer import crash_in_words
+from .command import Command, crash_in_words, end_in_words, words_of
 
 APPEARS: Final = 20.0
 """Seconds that a front-end may take to connect."""
 GRACE: Final = 2.0
+"""Seconds that one may take to end after SIGTERM."""
 LINGERS: Final = 0.3
 """Seconds in which a front-end that is dying of a connection has died."""
 _STEP: Final = 0.1
@@ -74,43 +73,53 @@ class Awaited:
 class Launched:
     """A command that connects to `{socket}`, which is also in its environment as `socket`: started for each connection.
 
-    With `path` that is the socket's name, else one is made up.
+    With `path` that is the socket's name, else one is made up. ValueError if the command is none.
     """
 
     def __init__(
         self, command: str | Sequence[str], *, path: str = "", quiet: bool = True, patience: float = APPEARS
     ) -> None:
+        words = words_of(command)
         self._place = tempfile.TemporaryDirectory(prefix="vhu")
         self._path = path or str(Path(self._place.name) / "s")
-        words = shlex.split(command) if isinstance(command, str) else list(command)
-        self._words = [word.replace("{socket}", self._path) for word in words]
-        self._output, self._patience = subprocess.DEVNULL if quiet else None, patience
-        self._listener = listen(self._path)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._command, self._patience = Command(words, self._path, quiet=quiet), patience
+        try:
+            self._listener = listen(self._path)
+        except VhostUserError:
+            self._place.cleanup()
+            raise
+        self.stuck = False
+        """The last one had to be killed: it did not end when it was told to."""
+
+    @property
+    def starts(self) -> int:
+        """How often it was started."""
+        return self._command.starts
 
     def accept(self) -> socket.socket:
         """As FrontendPeer: of a new process."""
         self._finish()
-        self._process = self._start()
-        end = time.monotonic() + self._patience
+        self._command.start()
+        name, end = self._command.name, time.monotonic() + self._patience
         while time.monotonic() < end:
             with contextlib.suppress(DeadlineExpired):
                 return accept(self._listener, _STEP)
-            if (code := self._process.poll()) is not None:
-                raise VhostUserError(f"{self._words[0]} ended ({_words_of(code)}) without having connected to {self._path}")
-        raise VhostUserError(f"{self._words[0]} has not connected to {self._path} within {self._patience:g} s")
+            if (code := self._command.code()) is not None:
+                raise VhostUserError(f"{name} ended ({end_in_words(code)}) without having connected to {self._path}")
+        raise VhostUserError(f"{name} has not connected to {self._path} within {self._patience:g} s")
 
     def retire(self) -> bool:
         """As FrontendPeer."""
-        if self._process is None:
-            return False
-        self._process.terminate()
-        return True
+        return self._command.terminate()
 
     def crashed(self) -> str:
         """As FrontendPeer. One that lives on after its connection is told to end; a crash at that counts too."""
         code = self._finish()
         return "" if code is None else crash_in_words(code, (signal.SIGTERM, signal.SIGKILL))
+
+    def kill(self) -> None:
+        """End it, and all that it has started, at once: for who can't wait."""
+        self._command.kill()
 
     def close(self) -> None:
         """End it, and listen no more."""
@@ -126,34 +135,9 @@ class Launched:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        try:
-            return subprocess.Popen(
-                self._words,
-                stdin=subprocess.DEVNULL,
-                stdout=self._output,
-                stderr=self._output,
-                env={**os.environ, "socket": self._path},
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise VhostUserError(f"cannot start {self._words[0]}: {error.strerror or error}") from None
-
     def _finish(self) -> int | None:
         """Its exit status, once it has ended, by itself or because it was told to."""
-        process, self._process = self._process, None
-        if process is None:
-            return None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(LINGERS)
-        if process.poll() is None:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # it, and what it started
-        return process.wait()
-
-
-def _words_of(code: int) -> str:
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        self._command.code(within=LINGERS)
+        code = self._command.end(GRACE)
+        self.stuck = code == -signal.SIGKILL
+        return code

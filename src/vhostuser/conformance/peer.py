@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
-import signal
 import socket
-import subprocess
+import stat
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
 
 from ..errors import VhostUserError
 from ..transport.listen import AddressError, connect
+from .command import Command, crash_in_words, end_in_words, words_of
 
 APPEARS: Final = 20.0
 """Seconds that a back-end may take to listen."""
 GRACE: Final = 2.0
-RUST_PANIC: Final = 101
-SHELL: Final = 128
+"""Seconds that one may take to end after SIGTERM."""
+LINGERS: Final = 0.25
+"""Seconds in which one that is dying of a connection has died."""
 
 
 class Peer(Protocol):
@@ -58,16 +58,20 @@ class Listening:
 class Started:
     """A command that listens on `{socket}`, which is also in its environment as `socket`; started anew once it has ended.
 
-    With `path` that is the socket's name, else one is made up.
+    With `path` that is the socket's name, else one is made up. ValueError if the command is none.
     """
 
     def __init__(self, command: str | Sequence[str], *, path: str = "", quiet: bool = True) -> None:
+        words = words_of(command)
         self._place = tempfile.TemporaryDirectory(prefix="vhu")
         self._path = path or str(Path(self._place.name) / "s")
-        words = shlex.split(command) if isinstance(command, str) else list(command)
-        self._words = [word.replace("{socket}", self._path) for word in words]
-        self._output = subprocess.DEVNULL if quiet else None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._command = Command(words, self._path, quiet=quiet)
+        self._death = ""
+
+    @property
+    def starts(self) -> int:
+        """How often it was started."""
+        return self._command.starts
 
     def connect(self) -> socket.socket:
         """As Peer. A back-end that ends after each connection is started for each."""
@@ -75,27 +79,31 @@ class Started:
             return self._connect()
         try:
             return self._connect()
-        except _Ended:
-            raise VhostUserError(f"{self._words[0]} ended before it could be connected to; {self._end()}") from None
+        except _Ended as end:
+            raise VhostUserError(f"{self._command.name} ended ({end}) before it could be connected to") from None
 
     def crashed(self) -> str:
         """As Peer. Waits a moment for the end of a process whose connection is over."""
-        if self._process is None:
-            return ""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(0.2)
+        self.linger()
         return self._end()
 
+    def linger(self, seconds: float = LINGERS) -> None:
+        """Wait so long for the end of a process that may be about to end."""
+        self._command.code(within=seconds)
+
+    def take_death(self) -> str:
+        """What one of its processes died of before another took its place, told once; empty if none did."""
+        death, self._death = self._death, ""
+        return death
+
     def renew(self) -> None:
-        """As Peer."""
-        if self._process is None:
-            return
-        if self._process.poll() is None:
-            self._signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(GRACE)
-        self._signal(signal.SIGKILL)  # whom it has started and left
-        self._process.wait()
+        """As Peer. How it ends now is our doing, and no death."""
+        self._death = self._death or self._end()
+        self._command.end(GRACE, group=True)
+
+    def kill(self) -> None:
+        """End it, and all that it has started, at once: for who can't wait."""
+        self._command.kill()
 
     def close(self) -> None:
         """End it."""
@@ -109,49 +117,31 @@ class Started:
         self.close()
 
     def _connect(self) -> socket.socket:
-        if self._process is None or self._process.poll() is not None:
-            self._start()
+        if not self._command.runs:
+            self._death = self._death or self._end()
+            self._make_room()
+            self._command.start()
         return connect(self._path, wait=APPEARS, check=self._check)
 
-    def _start(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
-        environment = {**os.environ, "socket": self._path}
+    def _make_room(self) -> None:
+        """Take the socket of one that has ended away; nothing else that lies there."""
         try:
-            self._process = subprocess.Popen(
-                self._words,
-                stdin=subprocess.DEVNULL,
-                stdout=self._output,
-                stderr=self._output,
-                env=environment,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise VhostUserError(f"cannot start {self._words[0]}: {error.strerror or error}") from None
-
-    def _signal(self, number: signal.Signals) -> None:
-        """Send a signal to the command and all that it has started."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
+            mode = os.lstat(self._path).st_mode
+        except OSError:
+            return
+        if not stat.S_ISSOCK(mode):
+            raise VhostUserError(f"{self._path} is there, and is no socket")
+        os.unlink(self._path)
 
     def _check(self) -> None:
-        if self._process is not None and self._process.poll() is not None:
-            raise _Ended
+        if (code := self._command.code()) is not None:
+            raise _Ended(end_in_words(code))
 
     def _end(self) -> str:
         """How it ended, if it was by a signal or a panic."""
-        code = self._process.poll() if self._process else None
+        code = self._command.code()
         return "" if code is None else crash_in_words(code)
 
 
-def crash_in_words(code: int, orderly: Collection[int] = ()) -> str:
-    """How a process died that ended with this code, or the shell around it did (128 and the signal); empty if in order."""
-    number = -code if code < 0 else code - SHELL if code > SHELL else 0
-    if number and number not in orderly and number in set(signal.Signals):
-        return f"killed by {signal.Signals(number).name}"
-    return f"exit code {code}, a panic" if code == RUST_PANIC else ""
-
-
 class _Ended(Exception):
-    """The process ended while it was waited for."""
+    """The process ended while it was waited for: how."""

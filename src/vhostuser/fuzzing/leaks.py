@@ -63,4 +63,4 @@ class Leaks:
         return now.more_than(before, TIMES - SHARE - 1) if before and now and now.pid == before.pid else ""
 
     def _settled(self, before: Held | None, most: int) -> Held | None:
-        return settled(self._target.held, before, most)
+        return settled(self._target.next.held, before, most)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import socket
-import subprocess
 import time
-from collections.abc import Sequence
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
 from ..conformance.backend_bench import Offer
 from ..conformance.check_backend import offer_of
-from ..conformance.peer import Listening, Peer, Started
+from ..conformance.peer import LINGERS, Listening, Peer, Started
 from ..errors import RemoteProtocolError, VhostUserError
 from ..protocol.rules import Channel
 from ..protocol.state import Role
@@ -23,12 +18,11 @@ from ..transport.fds import close_all
 from .act import Conversation
 from .front_end import HONEST, Had, HostileFrontend
 from .line import Line, ready
-from .usage import Held, held, listener_of, seconds_of_cpu
+from .next_one import NextOne
+from .usage import listener_of, seconds_of_cpu
 
 TRIES: Final = 8
 """Connections that are made, until one is served."""
-LINGERS: Final = 0.25
-"""Seconds in which one that ended the connection may end itself."""
 SPINS: Final = 0.1
 """The share of its time that one has to compute to be called busy: one that waits for something computes nothing."""
 
@@ -61,6 +55,9 @@ class Gone(VhostUserError):
 class Target(Protocol):
     """A peer to have conversations with."""
 
+    next: NextOne
+    """The connection of the next conversation: what there is to be left, and to look at the peer by."""
+
     @property
     def restarts(self) -> int:
         """How often it was started again."""
@@ -68,68 +65,28 @@ class Target(Protocol):
     def have(self, talk: Conversation, events: list[Event] | None = None) -> Verdict:
         """Have a conversation, and see what came of it. Gone, if it does not come back after it."""
 
-    def held(self) -> Held | None:
-        """What its process holds now; None if nobody can know."""
-
-    def close(self) -> None:
-        """Leave it."""
-
-
-class Restarted(Started):
-    """A command that is started again; what its processes died of is kept."""
-
-    def __init__(self, command: str | Sequence[str], *, path: str = "") -> None:
-        super().__init__(command, path=path)
-        self.death, self.starts = "", 0
-
-    def linger(self) -> None:
-        """Wait a moment for the end of a process that has closed its connection."""
-        if self._process:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(LINGERS)
-
-    def renew(self) -> None:
-        """As Started. How it ends now is our doing."""
-        if self._process and self._process.poll() is not None:
-            self.death = self.death or self._end()
-        super().renew()
-        self._process = None
-
-    def kill(self) -> None:
-        """End it, and all that it has started, at once."""
-        if self._process:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-
-    def _start(self) -> None:
-        if self._process:
-            self.death = self.death or self._end()
-        self.starts += 1
-        super()._start()
-
 
 class BackendTarget:
     """A back-end, which is met before each conversation: it has answered GET_FEATURES on the very connection."""
 
-    def __init__(self, peer: Listening | Restarted, *, timeout: float) -> None:
+    def __init__(self, peer: Listening | Started, *, timeout: float) -> None:
         self._peer, self._timeout = peer, timeout
-        self._next: socket.socket | None = None
         self._hung = ""
         self.offer: Offer = offer_of(peer, timeout=timeout)
-        self._next = self._met()
-        if self._next is None:
+        self.next = NextOne()
+        self.next.put(self._met())
+        if not self.next.is_there:
             raise VhostUserError(f"it answers GET_FEATURES on none of its connections{self._hung and f': {self._hung}'}")
         self._death()  # one that serves once has ended since
 
     @property
     def restarts(self) -> int:
         """How often it was started again."""
-        return self._peer.starts - 1 if isinstance(self._peer, Restarted) else 0
+        return self._peer.starts - 1 if isinstance(self._peer, Started) else 0
 
     def have(self, talk: Conversation, events: list[Event] | None = None) -> Verdict:
         """As Target."""
-        sock = self._next or self._met()
-        self._next = None
+        sock = self.next.take() or self._met()
         if sock is None:
             raise Gone(f"the back-end does not come back: {self._hung}", Verdict(Had()))
         front = HostileFrontend(sock, talk, events)
@@ -139,27 +96,16 @@ class BackendTarget:
             front.close()
         return self._seen(had)
 
-    def held(self) -> Held | None:
-        """As Target."""
-        pid = listener_of(self._next) if self._next else 0
-        return held(pid) if pid else None
-
-    def close(self) -> None:
-        """As Target; the peer is somebody else's."""
-        if self._next:
-            self._next.close()
-            self._next = None
-
     def _seen(self, had: Had) -> Verdict:
         """What came of it: the back-end is met again, or not."""
         try:
-            self._next = self._met()
+            self.next.put(self._met())
         except VhostUserError as error:
             death = self._death() or "nobody listens any more"
             raise Gone(f"the back-end does not come back: {error}", Verdict(had, Kind.CRASH, death)) from None
         if death := self._death():
             return Verdict(had, Kind.CRASH, death)
-        if self._next is None:
+        if not self.next.is_there:
             verdict = Verdict(had, Kind.HANG, self._hung)
             if isinstance(self._peer, Listening):
                 raise Gone("the back-end hangs", verdict)
@@ -168,10 +114,7 @@ class BackendTarget:
 
     def _death(self) -> str:
         """What its last process died of, told once."""
-        if not isinstance(self._peer, Restarted):
-            return ""
-        death, self._peer.death = self._peer.death, ""
-        return death
+        return self._peer.take_death() if isinstance(self._peer, Started) else ""
 
     def _met(self) -> socket.socket | None:
         """A connection that is served; None if the back-end hangs, which is over then if it can be started again."""
@@ -213,7 +156,7 @@ class BackendTarget:
 
 
 def _linger(peer: Peer) -> None:
-    if isinstance(peer, Restarted):
+    if isinstance(peer, Started):
         peer.linger()
     else:
         time.sleep(LINGERS / TRIES)
