@@ -151,7 +151,11 @@ class RingRequests:
 
     def on_set_vring_call(self, message: OwnedMessage) -> None:
         """That of a ring which goes on is set once: whoever ran it before may have given back requests and not said so."""
+        vring = self._rings.vrings[body_of(message, U64).value & VRING_INDEX_MASK]
+        by_message = vring.calls_by_message
         index, state = self._replace(message, "call"), self._session.state
+        if vring.calls_by_message is not by_message:
+            self._rings.kick(index, wait=False)  # compiled code may serve it now
         if state.rings[index].base not in (None, ring_format(state.acknowledged).first_base) or self._inflight:
             self._rings.vrings[index].signal("call")
 

@@ -106,7 +106,7 @@ class RingWork:
     def _turn(self, vring: Vring, queue: DeviceQueue, epoch: int, post: Post | None) -> bool:
         """What there is to do for a ring; whether there may be more."""
         ring = None if self._choosy else _compiled(queue)
-        plain = _native.accelerated and not (self.log or self._choosy or vring.bell)  # compiled code logs and calls less
+        plain = _native.accelerated and not (self.log or self._choosy or vring.calls_by_message)  # it neither logs nor sends
         held = vring.kept.holds  # compiled code holds nothing back
         handler = self._device.compiled() if plain and not held else None
         if post is None or ring is None:

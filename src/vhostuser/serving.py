@@ -234,6 +234,7 @@ class Serving:
         bell = self._bell.ring if self._session.state.has(F.INBAND_NOTIFICATIONS) else None
         for vring in self._rings.vrings:
             vring.bell = bell
+        self._rings.wake()  # compiled code leaves the calls by message to Python
 
     def on_get_queue_num(self, message: OwnedMessage) -> Payload:
         return U64(len(self._device.queue_sizes))

@@ -71,6 +71,11 @@ class Vring:
         return queue.base if (queue := self.queue) else None
 
     @property
+    def calls_by_message(self) -> bool:
+        """The driver is told by a message that requests are done: no eventfd does, and it does not look by itself."""
+        return self.bell is not None and "call" not in self._files and "call" not in self.polled
+
+    @property
     def left_base(self) -> int:
         """Where the queue, which is stopped, goes on."""
         if (queue := self.queue) is None:

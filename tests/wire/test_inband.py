@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import pytest
 
-from vhostuser import MapRequest, QueueBroken, RemoteProtocolError
+from vhostuser import MapRequest, QueueBroken, RemoteProtocolError, _native
 from vhostuser.memory.mapping import map_file
 from vhostuser.protocol.numbers import NEED_REPLY, VERSION, mask
 from vhostuser.protocol.numbers import BackendRequest as B
 from vhostuser.protocol.numbers import FrontendRequest as Q
 from vhostuser.protocol.numbers import ProtocolFeature as F
 from vhostuser.protocol.payloads import U64, VringAddr, VringState
-from vhostuser.testing import ServedRawFrontend, Wire, joined, raw_frontend, sparse_file, wait_until
+from vhostuser.testing import DEADLINE, ServedRawFrontend, Wire, joined, raw_frontend, sparse_file, wait_until
 from vhostuser.testing.files import message
 from vhostuser.testing.raw_frontend import PROTOCOL_FEATURES
 
 from .devices import Scripted
+
+if TYPE_CHECKING:
+    from vhostuser._native.handover import Handover
+    from vhostuser._native.walk import DeviceRing
 
 PAGE = 4096
 NO_FD = 1 << 8
@@ -126,8 +132,8 @@ class Hand:
 
 
 @contextmanager
-def by_hand() -> Iterator[Hand]:
-    with raw_frontend(patient()) as raw:
+def by_hand(device: Scripted | None = None) -> Iterator[Hand]:
+    with raw_frontend(device or patient()) as raw:
         hand = Hand(raw)
         try:
             yield hand
@@ -246,3 +252,38 @@ def test_a_kick_is_refused_that_was_not_negotiated_or_has_no_ring() -> None:
         hand.offer()
         hand.heard(hand.channel)
         answer(hand.channel)
+
+
+class Noted(Scripted):
+    """Says whether compiled code may serve it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drain_timeout = 1e4
+        self.serves = threading.Event()
+
+    def compiled(self) -> Noted:
+        return self
+
+    def serve(self, ring: DeviceRing, handover: Handover, epoch: int, kick: int, waker: int, spin: int) -> int:
+        """As CompiledHandler: wait for a request, and leave it to Python."""
+        self.serves.set()
+        why = handover.wait(ring, epoch, kick, waker, spin)
+        return _native.handover.LEFT if why == _native.handover.WORK else why
+
+
+@pytest.mark.skipif(not _native.accelerated, reason="nothing is compiled here")
+def test_compiled_code_serves_a_ring_as_soon_as_its_driver_is_called_by_eventfd() -> None:
+    """QEMU acknowledges INBAND_NOTIFICATIONS, and gives eventfds."""
+    device = Noted()
+    with by_hand(device) as hand:
+        hand.raw.accepted(Q.SET_VRING_KICK, U64(0), fds=[hand.raw.eventfd()])
+        hand.offer()
+        hand.heard(hand.channel)
+        answer(hand.channel)
+        assert not device.serves.is_set(), "it would not call the driver"
+        call = hand.raw.eventfd()
+        hand.raw.accepted(Q.SET_VRING_CALL, U64(0), fds=[call])
+        assert device.serves.wait(DEADLINE)
+        hand.offer()
+        assert os.eventfd_read(call.fileno())
