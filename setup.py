@@ -24,6 +24,7 @@ def extensions() -> list[Extension]:
         "block",
         "files",
         "listing",
+        "status",
         "passing",
     )
     modules = [

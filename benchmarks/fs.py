@@ -120,6 +120,8 @@ def acts(session: FuseSession) -> dict[str, Act]:
         "READ 128 KiB": lambda at: call(Opcode.READ, file, ReadIn(fh, at % 32 << 17, 128 << 10), room=128 << 10),
         "WRITE 4 KiB": lambda at: call(Opcode.WRITE, out, WriteIn(out_fh, at % 1024 * 4096, 4096), data=page),
         "WRITE 128 KiB": lambda at: call(Opcode.WRITE, out, WriteIn(out_fh, at % 32 << 17, len(more)), data=more),
+        "FORGET": lambda at: session.forget([NO_HANDLE]),
+        "READDIR of 100": lambda at: call(Opcode.READDIR, folder, ReadIn(listed, 0, 4096), room=4096),
         "READDIRPLUS of 25": lambda at: call(Opcode.READDIRPLUS, folder, ReadIn(listed, 0, 4096), room=4096),
         "CREATE, RELEASE, UNLINK": create,
     }

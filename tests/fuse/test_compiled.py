@@ -244,7 +244,7 @@ def test_what_was_done_already_is_only_answered(share: StandIn, half: str, name:
         assert guest.exchange(sent) == s.OutHeader(OUT_HEADER_SIZE, 0, 77).pack()
         late[sent] = made
         guest.frontend.reset()
-        assert late == {}
+        assert guest.device._server.late == {}
 
 
 @pytest.mark.skipif(not _native.accelerated, reason="nothing is compiled")

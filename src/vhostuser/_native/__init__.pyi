@@ -10,6 +10,7 @@ from . import packed as packed
 from . import passing as passing
 from . import ring as ring
 from . import server as server
+from . import status as status
 from . import transfer as transfer
 from . import walk as walk
 from . import window as window

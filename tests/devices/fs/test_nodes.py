@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from vhostuser import _native
 from vhostuser.devices.fs.options import ShareOptions
+from vhostuser.devices.fs.passthrough.attributes import Attributes
 from vhostuser.fuse import structs as s
 from vhostuser.fuse.numbers import ROOT_ID, Fattr, LockFlag
 
@@ -135,6 +138,52 @@ def test_access_is_granted_by_the_mode(
                 guest.share.access(call)
         else:
             guest.share.access(call)
+
+
+@pytest.mark.skipif(not _native.accelerated, reason="nothing is compiled")
+@pytest.mark.parametrize("seconds", [0, -1, -(1 << 31), 1 << 32, 1_700_000_000])
+@pytest.mark.parametrize("kind", ["file", "directory", "link", "fifo"])
+def test_both_halves_say_the_same_of_a_file(guest: Guest, root: Path, kind: str, seconds: int) -> None:
+    path = root / kind
+    if kind == "file":
+        path.write_bytes(b"")
+        os.truncate(path, (1 << 33) + 5)
+        os.link(path, root / "other")
+        path.chmod(0o4755)
+        if os.geteuid() == 0:
+            os.chown(path, 77, 88)
+    elif kind == "directory":
+        path.mkdir(0o1700)
+    elif kind == "link":
+        path.symlink_to("nowhere")
+    else:
+        os.mkfifo(path)
+    with contextlib.suppress(OSError):  # a time that this file system can't have
+        os.utime(path, ns=(seconds * 1_000_000_000 + 999_999_999, seconds * 1_000_000_000 + 1), follow_symlinks=False)
+    attributes, plain = Attributes(guest.share._state, None, None), os.lstat(path)
+    folder, fd = os.open(root, os.O_PATH), os.open(path, os.O_PATH | os.O_NOFOLLOW)
+    try:
+        for found in (_native.status.look(folder, os.fsencode(kind)), _native.status.look_at(fd)):
+            assert attributes.attr(found, 3) == attributes.attr(plain, 3)
+            for field in ("dev", "ino", "mode", "size", "uid", "gid", "mtime_ns"):
+                assert getattr(found, f"st_{field}") == getattr(plain, f"st_{field}")
+    finally:
+        os.close(folder)
+        os.close(fd)
+
+
+@pytest.mark.skipif(not _native.accelerated, reason="nothing is compiled")
+def test_what_is_not_there_is_told_as_os_does(root: Path) -> None:
+    folder = os.open(root, os.O_PATH)
+    try:
+        with pytest.raises(FileNotFoundError):
+            _native.status.look(folder, b"nowhere")
+        with pytest.raises(ValueError, match="NUL"):
+            _native.status.look(folder, b"no\0where")
+    finally:
+        os.close(folder)
+    with fails(errno.EBADF):
+        _native.status.look_at(-1)
 
 
 def fallocate(guest: Guest, file: Entry, mode: int, offset: int, length: int) -> None:

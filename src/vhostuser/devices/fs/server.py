@@ -278,8 +278,8 @@ class Server:
         """What is in progress goes on: nothing here waits for long."""
 
     def reset(self) -> None:
-        """The device was reset, or the guest is gone."""
-        self.late.clear()
+        """The device was reset, or the guest is gone: what still hangs is answered to nobody."""
+        self.late = {}
         self._session.reset()
 
 

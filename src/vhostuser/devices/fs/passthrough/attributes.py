@@ -14,6 +14,7 @@ from ....fuse import structs as s
 from ....fuse.numbers import AttrFlag, InitFlag
 from ..idmap import IDENTITY
 from ..options import TIMEOUTS
+from .found import Found
 from .inodes import Inode
 from .state import Ids, State
 
@@ -39,11 +40,11 @@ class Attributes:
         self._entry = entry.pack()[_NODEID_SIZE : -len(_ATTR)]
         self._attr = s.AttrOut(self.seconds, self.nanoseconds, _ATTR).pack()[: -len(_ATTR)]
 
-    def entry(self, inode: Inode, parent: Inode | None, found: os.stat_result) -> bytes:
+    def entry(self, inode: Inode, parent: Inode | None, found: Found) -> bytes:
         """An EntryOut: the inode that was found in `parent`."""
         return _nodeid(inode.nodeid) + self._entry + self.attr(found, self._flags(inode, parent))
 
-    def answer(self, inode: Inode, found: os.stat_result) -> bytes:
+    def answer(self, inode: Inode, found: Found) -> bytes:
         """An AttrOut."""
         return self._attr + self.attr(found, self._flags(inode, None))
 
@@ -52,8 +53,11 @@ class Attributes:
         guest_uid = uid if self._uids is None else self._uids.to_guest(uid)
         return guest_uid, gid if self._gids is None else self._gids.to_guest(gid)
 
-    def attr(self, found: os.stat_result, flags: int) -> bytes:
+    def attr(self, found: Found, flags: int) -> bytes:
         """An Attr."""
+        if not isinstance(found, os.stat_result):
+            uid, gid = found.st_uid, found.st_gid
+            return found.attr(*(self.ids(uid, gid) if self._translated else (uid, gid)), flags)
         mode, ino, _, nlink, uid, gid, size = found[:7]
         atime, atimensec = divmod(found.st_atime_ns, _SECOND)
         mtime, mtimensec = divmod(found.st_mtime_ns, _SECOND)

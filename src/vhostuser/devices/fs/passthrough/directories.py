@@ -37,8 +37,8 @@ _ENTRY_SIZE: Final = s.EntryOut.STRUCT.size
 _NO_ENTRY: Final = bytes(_ENTRY_SIZE)
 """An EntryOut that says nothing: the guest looks the name up if it wants it."""
 _DOTS: Final = (b".", b"..")
-EntryMaker = Callable[[Inode, bytes], bytes]
-"""Makes the EntryOut of a name in a directory."""
+EntryMaker = Callable[[Inode, bytes, int], bytes]
+"""Makes the EntryOut of a name in a directory, listed with that inode number."""
 
 
 class _Records(dict[int, Callable[..., bytes]]):
@@ -79,11 +79,11 @@ class Directories:
         """The entries from an offset on, each with its inode, looked up once more."""
         return self._list(call, _ENTRY_SIZE, self._entry)
 
-    def _entry(self, directory: Inode, name: bytes) -> bytes:
+    def _entry(self, directory: Inode, name: bytes, ino: int) -> bytes:
         if name in _DOTS:
             return _NO_ENTRY
         try:
-            return self._lookups.entry(directory, name)
+            return self._lookups.listed(directory, name, ino)
         except OSError:
             return _NO_ENTRY
 
@@ -120,7 +120,7 @@ def _take(directory: OpenDirectory, parts: list[bytes], left: int, extra: int, e
         if left < 0:
             break
         if entry:
-            parts.append(entry(inode, name))
+            parts.append(entry(inode, name, ino))
         if above and name == b"..":
             ino = above
         parts.append(_RECORDS[units](ino, offset, length, type, name))

@@ -18,6 +18,7 @@ from .calls import failed
 from .capability import Capability
 from .closing import Closing
 from .credentials import Creators, WithoutFsetid
+from .found import look_at
 from .inodes import Fd, Inode
 from .names import Lookups
 from .opened import OpenFile
@@ -113,7 +114,7 @@ class Files:
 
     def _made(self, parent: Inode, fd: Fd) -> bytes:
         """The answer of a file that is new."""
-        found = os.fstat(fd.number)
+        found = look_at(fd.number)
         path = os.open(b"%d" % fd.number, os.O_PATH | os.O_CLOEXEC, dir_fd=self._state.proc.number)
         inode = self._state.adopt(self._state.kept(path), found, parent.mount)
         fh = self._state.opened.add_file(OpenFile(inode, fd))

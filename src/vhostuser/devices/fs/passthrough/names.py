@@ -11,6 +11,7 @@ from ....fuse import structs as s
 from ....fuse.rules import Call
 from .attributes import Attributes
 from .calls import failed, mount_id
+from .found import Found, look, look_at
 from .inodes import Inode
 from .state import PATH, State, arguments, name_of
 
@@ -32,14 +33,26 @@ class Lookups:
         inode, found = self.find(parent, name)
         return self._attributes.entry(inode, parent, found)
 
-    def find(self, parent: Inode, name: bytes) -> tuple[Inode, os.stat_result]:
+    def listed(self, parent: Inode, name: bytes, ino: int) -> bytes:
+        """The same of a name that was listed with this inode number: one that is new is opened without a look before."""
+        if self._state.inodes.peek((parent.key[0], ino, parent.mount)) is not None:
+            return self.entry(parent, name)
+        at = self._state.at(parent)
+        inode, found = self._seen(*self._meet(parent, at.number, name))
+        return self._attributes.entry(inode, parent, found)
+
+    def find(self, parent: Inode, name: bytes) -> tuple[Inode, Found]:
         """The inode of `name` in `parent`, looked up once more, and its attributes."""
         at = self._state.at(parent)
-        found = os.stat(name, dir_fd=at.number, follow_symlinks=False)
+        found = look(at.number, name)
         mount = mount_id(at.number, name) if stat.S_ISDIR(found.st_mode) else parent.mount
         inode = self._state.inodes.find((found.st_dev, found.st_ino, mount))
         if inode is None:
             inode, found = self._meet(parent, at.number, name)
+        return self._seen(inode, found)
+
+    def _seen(self, inode: Inode, found: Found) -> tuple[Inode, Found]:
+        """The same, once the window shows the file so. If it can't the inode was not looked up."""
         try:
             self._state.seen(inode, found)
         except OSError:
@@ -47,10 +60,10 @@ class Lookups:
             raise
         return inode, found
 
-    def _meet(self, parent: Inode, directory: int, name: bytes) -> tuple[Inode, os.stat_result]:
+    def _meet(self, parent: Inode, directory: int, name: bytes) -> tuple[Inode, Found]:
         """The same of an inode that is new, or one that has no fd."""
         fd = self._state.kept(os.open(name, PATH, dir_fd=directory))
-        found = os.fstat(fd.number)
+        found = look_at(fd.number)
         mount = mount_id(fd.number) if stat.S_ISDIR(found.st_mode) else parent.mount
         return self._state.adopt(fd, found, mount), found
 

@@ -18,6 +18,7 @@ from .calls import UTIME_NOW, UTIME_OMIT, failed
 from .capability import Capability
 from .credentials import Creators, WithoutFsetid
 from .files import OFFSET_MAX, check_range
+from .found import look_at
 from .inodes import Fd, Inode
 from .state import State, arguments
 
@@ -40,7 +41,7 @@ class Nodes:
         """The attributes of an inode, or of an open file of it."""
         given, inode = arguments(call, s.GetattrIn), self._state.inode(call)
         fd = self._file(inode, given.fh if given.getattr_flags & GetattrFlag.FH else None)
-        found = os.fstat(fd.number)
+        found = look_at(fd.number)
         self._state.seen(inode, found)
         return self._attributes.answer(inode, found)
 

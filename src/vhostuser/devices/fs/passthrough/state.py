@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import stat
+import threading
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Protocol, TypeVar
 
@@ -16,6 +17,7 @@ from ....protocol.layout import Payload
 from ....transport.fds import OwnedFd
 from ..options import Handles, ShareOptions
 from .calls import FileHandle, failed, mount_id, name_to_handle, open_by_handle
+from .found import Found
 from .inodes import Fd, Inode, Inodes
 from .opened import Opened
 
@@ -94,6 +96,13 @@ def name_of(call: Call, which: int = 0) -> bytes:
     return name
 
 
+class _Spare(threading.local):
+    """Fds of this thread, for files that must not want for one."""
+
+    def __init__(self) -> None:
+        self.fds: list[Fd] = []
+
+
 class State:
     """The share's files. Whoever uses a file holds its Fd, so that its number stays what it is."""
 
@@ -106,6 +115,7 @@ class State:
         self.proc = Fd(fds.detach() if fds else os.open("/proc/self/fd", os.O_PATH | os.O_CLOEXEC))
         self._root = root
         self._mounts: dict[int, Fd] = {}
+        self._spare = _Spare()
         self._limit = self._plenty = 0
         try:
             self.reset()
@@ -146,6 +156,7 @@ class State:
         self.opened.clear()
         self.inodes.clear()
         self._mounts = {}
+        self._spare = _Spare()
         self.proc.close()
         self._root.close()
 
@@ -188,16 +199,27 @@ class State:
         return self.kept(open_by_handle(mount.number, inode.handle.handle, PATH))
 
     def kept(self, fd: int) -> Fd:
-        """The owner of an fd that was just opened. OSError, EMFILE, if it is one too many."""
+        """The owner of an fd that was just opened. If it is one too many a spare one takes its place, or OSError, EMFILE."""
         owner = Fd(fd)
-        if fd >= self._limit:
+        if fd < self._limit:
+            return owner
+        if not self._spare.fds:
             raise failed(errno.EMFILE)
-        return owner
+        place = self._spare.fds.pop()
+        os.dup2(fd, place.number, inheritable=False)
+        return place
 
     def check_room(self, count: int) -> None:
-        """OSError, EMFILE, unless so many files can be opened: asked before one is made, which has to be opened then."""
-        spare = [self.kept(os.dup(self.proc.number)) for _ in range(count)]
-        del spare
+        """OSError, EMFILE, unless so many files can be opened: asked before one is made, which has to be opened then.
+
+        So many fds are spare then in this thread. As long as there are others they stay for the next time.
+        """
+        spare = self._spare.fds
+        while len(spare) < count:
+            owner = Fd(os.dup(self.proc.number))
+            if owner.number >= self._limit:
+                raise failed(errno.EMFILE)
+            spare.append(owner)
 
     def reopen(self, inode: Inode, flags: int) -> Fd:
         """The inode's file, opened anew with the flags of an open(2). OSError, EBADF, if it is none to be opened."""
@@ -210,7 +232,7 @@ class State:
         flags = flags & _MEANT | os.O_NONBLOCK | os.O_CLOEXEC
         return self.kept(os.open(b"%d" % at.number, flags, dir_fd=self.proc.number))
 
-    def adopt(self, fd: Fd, found: os.stat_result, mount: int) -> Inode:
+    def adopt(self, fd: Fd, found: Found, mount: int) -> Inode:
         """The inode of a file that was opened by O_PATH, and what fstat said of it: looked up once more."""
         key = found.st_dev, found.st_ino, mount
         known = self.inodes.peek(key)
@@ -264,7 +286,7 @@ class State:
             return nullcontext()
         return self.window.shrinking(inode.file, size)
 
-    def seen(self, inode: Inode, found: os.stat_result) -> None:
+    def seen(self, inode: Inode, found: Found) -> None:
         """Have the window show a file as it was found, if it was changed on the host."""
         if self.window is not None and inode.type == stat.S_IFREG:
             self.window.refresh(inode.file, found.st_size, found.st_mtime_ns)
