@@ -41,7 +41,7 @@ def change(before: str, after: str) -> tuple[str, str]:
     """The lines that went, and those that came."""
     diff = list(unified_diff(before.splitlines(), after.splitlines(), n=0))[3:]
     old, new = (" ".join(line[1:].strip() for line in diff if line[0] == sign) for sign in "-+")
-    return old, new
+    return old, new or f"(no {old})"
 
 
 def _is_code(node: NodeOrLeaf) -> bool:

@@ -192,7 +192,7 @@ class Scripted(socket.socket):
     messages: list[tuple[bytes, list[tuple[int, int, bytes]], int]]
     sent: int | OSError | None = None
 
-    def recvmsg(  # type: ignore[override]  # one address is like another
+    def recvmsg(
         self, bufsize: int, ancbufsize: int = 0, flags: int = 0
     ) -> tuple[bytes, list[tuple[int, int, bytes]], int, None]:
         return (*self.messages.pop(0), None)

@@ -235,7 +235,7 @@ def test_the_plain_way_leaves_no_trace_where_the_kernel_says_no(
     plain: Plain, file: int, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(core_module, call, lambda *_: FAILED)
+        patched.setattr(core_module, call, lambda *_: int(str(FAILED)))  # as from a call: no object that is known
         assert plain[0].map(file, 0, PAGE, 0, 0) is False
     assert untouched(plain, file)
 
@@ -246,7 +246,7 @@ def test_the_plain_way_keeps_what_the_kernel_does_not_take_away(
     core, table, quota, window = plain
     assert core.map(file, PAGE, PAGE, 0, 1) is True
     with monkeypatch.context() as patched:
-        patched.setattr(core_module, "sys_mmap", lambda *_: FAILED)
+        patched.setattr(core_module, "sys_mmap", lambda *_: int(str(FAILED)))  # as from a call: no object that is known
         assert core.unmap(PAGE, PAGE) is False
     assert (len(table), quota.used) == (1, 1)
     assert seen(window) == [RESERVED, READ_WRITE, *[RESERVED] * 4]
