@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Final
 
 from ..conformance.check_frontend import TIMEOUT, check_front_end, front_end_rules, reach_of
@@ -63,7 +63,7 @@ def _peer(options: argparse.Namespace) -> Iterator[Awaited | Launched]:
         yield peer
 
 
-def _outcomes(options: argparse.Namespace, rules: Sequence[FrontendRule]) -> Iterator[Outcome]:
+def _outcomes(options: argparse.Namespace, rules: Sequence[FrontendRule]) -> Generator[Outcome, None, None]:
     """Each rule's end, as the profile sees it."""
     with _peer(options) as peer:
         reach = reach_of(peer, timeout=options.timeout)
