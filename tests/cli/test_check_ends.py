@@ -178,6 +178,14 @@ def test_an_interrupt_sums_up_what_there_was_and_ends_the_peer(tmp_path: Path) -
     assert not Path(f"/proc/{pid}").exists()
 
 
+def test_a_back_end_that_was_started_is_told_to_end_before_it_is_killed(tmp_path: Path) -> None:
+    noted = tmp_path / "noted"
+    script = f'trap "echo told > {shlex.quote(str(noted))}; exit" TERM; {RNG} & wait'
+    done = checked("back-end", "--run", shlex.join(["sh", "-c", script]), "--rule", "^the_device_can_be_owned")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert noted.read_text() == "told\n"
+
+
 def test_a_second_interrupt_leaves_no_peer_behind(tmp_path: Path) -> None:
     noted = tmp_path / "pid"
     stubborn = (

@@ -62,7 +62,8 @@ def _peer(options: argparse.Namespace) -> Iterator[Peer]:
     if not options.run:
         yield Listening(options.socket, patience=options.timeout)
         return
-    with Started(options.run, path=options.socket or "") as peer, undone(peer.kill):
+    peer = Started(options.run, path=options.socket or "")
+    with undone(peer.kill), peer:
         yield peer
 
 

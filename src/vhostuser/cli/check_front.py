@@ -59,7 +59,8 @@ def _peer(options: argparse.Namespace) -> Iterator[Awaited | Launched]:
         with Awaited(options.listen) as awaited:
             yield awaited
         return
-    with Launched(options.run, path=options.listen or "") as peer, undone(peer.kill):
+    peer = Launched(options.run, path=options.listen or "")
+    with undone(peer.kill), peer:
         yield peer
 
 
