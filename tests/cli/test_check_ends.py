@@ -235,7 +235,7 @@ def test_a_capture_that_has_no_room_ends_the_check_with_its_sum(tmp_path: Path) 
     (tmp_path / "regions_can_be_reserved.pcapng").symlink_to(FULL)
     with listening(TooMuch()) as (path, _):
         done = checked("back-end", path, "--section", "shmem_config", "--captures", tmp_path)
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 2, done.stderr
     line = one_line(done.stderr)
     assert f"cannot write the capture {tmp_path}/regions_can_be_reserved.pcapng: No space left on device" in line
     assert line.endswith("; try: another --captures DIR")
@@ -245,5 +245,5 @@ def test_a_capture_that_has_no_room_ends_the_check_with_its_sum(tmp_path: Path) 
 def test_a_report_that_has_no_room_is_told() -> None:
     with listening(TooMuch()) as (path, _):
         done = checked("back-end", path, "--rule", "^there_is_a_queue", "--junit", FULL)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert f"{FULL} can't be written: No space left on device; try: a --junit FILE elsewhere" in one_line(done.stderr)

@@ -108,7 +108,7 @@ def _over(options: argparse.Namespace, check: Checking, outcomes: list[Outcome],
             for outcome in _told(options, each):
                 outcomes.append(outcome)  # those before an error count
     except CaptureError as error:
-        return CommandError(str(error), "try: another --captures DIR", Exit.FAILED)
+        return CommandError(str(error), "try: another --captures DIR", Exit.USAGE)
     except VhostUserError as error:
         return CommandError(str(error), getattr(error, "advice", "") or advice, Exit.PEER)
     except KeyboardInterrupt:
@@ -120,7 +120,8 @@ def _write_junit(path: Path, report: str) -> None:
     try:
         path.write_text(report)
     except OSError as error:
-        raise CommandError(f"{path} can't be written: {error.strerror}", "try: a --junit FILE elsewhere") from None
+        why = f"{path} can't be written: {error.strerror}"
+        raise CommandError(why, "try: a --junit FILE elsewhere", Exit.USAGE) from None
 
 
 def _prepared(options: argparse.Namespace) -> None:

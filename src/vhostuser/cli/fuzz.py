@@ -127,7 +127,7 @@ def _conclude(options: argparse.Namespace, target: Target, campaign: Campaign) -
     except KeyboardInterrupt:
         complain(PROGRAM, "interrupted")
     except CaptureError as error:
-        over = CommandError(str(error), "try: another --captures DIR")
+        over = CommandError(str(error), "try: another --captures DIR", Exit.USAGE)
     except VhostUserError as error:
         over = CommandError(str(error), "try: --run CMD, which starts it again", Exit.PEER)
     if options.json:
