@@ -110,10 +110,16 @@ def _over(options: argparse.Namespace, check: Checking, outcomes: list[Outcome],
     except CaptureError as error:
         return CommandError(str(error), "try: another --captures DIR", Exit.USAGE)
     except VhostUserError as error:
-        return CommandError(str(error), getattr(error, "advice", "") or advice, Exit.PEER)
+        return CommandError(str(error), _hint(error) or advice, Exit.PEER)
     except KeyboardInterrupt:
         return CommandError("interrupted", "", Exit.INTERRUPTED)
     return None
+
+
+def _hint(error: VhostUserError) -> str:
+    """The advice of an error, in words that are of use here: the daemons' option is none of ours."""
+    hint = str(getattr(error, "advice", ""))
+    return "try: another path" if "--socket-path" in hint else hint
 
 
 def _write_junit(path: Path, report: str) -> None:
