@@ -19,7 +19,7 @@ from vhostuser.device import Device
 from vhostuser.testing import listening
 from vhostuser.virtio.chain import DescriptorChain
 
-from .programs import SECONDS, VHU, environment, one_line, words
+from .programs import SECONDS, VHU, environment, one_line, until, words
 
 SIDES = ("back-end", "front-end")
 RNG = shlex.join([sys.executable, "-m", "vhostuser.cli.rng", "--socket-path"]) + " {socket} --reconnect"
@@ -198,8 +198,7 @@ def test_a_second_interrupt_leaves_no_peer_behind(tmp_path: Path) -> None:
     )
     command = shlex.join([sys.executable, "-I", "-S", "-c", stubborn + ";time.sleep(600)"]) + " {socket}"
     with running("front-end", "--run", command) as process:
-        while not (noted.exists() and noted.read_text().endswith("\n")):
-            assert process.poll() is None
+        until(lambda: noted.exists() and noted.read_text().endswith("\n"), "the peer says its number")
         pid = int(noted.read_text())
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
