@@ -19,7 +19,7 @@ from vhostuser.device import Device
 from vhostuser.testing import listening
 from vhostuser.virtio.chain import DescriptorChain
 
-from .programs import SECONDS, VHU, environment, one_line, words
+from .programs import SECONDS, VHU, environment, one_line, until, words
 
 SIDES = ("back-end", "front-end")
 RNG = shlex.join([sys.executable, "-m", "vhostuser.cli.rng", "--socket-path"]) + " {socket} --reconnect"
@@ -117,7 +117,12 @@ def test_what_is_misspelt_is_recognised(ends: Callable[..., tuple[int, str]], wo
 
 @pytest.mark.parametrize(
     ("place", "says"),
-    [("file", "Connection refused"), (".", "Connection refused"), ("nobody", "No such file"), ("x" * 200, "107")],
+    [
+        ("file", "Connection refused"),
+        (".", "Connection refused"),
+        ("nobody", "No such file"),
+        ("x" * 200, "at most 107; try: another path"),
+    ],
 )
 def test_a_socket_that_is_none_is_told_with_its_path(
     ends: Callable[..., tuple[int, str]], tmp_path: Path, place: str, says: str
@@ -137,7 +142,7 @@ def test_a_file_in_the_place_of_the_socket_is_left_alone(
     precious.write_bytes(b"precious")
     code, line = ends(side, *option, str(precious), "--run", "false {socket}")
     assert code == 3
-    assert str(precious) in line
+    assert f"cannot listen on {precious}: something that is no socket is there; try: another path" in line
     assert precious.read_bytes() == b"precious"
 
 
@@ -178,6 +183,14 @@ def test_an_interrupt_sums_up_what_there_was_and_ends_the_peer(tmp_path: Path) -
     assert not Path(f"/proc/{pid}").exists()
 
 
+def test_a_back_end_that_was_started_is_told_to_end_before_it_is_killed(tmp_path: Path) -> None:
+    noted = tmp_path / "noted"
+    script = f'trap "echo told > {shlex.quote(str(noted))}; exit" TERM; {RNG} & wait'
+    done = checked("back-end", "--run", shlex.join(["sh", "-c", script]), "--rule", "^the_device_can_be_owned")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert noted.read_text() == "told\n"
+
+
 def test_a_second_interrupt_leaves_no_peer_behind(tmp_path: Path) -> None:
     noted = tmp_path / "pid"
     stubborn = (
@@ -185,8 +198,7 @@ def test_a_second_interrupt_leaves_no_peer_behind(tmp_path: Path) -> None:
     )
     command = shlex.join([sys.executable, "-I", "-S", "-c", stubborn + ";time.sleep(600)"]) + " {socket}"
     with running("front-end", "--run", command) as process:
-        while not (noted.exists() and noted.read_text().endswith("\n")):
-            assert process.poll() is None
+        until(lambda: noted.exists() and noted.read_text().endswith("\n"), "the peer says its number")
         pid = int(noted.read_text())
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -227,7 +239,7 @@ def test_a_capture_that_has_no_room_ends_the_check_with_its_sum(tmp_path: Path) 
     (tmp_path / "regions_can_be_reserved.pcapng").symlink_to(FULL)
     with listening(TooMuch()) as (path, _):
         done = checked("back-end", path, "--section", "shmem_config", "--captures", tmp_path)
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 2, done.stderr
     line = one_line(done.stderr)
     assert f"cannot write the capture {tmp_path}/regions_can_be_reserved.pcapng: No space left on device" in line
     assert line.endswith("; try: another --captures DIR")
@@ -237,5 +249,5 @@ def test_a_capture_that_has_no_room_ends_the_check_with_its_sum(tmp_path: Path) 
 def test_a_report_that_has_no_room_is_told() -> None:
     with listening(TooMuch()) as (path, _):
         done = checked("back-end", path, "--rule", "^there_is_a_queue", "--junit", FULL)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert f"{FULL} can't be written: No space left on device; try: a --junit FILE elsewhere" in one_line(done.stderr)

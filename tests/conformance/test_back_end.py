@@ -14,6 +14,8 @@ from vhostuser.conformance.check_backend import check_one, offer_of
 from vhostuser.conformance.outcome import Result
 from vhostuser.conformance.probes import PROBES
 from vhostuser.conformance.rule import Rule
+from vhostuser.conformance.sent import sent_to
+from vhostuser.conformance.told import entry_of
 from vhostuser.device import Device
 from vhostuser.protocol.numbers import ProtocolFeature
 
@@ -22,6 +24,7 @@ from .wrong import Behind, Scripted
 from .wrong_back_end import WRONG
 
 RULES = list(BACK_END)
+RENEW = "what is told of this rule is old: python -m tests.conformance.conversations"
 DEVICES: Final[dict[str, type[Device]]] = {device.__name__: device for device in (Everything, Mapping, Plain)}
 SLOTS = {ProtocolFeature.CONFIGURE_MEM_SLOTS, ProtocolFeature.GET_VRING_BASE_INFLIGHT}
 
@@ -46,6 +49,7 @@ def test_our_back_end_keeps_it(rule: Rule[BackendBench]) -> None:
         outcome = check_one(rule, peer, offer_by(device.__name__), timeout=10.0)
     always_notifies = not _native.accelerated and rule.name == "the_driver_is_not_notified_if_it_does_not_want_to_be"
     assert outcome.result is (Result.BROKEN if always_notifies else Result.KEPT), outcome.got
+    assert sent_to(rule.side, outcome.events) == entry_of(rule)["sends"], RENEW
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)

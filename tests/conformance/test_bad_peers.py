@@ -15,9 +15,10 @@ import pytest
 from vhostuser.conformance.backend_bench import BackendBench, Offer
 from vhostuser.conformance.check_backend import check_one
 from vhostuser.conformance.check_frontend import reach_of
+from vhostuser.conformance.command import crash_in_words
 from vhostuser.conformance.frontend_bench import Reach
 from vhostuser.conformance.outcome import Result
-from vhostuser.conformance.peer import Listening, Started, crash_in_words
+from vhostuser.conformance.peer import Listening, Started
 from vhostuser.conformance.rule import Level, Needs, Rule
 from vhostuser.conformance.scripted_backend import ScriptedBackend
 from vhostuser.protocol.numbers import FrontendRequest

@@ -65,8 +65,7 @@ def test_one_that_does_not_end_is_killed(tmp_path: Path) -> None:
     script = "import os,signal,time; signal.signal(15, signal.SIG_IGN); os.mkfifo(os.environ['socket']); time.sleep(600)"
     command = Command([*PYTHON, script], str(ready))
     command.start()
-    while not ready.exists():
-        assert command.runs
+    until(ready.exists, "it ignores SIGTERM")
     assert command.end(0.05) == -signal.SIGKILL
 
 

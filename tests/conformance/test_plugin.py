@@ -49,6 +49,26 @@ def back_end_device():
     return "echo"
 """
 """One that keeps them, and says what it is."""
+FRONT_TESTS: Final = "from vhostuser.testing.conformance import test_front_end_keeps\n"
+FRONT_RULE: Final = "the_first_page_can_be_mapped"
+ATTACH: Final = shlex.join([sys.executable, "-m", "vhostuser", "attach", "{socket}"])
+CALLED: Final = """
+import pytest
+from vhostuser.frontend import Frontend
+from vhostuser.testing.conformance import Called
+
+def serve(path):
+    with Frontend.connect(path) as frontend:
+        frontend.share_memory(1 << 16)
+        frontend.start_queue(0, size=16)
+        frontend.serve()
+
+@pytest.fixture(scope="module")
+def front_end_peer():
+    with Called({function}) as peer:
+        yield peer
+"""
+"""A front-end of ours, as a fixture."""
 NAMED: Final = "an_unknown_request or regions_can_be_reserved"
 
 
@@ -155,9 +175,56 @@ def test_a_conftest_may_load_it_and_bring_the_back_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("device", "teapot"), ("profile", "nobody"), ("timeout", "nan"), ("run", "'")],
+    [
+        *(("device", "teapot"), ("profile", "nobody"), ("timeout", "nan"), ("run", "'"), ("run", " ")),
+        *(("front-run", "'"), ("front-profile", "nobody")),
+    ],
 )
 def test_an_option_that_is_none_is_told_before_anything_is_tested(tmp_path: Path, option: str, value: str) -> None:
     code, said = pytest_in(tmp_path, "-p", PLUG_IN, f"--vhost-user-{option}", value)
     assert code == pytest.ExitCode.USAGE_ERROR
-    assert said.startswith(f"ERROR: vhost_user_{option} ")
+    assert said.startswith(f"ERROR: vhost_user_{option.replace('-', '_')} ")
+
+
+def test_a_front_end_of_the_same_process_is_a_function_of_a_path(tmp_path: Path) -> None:
+    rules = f"{FRONT_RULE} or rings_are_stopped_by"
+    code, said = pytest_in(tmp_path, "-p", PLUG_IN, "-k", rules, "-vv", tests=FRONT_TESTS + CALLED.format(function="serve"))
+    assert code == 0, said
+    assert f"test_mine.py::test_front_end_keeps[{FRONT_RULE}] PASSED" in said
+    assert "it does not stop its rings by itself" in said  # which is skipped
+
+
+def test_a_front_end_may_be_a_command_and_both_sides_one_file(tmp_path: Path) -> None:
+    runs = ("--vhost-user-front-run", ATTACH, "--vhost-user-run", RNG)
+    code, said = pytest_in(tmp_path, "-p", PLUG_IN, *runs, "-k", f"{FRONT_RULE} or {WRONG}", tests=FRONT_TESTS + TESTS)
+    assert code == 0, said
+    assert "2 passed" in said
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        ("lambda path: 1 / 0", "the front-end raised ZeroDivisionError: division by zero without having connected to "),
+        ("lambda path: None", "the front-end returned without having connected to "),
+    ],
+)
+def test_a_front_end_that_does_not_connect_is_told_once(tmp_path: Path, function: str, why: str) -> None:
+    tests = FRONT_TESTS + CALLED.format(function=function)
+    code, said = pytest_in(tmp_path, "-p", PLUG_IN, "-k", "page_can_be_mapped", tests=tests)
+    assert code == 1
+    assert said.count("\nFAILED") == 1
+    assert f"the front-end is not there: {why}" in said
+
+
+def test_what_a_front_end_raises_is_a_crash(tmp_path: Path) -> None:
+    dies = "lambda path: (serve(path), {}['what it forgot'])"
+    tests = FRONT_TESTS + CALLED.format(function=dies).replace("frontend.serve()", "frontend.serve(0.5)")
+    code, said = pytest_in(tmp_path, "-p", PLUG_IN, "-k", FRONT_RULE, tests=tests)
+    assert code == 1
+    assert "a right back-end was too much for it already: it raised KeyError: 'what it forgot'" in said
+
+
+def test_no_front_end_at_all_is_told_with_what_to_do(tmp_path: Path) -> None:
+    code, said = pytest_in(tmp_path, "-p", PLUG_IN, "-k", FRONT_RULE, tests=FRONT_TESTS)
+    assert code == 1
+    assert "no front-end was named; try: --vhost-user-front-run CMD, or a fixture front_end_peer" in said

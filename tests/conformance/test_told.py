@@ -20,23 +20,18 @@ from vhostuser.protocol.state import Role
 from vhostuser.testing.files import message
 from vhostuser.trace.event import FdNote, Message
 
-from .conversations import back_end_said, front_end_said, stored
+from .conversations import front_end_said, stored
 
 RULES: Final = [*BACK_END, *front_end_rules()]
 Q: Final = FrontendRequest
 
 
 EVERY: Final = 12
-"""One rule of so many is had here: all of them are in conversations.py, and in the tests beside this one."""
+"""One rule for front-ends of so many is had here; those for back-ends are all looked at in test_back_end.py."""
 
 
 def test_what_is_stored_is_of_the_rules_that_there_are() -> None:
     assert stored().keys() == {rule.name for rule in RULES}
-
-
-@pytest.mark.parametrize("rule", list(BACK_END)[::EVERY], ids=lambda rule: rule.name)
-def test_what_is_sent_to_a_back_end_is_what_is_told(rule: Rule[Any]) -> None:
-    assert entry_of(rule)["sends"] == back_end_said(rule)
 
 
 @pytest.mark.parametrize("rule", list(front_end_rules())[::EVERY], ids=lambda rule: rule.name)

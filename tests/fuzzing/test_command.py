@@ -64,3 +64,19 @@ def test_an_interrupt_ends_it_with_the_summary(tmp_path: Path) -> None:
     assert "interrupted" in one_line(said)
     assert process.returncode == 1
     assert not is_listened_on(path)
+
+
+def test_a_capture_that_has_no_room_ends_it_with_the_summary(tmp_path: Path) -> None:
+    (tmp_path / "wrong-reply-GET_VRING_BASE.pcapng").symlink_to("/dev/full")
+    code, said, complaint = fuzz("--run", command("size"), "--count", "10", "--seed", "1", "--captures", str(tmp_path))
+    assert code == 2
+    assert said.startswith("seed 1: ")
+    line = one_line(complaint)
+    assert f"cannot write the capture {tmp_path}/wrong-reply-GET_VRING_BASE.pcapng: No space left on device" in line
+    assert line.endswith("; try: another --captures DIR")
+
+
+def test_what_is_no_command_line_is_usage() -> None:
+    code, said, complaint = fuzz("--run", "a 'b")
+    assert (code, said) == (2, "")
+    assert "is no command line: No closing quotation" in one_line(complaint)

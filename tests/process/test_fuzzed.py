@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from vhostuser.conformance.peer import Started
 from vhostuser.fuzzing.as_front_end import front_end_conversations
 from vhostuser.fuzzing.campaign import Campaign
-from vhostuser.fuzzing.target import BackendTarget, Restarted
+from vhostuser.fuzzing.target import BackendTarget
 from vhostuser.testing import DEADLINE
 
 SEED = 20
@@ -34,12 +35,12 @@ def options(daemon: str, folder: Path) -> list[str]:
 @pytest.mark.parametrize("daemon", ["blk", "fs", "rng", "shm"])
 def test_nothing_is_found(daemon: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", f"vhostuser.cli.{daemon}", "--reconnect", *options(daemon, tmp_path)]
-    with Restarted(f"{shlex.join(command)} --socket-path {{socket}}") as peer:
+    with Started(f"{shlex.join(command)} --socket-path {{socket}}") as peer:
         target = BackendTarget(peer, timeout=DEADLINE)
         played = Campaign(target, front_end_conversations(SEED, target.offer), seconds=600, most=CONVERSATIONS)
         try:
             assert list(played.run()) == []
         finally:
-            target.close()
+            target.next.close()
     assert played.conversations == CONVERSATIONS
     assert target.restarts == 0

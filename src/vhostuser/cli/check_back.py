@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Final
 
 from ..conformance.back_end.all_rules import MODULES
@@ -62,11 +62,12 @@ def _peer(options: argparse.Namespace) -> Iterator[Peer]:
     if not options.run:
         yield Listening(options.socket, patience=options.timeout)
         return
-    with Started(options.run, path=options.socket or "") as peer, undone(peer.kill):
+    peer = Started(options.run, path=options.socket or "")
+    with undone(peer.kill), peer:
         yield peer
 
 
-def _outcomes(options: argparse.Namespace, rules: Sequence[BackendRule]) -> Iterator[Outcome]:
+def _outcomes(options: argparse.Namespace, rules: Sequence[BackendRule]) -> Generator[Outcome, None, None]:
     """Each rule's end, as the profile sees it."""
     with _peer(options) as peer:
         offer = offer_of(peer, probe=PROBES[options.device] if options.device else None, timeout=options.timeout)

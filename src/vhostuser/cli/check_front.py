@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Final
 
 from ..conformance.check_frontend import TIMEOUT, check_front_end, front_end_rules, reach_of
@@ -59,11 +59,12 @@ def _peer(options: argparse.Namespace) -> Iterator[Awaited | Launched]:
         with Awaited(options.listen) as awaited:
             yield awaited
         return
-    with Launched(options.run, path=options.listen or "") as peer, undone(peer.kill):
+    peer = Launched(options.run, path=options.listen or "")
+    with undone(peer.kill), peer:
         yield peer
 
 
-def _outcomes(options: argparse.Namespace, rules: Sequence[FrontendRule]) -> Iterator[Outcome]:
+def _outcomes(options: argparse.Namespace, rules: Sequence[FrontendRule]) -> Generator[Outcome, None, None]:
     """Each rule's end, as the profile sees it."""
     with _peer(options) as peer:
         reach = reach_of(peer, timeout=options.timeout)

@@ -6,7 +6,7 @@ import argparse
 import json
 import random
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,6 +24,7 @@ from .outcome import CommandError, Exit, put
 
 B = TypeVar("B")
 _CLOSE: Final = 0.6
+Checking = Callable[[], Generator[Outcome, None, None]]
 
 
 def add_options(parser: Parser, profiles: Collection[str], side: str, timeout: float) -> None:
@@ -85,7 +86,7 @@ def listed(rules: Iterable[Rule[B]], *, as_json: bool) -> int:
     return Exit.DONE
 
 
-def conclude(options: argparse.Namespace, program: str, check: Callable[[], Iterator[Outcome]], advice: str) -> int:
+def conclude(options: argparse.Namespace, program: str, check: Checking, advice: str) -> int:
     """Check, tell each outcome as it comes, and sum up, whatever ends it; the exit code."""
     _prepared(options)
     strict, outcomes = options.profile == STRICT, list[Outcome]()
@@ -100,28 +101,33 @@ def conclude(options: argparse.Namespace, program: str, check: Callable[[], Iter
     return Exit.FAILED if any(fails(outcome, strict=strict) for outcome in outcomes) else Exit.DONE
 
 
-def _over(
-    options: argparse.Namespace, check: Callable[[], Iterator[Outcome]], outcomes: list[Outcome], advice: str
-) -> CommandError | None:
+def _over(options: argparse.Namespace, check: Checking, outcomes: list[Outcome], advice: str) -> CommandError | None:
     """Add the outcomes, one after the other, to `outcomes`; why there is no other, if the last rule was not reached."""
     try:
         with closing(check()) as each:
             for outcome in _told(options, each):
                 outcomes.append(outcome)  # those before an error count
     except CaptureError as error:
-        return CommandError(str(error), "try: another --captures DIR", Exit.FAILED)
+        return CommandError(str(error), "try: another --captures DIR", Exit.USAGE)
     except VhostUserError as error:
-        return CommandError(str(error), getattr(error, "advice", "") or advice, Exit.PEER)
+        return CommandError(str(error), _hint(error) or advice, Exit.PEER)
     except KeyboardInterrupt:
         return CommandError("interrupted", "", Exit.INTERRUPTED)
     return None
+
+
+def _hint(error: VhostUserError) -> str:
+    """The advice of an error, in words that are of use here: the daemons' option is none of ours."""
+    hint = str(getattr(error, "advice", ""))
+    return "try: another path" if "--socket-path" in hint else hint
 
 
 def _write_junit(path: Path, report: str) -> None:
     try:
         path.write_text(report)
     except OSError as error:
-        raise CommandError(f"{path} can't be written: {error.strerror}", "try: a --junit FILE elsewhere") from None
+        why = f"{path} can't be written: {error.strerror}"
+        raise CommandError(why, "try: a --junit FILE elsewhere", Exit.USAGE) from None
 
 
 def _prepared(options: argparse.Namespace) -> None:

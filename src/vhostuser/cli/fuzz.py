@@ -21,6 +21,7 @@ from ..fuzzing.front_target import FrontendTarget
 from ..fuzzing.summary import fields_of, lines_of
 from ..fuzzing.target import BackendTarget, Target
 from ..protocol.state import Role
+from ..trace.capture_error import CaptureError
 from .arguments import Parser, between, checked, number, seconds
 from .outcome import CommandError, Exit, complain, interrupt, on_end, put, undone
 from .running import command_line
@@ -116,7 +117,7 @@ def _back_end(options: argparse.Namespace, stack: contextlib.ExitStack) -> Liste
 
 def _conclude(options: argparse.Namespace, target: Target, campaign: Campaign) -> int:
     """Go through with it, tell each finding as it comes, and sum up, whatever ends it."""
-    over = ""
+    over: CommandError | None = None
     try:
         for finding in campaign.run():
             if options.captures:
@@ -125,8 +126,10 @@ def _conclude(options: argparse.Namespace, target: Target, campaign: Campaign) -
                 put("\n".join(finding.lines()))
     except KeyboardInterrupt:
         complain(PROGRAM, "interrupted")
+    except CaptureError as error:
+        over = CommandError(str(error), "try: another --captures DIR", Exit.USAGE)
     except VhostUserError as error:
-        over = str(error)
+        over = CommandError(str(error), "try: --run CMD, which starts it again", Exit.PEER)
     if options.json:
         for finding in campaign.findings:
             put(json.dumps(finding.fields()))
@@ -134,5 +137,5 @@ def _conclude(options: argparse.Namespace, target: Target, campaign: Campaign) -
     else:
         put("\n".join(lines_of(campaign, seed=options.seed, restarts=target.restarts)))
     if over:
-        raise CommandError(over, "try: --run CMD, which starts it again", Exit.PEER)
+        raise over
     return Exit.FAILED if campaign.findings else Exit.DONE

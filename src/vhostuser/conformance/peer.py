@@ -130,7 +130,7 @@ class Started:
         except OSError:
             return
         if not stat.S_ISSOCK(mode):
-            raise VhostUserError(f"{self._path} is there, and is no socket")
+            raise AddressError(f"cannot listen on {self._path}", "something that is no socket is there", "try: another path")
         os.unlink(self._path)
 
     def _check(self) -> None:

@@ -1,32 +1,43 @@
-"""A plug-in of pytest: the rules of `vhu check back-end` as tests of a back-end of your own, a test a rule.
+"""A plug-in of pytest: the rules of `vhu check` as tests of a back-end or a front-end of your own, a test a rule.
 
 Load it (`-p vhostuser.testing.conformance`, in `addopts` best), say what the back-end's command is (`--vhost-user-run`, or
-`vhost_user_run` among pytest's settings), and write a test file of one line:
+`vhost_user_run` among pytest's settings), or the front-end's (`--vhost-user-front-run`), and write a test file of one line:
 
-    from vhostuser.testing.conformance import test_back_end_keeps
+    from vhostuser.testing.conformance import test_back_end_keeps     # or test_front_end_keeps
 
-A back-end that no command starts is what a fixture of your own returns, of scope module or session:
+A back-end that no command starts is what a fixture of your own returns, of scope module or session; so is a front-end:
 
     @pytest.fixture(scope="module")
     def back_end_peer():
         with listening(MyDevice()) as (path, _):
             yield Listening(path)
 
+    @pytest.fixture(scope="module")
+    def front_end_peer():
+        with Called(my_front_end) as peer:      # a function of a path to connect to; or Awaited(path), or Launched(CMD)
+            yield peer
+
 PYTEST_DONT_REWRITE: there is no assert here.
 """
 
 from __future__ import annotations
 
-import shlex
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import pytest
 
+from ..conformance import check_backend, check_frontend
 from ..conformance.back_end.all_rules import MODULES
 from ..conformance.backend_bench import BACK_END, BackendBench, Offer
-from ..conformance.check_backend import TIMEOUT, check_one, offer_of
+from ..conformance.called_frontend import Called
+from ..conformance.check_backend import TIMEOUT
+from ..conformance.command import words_of
+from ..conformance.front_profiles import FRONT_END_PROFILES
+from ..conformance.frontend_bench import REST, FrontendBench, Reach
+from ..conformance.frontend_peer import Awaited, FrontendPeer, Launched
 from ..conformance.outcome import Outcome, Result, under
 from ..conformance.peer import Listening, Peer, Started
 from ..conformance.probes import PROBES, Probe
@@ -35,7 +46,23 @@ from ..conformance.report import TOLD, fails, lines_of
 from ..conformance.rule import Rule
 from ..errors import VhostUserError
 
-__all__ = ["Listening", "Peer", "Started", "back_end_device", "back_end_peer", "test_back_end_keeps"]
+__all__ = [
+    "Awaited",
+    "Called",
+    "FrontendPeer",
+    "Launched",
+    "Listening",
+    "Peer",
+    "Started",
+    "back_end_device",
+    "back_end_peer",
+    "front_end_peer",
+    "test_back_end_keeps",
+    "test_front_end_keeps",
+]
+B = TypeVar("B")
+SOON = 0.02
+"""Seconds of silence after which a front-end of this process is left: it need not be parted from gently."""
 
 SECTION = "deviation"
 """The section of a report that tells of a SHOULD or an advice which is not kept."""
@@ -45,7 +72,9 @@ OPTIONS = {
     "vhost_user_run": ("CMD", "the back-end's command line, with {socket} in it: it is started when it is not there"),
     "vhost_user_device": ("KIND", f"what it is, so that rules about rings send it a request: {', '.join(PROBES)}"),
     "vhost_user_profile": ("NAME", f"a peer as it is (default {SPEC}): {', '.join(BACK_END_PROFILES)}"),
-    "vhost_user_timeout": ("S", f"seconds that it may take for an answer (default {TIMEOUT:g})"),
+    "vhost_user_timeout": ("S", f"seconds that either may take for an answer (default {TIMEOUT:g})"),
+    "vhost_user_front_run": ("CMD", "the front-end's command line, with {socket} in it: it is started for each rule"),
+    "vhost_user_front_profile": ("NAME", f"a front-end as it is (default {SPEC}): {', '.join(FRONT_END_PROFILES)}"),
 }
 
 
@@ -57,36 +86,41 @@ class Settings:
     device: str
     profile: str
     timeout: float
+    front_run: str
+    front_profile: str
 
 
 @dataclass(slots=True)
-class BackEnd:
-    """The back-end under test, and what it offers; `gone` says why it is not there any more."""
+class UnderTest(Generic[B]):
+    """The peer under test; `gone` says why it is not there any more."""
 
-    peer: Peer
-    device: str
-    settings: Settings
-    offer: Offer | None = None
+    side: str
+    check_one: Callable[[Rule[B]], Outcome]
+    profile: str
+    known: Mapping[str, str]
+    """What the profile knows."""
     gone: str = ""
 
-    def check(self, rule: Rule[BackendBench]) -> Outcome | None:
-        """Run a rule; None if the back-end is not there, or does not come back."""
-        timeout = self.settings.timeout
+    def check(self, rule: Rule[B]) -> Outcome | None:
+        """Run a rule; None if the peer is not there, or does not come back."""
         try:
-            if self.offer is None:
-                self.offer = offer_of(self.peer, probe=_probe(self.device), timeout=timeout)
-            outcome = check_one(rule, self.peer, self.offer, timeout=timeout)
+            return under(self.known, self.check_one(rule))
         except VhostUserError as error:
             self.gone = str(error)
             return None
-        return under(BACK_END_PROFILES[self.settings.profile], outcome)
 
 
 class _Nobody:
-    """A Peer that nobody has named."""
+    """A peer that nobody has named."""
 
     def connect(self) -> socket.socket:
         raise VhostUserError("no back-end was named; try: --vhost-user-run CMD, or a fixture back_end_peer")
+
+    def accept(self) -> socket.socket:
+        raise VhostUserError("no front-end was named; try: --vhost-user-front-run CMD, or a fixture front_end_peer")
+
+    def retire(self) -> bool:
+        return False
 
     def crashed(self) -> str:
         return ""
@@ -97,7 +131,7 @@ class _Nobody:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Each option is one of pytest's settings, too."""
-    group = parser.getgroup("vhost-user", f"rules for vhost-user back-ends: {len(MODULES)} subjects")
+    group = parser.getgroup("vhost-user", f"rules for vhost-user back-ends, {len(MODULES)} subjects, and for front-ends")
     for name, (value, words) in OPTIONS.items():
         group.addoption(f"--{name.replace('_', '-')}", dest=name, metavar=value, help=words)
         parser.addini(name, words, default="")
@@ -120,14 +154,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def settings_of(config: pytest.Config) -> Settings:
     """The settings; the command line goes before what a file says. UsageError names what is wrong."""
-    run, device, profile, timeout = (_setting(config, name) for name in OPTIONS)
+    run, device, profile, timeout, front_run, front_profile = (_setting(config, name) for name in OPTIONS)
     _one_of("vhost_user_device", device, PROBES)
     _one_of("vhost_user_profile", profile, BACK_END_PROFILES)
-    try:
-        shlex.split(run)
-    except ValueError as error:
-        raise pytest.UsageError(f"vhost_user_run {run!r} is no command line: {error}") from None
-    return Settings(run, device, profile or SPEC, _seconds(timeout))
+    _one_of("vhost_user_front_profile", front_profile, FRONT_END_PROFILES)
+    _command("vhost_user_run", run)
+    _command("vhost_user_front_run", front_run)
+    return Settings(run, device, profile or SPEC, _seconds(timeout), front_run, front_profile or SPEC)
 
 
 @pytest.fixture(scope="module")
@@ -148,20 +181,66 @@ def back_end_device(pytestconfig: pytest.Config) -> str:
 
 
 @pytest.fixture(scope="module")
-def back_end_under_test(pytestconfig: pytest.Config, back_end_peer: Peer, back_end_device: str) -> BackEnd:
-    """What the tests of a file share."""
-    return BackEnd(back_end_peer, back_end_device, settings_of(pytestconfig))
+def front_end_peer(pytestconfig: pytest.Config) -> Iterator[FrontendPeer]:
+    """The front-end that connects for each rule. One of your own in its place returns, say, `Called(connect)`."""
+    run = settings_of(pytestconfig).front_run
+    if not run:
+        yield _Nobody()
+        return
+    with Launched(run) as peer:
+        yield peer
+
+
+@pytest.fixture(scope="module")
+def back_end_under_test(pytestconfig: pytest.Config, back_end_peer: Peer, back_end_device: str) -> UnderTest[BackendBench]:
+    """What the tests of a file share: the back-end, which is asked once what it offers."""
+    settings, offers = settings_of(pytestconfig), list[Offer]()
+
+    def check(rule: Rule[BackendBench]) -> Outcome:
+        if not offers:
+            offers.append(check_backend.offer_of(back_end_peer, probe=_probe(back_end_device), timeout=settings.timeout))
+        return check_backend.check_one(rule, back_end_peer, offers[0], timeout=settings.timeout)
+
+    return UnderTest("back-end", check, settings.profile, BACK_END_PROFILES[settings.profile])
+
+
+@pytest.fixture(scope="module")
+def front_end_under_test(pytestconfig: pytest.Config, front_end_peer: FrontendPeer) -> UnderTest[FrontendBench]:
+    """The same: the front-end, of which is seen once how far it goes."""
+    settings, reaches = settings_of(pytestconfig), list[Reach]()
+    rest = SOON if isinstance(front_end_peer, Called) else REST
+
+    def check(rule: Rule[FrontendBench]) -> Outcome:
+        if not reaches:
+            reaches.append(check_frontend.reach_of(front_end_peer, timeout=settings.timeout))
+        return check_frontend.check_one(rule, front_end_peer, reaches[0], timeout=settings.timeout, rest=rest)
+
+    return UnderTest("front-end", check, settings.front_profile, FRONT_END_PROFILES[settings.front_profile])
 
 
 @pytest.mark.parametrize("rule", list(BACK_END), ids=lambda rule: rule.name)
-def test_back_end_keeps(rule: Rule[BackendBench], back_end_under_test: BackEnd, request: pytest.FixtureRequest) -> None:
+def test_back_end_keeps(
+    rule: Rule[BackendBench], back_end_under_test: UnderTest[BackendBench], request: pytest.FixtureRequest
+) -> None:
     """The back-end keeps the rule; skipped if it does not offer what that is about."""
-    if back_end_under_test.gone:
-        pytest.skip(f"not run: {back_end_under_test.gone}")
-    outcome = back_end_under_test.check(rule)
+    _keeps(rule, back_end_under_test, request.node)
+
+
+@pytest.mark.parametrize("rule", list(check_frontend.front_end_rules()), ids=lambda rule: rule.name)
+def test_front_end_keeps(
+    rule: Rule[FrontendBench], front_end_under_test: UnderTest[FrontendBench], request: pytest.FixtureRequest
+) -> None:
+    """The front-end keeps the rule; skipped if it does not do what that is about."""
+    _keeps(rule, front_end_under_test, request.node)
+
+
+def _keeps(rule: Rule[B], peer: UnderTest[B], item: pytest.Item) -> None:
+    if peer.gone:
+        pytest.skip(f"not run: {peer.gone}")
+    outcome = peer.check(rule)
     if outcome is None:
-        pytest.fail(f"the back-end is not there: {back_end_under_test.gone}", pytrace=False)
-    _conclude(outcome, request.node, strict=back_end_under_test.settings.profile == STRICT)
+        pytest.fail(f"the {peer.side} is not there: {peer.gone}", pytrace=False)
+    _conclude(outcome, item, strict=peer.profile == STRICT)
 
 
 def _conclude(outcome: Outcome, item: pytest.Item, *, strict: bool) -> None:
@@ -192,6 +271,14 @@ def _probe(device: str) -> Probe | None:
 def _one_of(name: str, word: str, words: Collection[str]) -> None:
     if word and word not in words:
         raise pytest.UsageError(f"{name} {word!r} is none of: {', '.join(words)}")
+
+
+def _command(name: str, line: str) -> None:
+    try:
+        if line:
+            words_of(line)
+    except ValueError as error:
+        raise pytest.UsageError(f"{name} {line!r} is no command line: {error}") from None
 
 
 def _seconds(text: str) -> float:
