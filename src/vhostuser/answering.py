@@ -11,6 +11,7 @@ from typing import Final, Protocol
 from .counters import Counters
 from .errors import DeadlineExpired, Disconnected, ProtocolError, RemoteProtocolError
 from .faults import device_faults
+from .limited_log import LimitedLog
 from .memory.table import AnyCore
 from .plain.choice import AnyServer, new_server
 from .plain.frames import EXPIRED, MOST_ASKED, MOST_WATCHED, NOT_TAKEN
@@ -42,6 +43,7 @@ class Answering:
 
     def __init__(self, session: Session, handler: Handler) -> None:
         self._session, self._handler = session, handler
+        self._log = LimitedLog(log)
         self._counters = Counters()
         self._channel: Channel | None = None
         self._server: AnyServer | None = None
@@ -169,7 +171,7 @@ class Answering:
             self._refuse(frame, error)
         except device_faults() as error:
             status = 1
-            log.exception("request %d failed in %s", frame.request, type(self._handler).__name__)
+            self._log.exception(f"request {frame.request} failed in {type(self._handler).__name__}")
             self._refuse(frame, error)
         except BaseException:  # the answer would be missing, and the next one be taken for it
             self.end(Disconnected("interrupted in a request"))

@@ -21,11 +21,12 @@ from .device_operations import OPERATIONS
 from .holdings import count_reservations, differences, held
 from .operations import Operation
 from .shim import SHORT, TRUNCATED, Fault, Shim
-from .worlds import EXPECTED, World, record_servings
+from .worlds import EXPECTED, TIMEOUT, World, record_servings
 
 FOR_GOOD: Final = 1000
 """Times that a call fails that does not work any more."""
-SLOW: Final = 4.0
+SLOW: Final = TIMEOUT + 2
+"""Seconds that an act may take: what a peer waits for is tried until the deadline where memory is short."""
 E = errno
 PASSING: Final = frozenset({E.EINTR, E.EAGAIN, SHORT, TRUNCATED})
 """What no call does over and over."""

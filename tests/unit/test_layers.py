@@ -16,7 +16,7 @@ import vhostuser
 ROOT = Path(vhostuser.__file__).parent
 
 ROWS = [
-    {"errors", "version", "limited_log", "counters", "protocol.numbers", "virtio.numbers"},
+    {"errors", "version", "limited_log", "counters", "faults", "protocol.numbers", "virtio.numbers"},
     {"protocol", "virtio"},
     {"fuse", "_native", "sandbox"},
     {"transport"},
@@ -36,7 +36,6 @@ SIDES = {
     "back-end": {
         *(
             "device",
-            "faults",
             "bell",
             "shared_memory",
             "port",

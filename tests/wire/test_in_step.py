@@ -99,6 +99,31 @@ def test_an_interrupt_in_a_handler_ends_the_back_end_channel() -> None:
         assert frontend.request(Q.GET_STATUS) == U64(0)
 
 
+def close(frontend: Frontend) -> None:
+    frontend.close()
+
+
+def ask_for_features(frontend: Frontend) -> None:
+    frontend.request(Q.GET_FEATURES)
+
+
+def wait_long(frontend: Frontend) -> None:
+    frontend.serve(DEADLINE)
+
+
+@pytest.mark.parametrize("act", [ask_for_features, wait_long])
+def test_a_handler_may_end_all_of_it(act: Callable[[Frontend], None]) -> None:
+    with RawBackend() as raw, handling(raw, close) as frontend:
+        raw.channel.pump = None
+        raw.raw_answers[Q.GET_FEATURES] = asks_first(raw)
+        if act is wait_long:
+            raw.channel.send(UNMAP)
+        with pytest.raises(Disconnected):
+            act(frontend)
+        with pytest.raises(Disconnected):
+            frontend.request(Q.GET_STATUS)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOMEM, "poll")], ids=repr)
 def test_what_ends_the_wait_for_a_reply_ends_the_connection(
     attacked: Attacked, error: BaseException, monkeypatch: pytest.MonkeyPatch

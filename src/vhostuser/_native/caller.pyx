@@ -36,17 +36,35 @@ cdef extern from *:
         }
     }
 
-    /* Send one request and its fd, if it has one (fd >= 0), in one piece or not at all. */
-    static inline ssize_t vhu_send_request(int sock, vhu_request *request, int fd)
+    /* A socket takes no more, or no memory is there. Whether to try again, after a wait: `room` seconds for the one, `scarce`
+     * for the other. Not by a send that blocks: whoever gave the socket may have it still, and set its timeouts. */
+    static inline int vhu_again(int sock, vhu_patience *patience, double room, double scarce)
     {
+        if (errno != EAGAIN)
+            return vhu_nap(patience, scarce);
+        struct pollfd watched = { sock, POLLOUT, 0 };
+        double now = vhu_now(), left;
+        if (!patience->room)
+            patience->room = now + room;
+        left = patience->room - now;
+        int ready = left > 0 ? poll(&watched, 1, (int)((left < 1e6 ? left : 1e6) * 1000 + 0.999)) : 0;
+        int again = ready > 0 || (ready < 0 && errno == EINTR);
+        errno = EAGAIN;
+        return again;
+    }
+
+    /* Send one request and its fd, if it has one (fd >= 0), in one piece or not at all. */
+    static inline ssize_t vhu_send_request(int sock, vhu_request *request, int fd, double seconds)
+    {
+        vhu_patience patience = {0};
         char control[CMSG_SPACE(sizeof(int))] __attribute__((aligned(8)));
         struct iovec part;
         struct msghdr message;
         vhu_prepare(&message, &part, control, request, fd);
         ssize_t sent;
         do
-            sent = sendmsg(sock, &message, MSG_NOSIGNAL);
-        while (sent < 0 && errno == EINTR);
+            sent = sendmsg(sock, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+        while (sent < 0 && vhu_again(sock, &patience, seconds, 0));
         return sent;
     }
 
@@ -60,14 +78,14 @@ cdef extern from *:
 
     /* Send several in one system call, each with its fd, or all in one piece if they have none; how many went out whole.
      * Where memory is short it is tried again for some seconds. */
-    static inline int vhu_send_requests(int sock, vhu_request *requests, int *fds, int count, double seconds)
+    static inline int vhu_send_requests(int sock, vhu_request *requests, int *fds, int count, double room, double scarce)
     {
         vhu_patience patience = {0};
         if (fds[0] < 0) {
             ssize_t whole;
             do
-                whole = send(sock, requests, count * sizeof(*requests), MSG_NOSIGNAL);
-            while (whole < 0 && vhu_nap(&patience, seconds));
+                whole = send(sock, requests, count * sizeof(*requests), MSG_NOSIGNAL | MSG_DONTWAIT);
+            while (whole < 0 && vhu_again(sock, &patience, room, scarce));
             if (whole > 0 && whole % sizeof(*requests)) {
                 errno = EAGAIN;
                 return -1;
@@ -82,8 +100,8 @@ cdef extern from *:
             vhu_prepare(&messages[i].msg_hdr, &parts[i], control[i], &requests[i], fds[i]);
         int sent;
         do
-            sent = sendmmsg(sock, messages, count, MSG_NOSIGNAL);
-        while (sent < 0 && vhu_nap(&patience, seconds));
+            sent = sendmmsg(sock, messages, count, MSG_NOSIGNAL | MSG_DONTWAIT);
+        while (sent < 0 && vhu_again(sock, &patience, room, scarce));
         for (int i = 0; i < sent; i++)
             if (messages[i].msg_len != sizeof(vhu_request)) {
                 errno = EAGAIN;
@@ -94,8 +112,8 @@ cdef extern from *:
     """
     int vhu_sendable(int fd) nogil
     bint vhu_is_empty(int sock) nogil
-    ssize_t vhu_send_request(int sock, vhu_request *request, int fd) nogil
-    int vhu_send_requests(int sock, vhu_request *requests, int *fds, int count, double seconds) nogil
+    ssize_t vhu_send_request(int sock, vhu_request *request, int fd, double seconds) nogil
+    int vhu_send_requests(int sock, vhu_request *requests, int *fds, int count, double room, double scarce) nogil
     bint vhu_lost(int number) nogil
 
 cpdef enum:
@@ -375,7 +393,9 @@ cdef class Caller:
                 self.fill(&requests[at], number, row[1], row[2], row[3], 1 if row[4] else 0)
                 fds[at] = files[done + at] if files is not None else -1
             with nogil:
-                sent = vhu_send_requests(self.line.fd, requests, fds, batch, self.line.patience(done > 0))
+                sent = vhu_send_requests(
+                    self.line.fd, requests, fds, batch, self.line.seconds, self.line.patience(done > 0)
+                )
                 got = self.line.answers(sent) if sent > 0 else self.line.unsent(errno, done > 0)
             for at in range(got):
                 if not self.line.is_answer(at, number):
@@ -400,7 +420,7 @@ cdef class Caller:
         cdef ssize_t sent
         if not self.line.is_quiet():
             return UNSENT  # the long way says what came
-        sent = vhu_send_request(self.line.fd, request, fd)
+        sent = vhu_send_request(self.line.fd, request, fd, self.line.seconds)
         if sent < 0 and not vhu_lost(errno):
             return UNSENT  # the long way tries again, if that is of use, and says what is wrong
         if sent != sizeof(vhu_request):

@@ -60,7 +60,7 @@ cdef extern from *:
     { struct timespec t; clock_gettime(CLOCK_MONOTONIC_COARSE, &t); return t.tv_sec + t.tv_nsec * 1e-9; }
 
     /* The kernel did not take a message. Whether to try again, after a nap: for some seconds, if memory is short. */
-    typedef struct { double end; long nanoseconds; } vhu_patience;
+    typedef struct { double end, room; long nanoseconds; } vhu_patience;
 
     static inline int vhu_nap(vhu_patience *patience, double seconds)
     {
@@ -71,7 +71,7 @@ cdef extern from *:
         int number = errno;
         double now = vhu_now();
         if (!patience->nanoseconds)
-            *patience = (vhu_patience){ now + seconds, 1000000 };
+            patience->end = now + seconds, patience->nanoseconds = 1000000;
         if (now < patience->end) {
             struct timespec nap = { 0, patience->nanoseconds };
             nanosleep(&nap, NULL);
@@ -106,7 +106,7 @@ cdef extern from *:
     int close(int fd) nogil
     double vhu_now() nogil
     ctypedef struct vhu_patience:
-        double end
+        double end, room
         long nanoseconds
     int vhu_nap(vhu_patience *patience, double seconds) nogil
 

@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 from ..protocol.numbers import END_OF_FILE_OFFSETS, HEADER_SIZE, PAGE
 from ..protocol.payloads import HEADER
 from ..protocol.regions import Mapping, MappingTable, Quota
-from ..transport.socket import LONGEST_NAP, SCARCE, SCARCE_TIMEOUT, SHORTEST_NAP, milliseconds
+from ..transport.socket import LONGEST_NAP, SCARCE, SCARCE_TIMEOUT, SHORTEST_NAP, milliseconds, wait
 from .frames import (
     ACK_SIZE,
     ANSWER,
@@ -26,6 +26,7 @@ from .frames import (
     BODY,
     CONTROL,
     CTRUNC,
+    DONTWAIT,
     MAP,
     NOSIGNAL,
     ONE_FD,
@@ -86,7 +87,7 @@ class Line:
         control = [(*RIGHTS, ONE_FD.pack(fd))] if fd >= 0 else ()
         data = _REQUEST.pack(request, ASKING, BODY.size, *body)
         try:
-            if self.socket and self.socket.sendmsg((data,), control, NOSIGNAL) == len(data):
+            if self.socket and self._send(self.socket, data, control) == len(data):
                 return 0
             self._rest = (b"", [], errno.EAGAIN)
         except OSError as error:
@@ -95,6 +96,15 @@ class Line:
                 return UNSENT
             self._rest = (b"", [], error.errno or errno.EPIPE)
         return REST
+
+    def _send(self, sock: socket.socket, data: bytes, control: Sequence[tuple[int, int, bytes]]) -> int:
+        """Send once there is room; BlockingIOError at the deadline."""
+        try:
+            return sock.sendmsg((data,), control, NOSIGNAL | DONTWAIT)
+        except BlockingIOError:
+            if not wait((), time.monotonic() + self.seconds, (sock,)):
+                raise
+        return sock.sendmsg((data,), control, NOSIGNAL | DONTWAIT)
 
     def ask_again(self, request: int, body: tuple[int, int, int, int, int], fd: int, *, owed: bool) -> int:
         """`ask`, again and again while memory is short; REST if it still is at the deadline, where it is `owed`."""
@@ -119,8 +129,9 @@ class Line:
                 if not more:
                     raise OSError(0, "the end")
                 data += more
-                if control or flags & CTRUNC:
-                    self._rest = (data, fds_in(control), 0) if control else (b"", [], errno.EMFILE)
+                fds = fds_in(control) if control else []
+                if fds or flags & CTRUNC:
+                    self._rest = (data, fds, 0) if fds else (b"", [], errno.EMFILE)
                     return REST
         except OSError as error:
             self._rest = (data, [], error.errno or 0)

@@ -15,7 +15,7 @@ from ..errors import DeadlineExpired, Disconnected, RemoteProtocolError
 from ..protocol.framing import Decoder, Frame
 from ..protocol.session import Message
 from .fds import OwnedFd, close_all
-from .socket import LONGEST_POLL, WouldBlock, receive_some, send_all, wait
+from .socket import LONGEST_POLL, NO_WAIT, WouldBlock, receive_some, send_all, wait
 
 PARTIAL_TIMEOUT: Final = 5.0
 REPLY_TIMEOUT: Final = 10.0
@@ -27,7 +27,7 @@ class Channel:
     """One socket of a vhost-user connection: the main channel or the back-end channel.
 
     Waits at most `reply_timeout` seconds for a message to begin, and `partial_timeout` seconds from there to its end. One
-    thread may receive while another sends.
+    thread may receive while another sends. It waits in poll(): whoever gave the socket may still have it, with its timeouts.
     """
 
     def __init__(
@@ -43,7 +43,6 @@ class Channel:
                 raise ValueError("a timeout must be a number of seconds, not NaN")
             limit = _as_timeval(reply_timeout)
             sock.setblocking(True)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         except (OSError, ValueError):
             sock.close()
@@ -61,15 +60,14 @@ class Channel:
         """
         if self._ahead:
             return self._ahead.pop(0)
-        decoder, flags, deadline = self._decoder, 0, None
-        if decoder.partial:
-            flags, deadline = socket.MSG_DONTWAIT, time.monotonic() + self.partial_timeout
+        decoder, begun = self._decoder, self._decoder.partial
+        deadline = time.monotonic() + (self.partial_timeout if begun else self.reply_timeout)
         try:
             while True:
                 try:
-                    data, fds = receive_some(self.socket, decoder.want, flags)
+                    data, fds = receive_some(self.socket, decoder.want, NO_WAIT)
                 except WouldBlock:
-                    self._wait_for_rest(deadline)
+                    self._wait_for_more(deadline, begun=begun)
                     continue
                 if not data:
                     decoder.close()
@@ -79,18 +77,19 @@ class Channel:
                     raise RemoteProtocolError("fds came behind the first byte of a message", field="fds", fatal=True)
                 if frames := decoder.feed(data, fds):
                     return frames[0]
-                if deadline is None:
-                    flags, deadline = socket.MSG_DONTWAIT, time.monotonic() + self.partial_timeout
+                if not begun:
+                    begun, deadline = True, time.monotonic() + self.partial_timeout
         except BaseException:
             close_all(decoder.abandon())
             raise
 
-    def _wait_for_rest(self, deadline: float | None) -> None:
-        """Wait for more of a message that has begun."""
-        if deadline is None:
-            raise DeadlineExpired(f"no message within {self.reply_timeout:g} s")
-        if not wait((self.socket,), deadline):
+    def _wait_for_more(self, deadline: float, *, begun: bool) -> None:
+        """Wait for a message, or for more of one that has begun."""
+        if wait((self.socket,), deadline):
+            return
+        if begun:
             raise DeadlineExpired(f"a message was not complete within {self.partial_timeout:g} s")
+        raise DeadlineExpired(f"no message within {self.reply_timeout:g} s")
 
     def send(self, frame: Frame[int], what: str, *, owed: bool = True) -> None:
         """Send a message; its fds stay the caller's. `what` names it in errors, `owed` is as in `send_all`."""

@@ -16,6 +16,7 @@ from .fds import HasFileno, OwnedFd, close_all
 
 _CONTROL_SIZE: Final = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 _CLOEXEC, _TRUNCATED, _NO_SIGNAL = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC), int(socket.MSG_NOSIGNAL)
+NO_WAIT: Final = int(socket.MSG_DONTWAIT)
 """Plain numbers: the enum's `|` and `&` would take as long as the system call."""
 FD_KINDS: Final = frozenset({int(socket.SCM_RIGHTS), 4})
 """Control messages that carry fds: SCM_PIDFD (4) comes, too, where whoever shares the socket has set SO_PASSPIDFD."""
@@ -112,7 +113,7 @@ def send_all(sock: socket.socket, data: bytes, fds: Sequence[int], timeout: floa
     while sent < len(data):
         optional = not owed and not sent
         try:
-            sent += send_some(sock, data if not sent else memoryview(data)[sent:], fds if not sent else ())
+            sent += send_some(sock, data if not sent else memoryview(data)[sent:], fds if not sent else (), NO_WAIT)
         except WouldBlock:
             if not wait((), deadline, (sock,)):
                 raise DeadlineExpired(f"the peer did not take {what} within {timeout:g} s") from None

@@ -19,6 +19,7 @@ from ....limited_log import LimitedLog
 from ....memory.mapping import sealed_file
 from ....shared_memory import MapRequest, SharedMemory
 from ....transport.fds import OwnedFd
+from ....transport.socket import NothingSent
 from ..mapping import MappedFile
 from .copy import ALIGNMENT, END_OF_FILES, CopyWindow
 from .granules import PAGE, Granule, Source, whole_pages
@@ -357,5 +358,5 @@ def _as_errno() -> Iterator[None]:
     """What the front-end, or the way to it, refuses is EIO to the guest."""
     try:
         yield
-    except VhostUserError as error:
+    except (VhostUserError, NothingSent) as error:
         raise OSError(errno.EIO, str(error)) from None
