@@ -29,11 +29,12 @@ _serve_socket = Backend._serve_socket
 
 
 def serve_filtered(self: Backend, sock: socket.socket, stop: Waker) -> None:
-    """Serve a front-end, from now on with the filter."""
-    if not hasattr(filtered, "once"):
-        filtered.once = True
-        filter_this_thread(for_device(os.getpid(), removes=True, terminal=False))
-    next(served)
+    """Serve a front-end, with the filter from now on. Pytest's own thread, which goes on to the next test, has none."""
+    if threading.current_thread() is not threading.main_thread():
+        if not hasattr(filtered, "once"):
+            filtered.once = True
+            filter_this_thread(for_device(os.getpid(), removes=True, terminal=False))
+        next(served)
     _serve_socket(self, sock, stop)
 
 
