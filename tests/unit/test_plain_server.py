@@ -16,7 +16,7 @@ from vhostuser.protocol.framing import Frame, reply_frame, request_frame
 from vhostuser.protocol.numbers import BackendRequest
 from vhostuser.protocol.payloads import U64, Mmap
 from vhostuser.protocol.regions import MappingTable, Quota
-from vhostuser.testing import memory_file
+from vhostuser.testing import DEADLINE, memory_file
 
 PAGE = 4096
 PAGES = 4
@@ -32,7 +32,7 @@ class Rig:
         self.table, self.quota = MappingTable(), Quota("device", 2)
         self.base = mapping.reserve(PAGES * PAGE)
         self.windows = {3: WindowCore(self.base, PAGES * PAGE, self.table, self.quota, False)}
-        self.server = Server(self.ours, self.windows)
+        self.server = Server(self.ours, self.windows, DEADLINE)
         self.file = memory_file(PAGES)
 
     def send(self, data: bytes, fds: int = 0) -> None:
@@ -209,7 +209,7 @@ def scripted(rig: Rig) -> Scripted:
     made = Scripted(fileno=os.dup(rig.ours.fileno()))
     rig.ours.close()
     rig.ours = made
-    rig.server = Server(made, rig.windows)
+    rig.server = Server(made, rig.windows, DEADLINE)
     rig.send(b"x")
     return made
 
