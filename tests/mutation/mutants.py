@@ -40,7 +40,7 @@ def places(source: str) -> list[Place]:
 def change(before: str, after: str) -> tuple[str, str]:
     """The lines that went, and those that came."""
     diff = list(unified_diff(before.splitlines(), after.splitlines(), n=0))[3:]
-    old, new = (" ".join(line[1:].strip() for line in diff if line[0] == sign) for sign in "-+")
+    old, new = (" ".join(line[1:].strip() for line in diff if line[0] == sign).strip() for sign in "-+")
     return old, new or f"(no {old})"
 
 

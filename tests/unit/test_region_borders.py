@@ -21,6 +21,7 @@ from vhostuser.protocol.regions import (
     check_map,
     check_sizes,
     check_unmap,
+    remainders,
 )
 
 CELLS = 7
@@ -122,3 +123,10 @@ def test_sh42_regions_together_fill_what_can_be_reserved_and_no_more() -> None:
     with pytest.raises(RemoteProtocolError, match="all regions together") as caught:
         check_sizes(ShmemConfig({0: half, 7: half, 8: PAGE}), RemoteProtocolError)
     assert (caught.value.value, caught.value.limit) == (LARGEST_REGION + PAGE, LARGEST_REGION)
+
+
+def test_remainders_may_be_single_bytes() -> None:
+    whole = Mapping(5, 3, 20, True)
+    assert remainders(whole, 6, 1) == (Mapping(5, 1, 20, True), Mapping(7, 1, 22, True))
+    assert remainders(whole, 5, 2) == (Mapping(7, 1, 22, True),)
+    assert remainders(whole, 6, 2) == (Mapping(5, 1, 20, True),)
