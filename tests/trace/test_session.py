@@ -12,7 +12,9 @@ from tests.virtio_rig import BUFFERS
 from vhostuser.protocol.numbers import FrontendRequest as Q
 from vhostuser.protocol.payloads import U64, VringState
 from vhostuser.testing import DEADLINE, message
+from vhostuser.trace import clock
 from vhostuser.trace.event import Event, Message, Offered, Remark, Remarkable, Used
+from vhostuser.trace.flow import Flow
 from vhostuser.trace.proxy import BACKLOG
 from vhostuser.trace.ring_states import RingStates
 from vhostuser.trace.rings import MOST_PENDING, RingFollower
@@ -109,6 +111,26 @@ def test_a_request_follows_the_message_that_starts_its_ring() -> None:
         found = order(between.events)
         assert "Offered" in found
         assert found[found.index("Offered") - 1] == "SET_VRING_NUM"
+
+
+@pytest.mark.parametrize("seen", ["before", "after"])
+def test_what_is_seen_while_a_request_goes_is_told_in_the_order_of_time(monkeypatch: pytest.MonkeyPatch, seen: str) -> None:
+    """Its receiver may act on it before it is written down; and what was seen before may be told meanwhile."""
+    send = Flow.send
+    with staged() as (_, between):
+
+        def sent(flow: Flow, *, inserted_only: bool = False) -> None:
+            send(flow, inserted_only=inserted_only)
+            between.proxy.tell(Remark(clock.now() if seen == "after" else 1, 0, Remarkable.NOTE, "seen"))
+
+        monkeypatch.setattr(Flow, "send", sent)
+        between.start()
+        between.front.send(NUM)
+        between.back.receive()
+        between.settle()
+        assert order(between.events)[1:] == (["SET_VRING_NUM", "Remark"] if seen == "after" else ["Remark", "SET_VRING_NUM"])
+        moments = [event.at for event in between.events[1:]]
+        assert moments == sorted(moments)
 
 
 def test_a_follower_looks_at_nothing_while_too_much_waits() -> None:

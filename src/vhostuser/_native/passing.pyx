@@ -79,8 +79,15 @@ cdef class Passer:
     cdef type kind
     cdef object connection, tell
 
+    def __cinit__(self):
+        self.timer = -1
+
+    def __dealloc__(self):
+        if self.timer >= 0:
+            close(self.timer)
+
     def __init__(self, int poll, int64_t quiet, int64_t start, type kind, connection, tell):
-        """`tell` is called with each message that went, one of the class `kind`, its time is time.monotonic_ns and `start`."""
+        """`tell` is called with each message that went, of the class `kind`; its time is time.monotonic_ns plus `start`."""
         self.poll, self.quiet, self.start = poll, quiet, start
         self.kind, self.connection, self.tell = kind, connection, tell
         self.timer = vhu_new_timer(poll)
@@ -110,7 +117,7 @@ cdef class Passer:
                     raise OSError(why, "epoll_wait")
                 fired = False
                 for at in range(ready):
-                    read.header = 0
+                    read.header = read.sent = 0
                     if events[at].data.fd == self.timer:
                         fired = True
                     elif self.passes(&read, &events[at], ways):
@@ -139,12 +146,6 @@ cdef class Passer:
             data = (<char *>read.data)[:read.header + read.rest]
             self.tell(plain(self.kind, self.start + read.at, self.connection, channel, sender, data))
         return gone
-
-    def __cinit__(self):
-        self.timer = -1
-
-    def __dealloc__(self):
-        self.close()
 
     cdef list others(self, epoll_event *events, int count):
         """Events for Python to see to."""

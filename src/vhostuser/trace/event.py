@@ -12,6 +12,7 @@ from ..protocol.state import Role
 
 _KEPT_BACK: Final = ("dropped", "refused", "not delivered", "closed", "truncated to 0 ")
 """How notes begin that say that a message did not go on."""
+_FRONT_END, _MAIN = Role.FRONTEND, Channel.FRONTEND
 START: Final = 128
 """Bytes of a request, or of what a device wrote, that are kept of a ring."""
 
@@ -77,7 +78,7 @@ class Message:
     @property
     def asks(self) -> bool:
         """It travels in the direction of its channel's requests."""
-        return self.sender.value == self.channel.value
+        return (self.sender is _FRONT_END) is (self.channel is _MAIN)
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,13 +226,14 @@ class Proxy:
             verdict = self._obey(flow, Message(at, self.connection, flow.channel, flow.sender, flow.data, notes))
         if flow.fds and flow.whole and flow.hands_over and flow.pieces:
             notes = self._hand_over(flow) or notes
+        place = len(self._waiting)
         flow.send()
         if flow.fds:
             notes = notes or tuple([described(fd.fileno()) for fd in flow.fds])
         note = verdict.note if verdict else "not delivered" if flow.gone else ""
         message = Message(at, self.connection, flow.channel, flow.sender, flow.data, notes, flow.whole, note)
         self.messages += flow.whole
-        self._show(flow, message)
+        self._show(flow, message, place)
         if flow.gone or not (flow.pieces or flow.paused_until):
             flow.release()
         if self._alter is not None and message.whole:
@@ -240,10 +241,15 @@ class Proxy:
         while len(self._waiting) > BACKLOG:
             self._sink(self._waiting.popleft())
 
-    def _show(self, flow: Flow, message: Message) -> None:
-        """Record a message and let it be watched: what a request begins comes behind it, what a reply ends before that."""
+    def _show(self, flow: Flow, message: Message, place: int) -> None:
+        """Record a message and let it be watched: what a request begins comes behind it, what a reply ends before that.
+
+        A request began something as soon as it had gone, which others may have told since: from `place` on.
+        """
         if message.asks:
-            self._record(message)
+            while place < len(self._waiting) and self._waiting[place].at < message.at:
+                place += 1
+            self._waiting.insert(place, message)
         if self._watch is not None:
             self._watch.passed(message, [fd.fileno() for fd in flow.fds])
         if not message.asks:
