@@ -94,7 +94,7 @@ def test_a_must_that_is_not_kept_makes_the_exit_status_1() -> None:
     [
         ([], 2, "there is no front-end to check"),
         (["--list", "--rule", "["], 2, "is no pattern"),
-        (["--list", "--rule", "nothing at all"], 2, "no rule is chosen"),
+        (["--list", "--rule", "nothing at all"], 2, "no rule's name matches 'nothing at all'"),
         (["--listen", "/nonexistent/s"], 3, "cannot listen on /nonexistent/s"),
         (["--run", "false"], 3, "false ended (exit status 1) without having connected"),
         (["--profile", "nobody", "--list"], 2, "invalid choice"),
