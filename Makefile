@@ -29,13 +29,14 @@ demo: setup ## share files through a region, message by message; then one with a
 vm: setup ## fetch QEMU >= 11.1, a kernel, tshark and a browser into the cache (no root, nothing installed, about 1 GB)
 	$(BIN)/vhu vm fetch
 	$(BIN)/python -m vhostuser.vm.tools
+	$(BIN)/python -m tests.conformance.specification
 
 picture: setup ## draw the README's picture from what the demonstration records
 	$(BIN)/vhu demo --into $(CACHE)/picture >/dev/null
 	$(BIN)/python -m vhostuser.trace.report.picture $(CACHE)/picture/demo.pcapng docs/region.svg
 
 test: setup ## run the suite twice: all of it compiled; in pure Python and without asserts what may differ there
-	@$(BIN)/vhu vm fetch && $(BIN)/python -m vhostuser.vm.tools; case $$? in \
+	@$(BIN)/vhu vm fetch && $(BIN)/python -m vhostuser.vm.tools && $(BIN)/python -m tests.conformance.specification; case $$? in \
 	  0) export VHOSTUSER_REQUIRE_VM=1 ;; \
 	  3) echo 'the tests against QEMU, tshark and a browser are skipped; with a network, `make vm` enables them' ;; \
 	  *) exit 1 ;; esac; \

@@ -27,7 +27,10 @@ settings.load_profile("suite")
 if sys.flags.optimize:
     os.environ["PYTHONOPTIMIZE"] = str(sys.flags.optimize)  # else the workers of pytest-xdist would run with asserts
 
-ONCE_FILES = ("test_dissector.py", "test_install.py", "test_readme.py", "test_front_ends.py", "test_plugin.py")
+ONCE_FILES = (
+    *("test_dissector.py", "test_install.py", "test_readme.py", "test_front_ends.py", "test_plugin.py"),
+    *("test_called.py", "test_command.py", "test_told.py", "test_sections.py"),
+)
 ONCE = ("cli", "fuzzing", "report", "sandbox", *ONCE_FILES)
 """Where no test depends on which half is in use: these run in the first pass only, for the sake of everybody's time."""
 

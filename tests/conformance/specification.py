@@ -1,5 +1,5 @@
 """The text of the vhost-user specification, as QEMU's documentation has it: `python -m tests.conformance.specification`
-fetches it out of Debian's packages, into a folder of its own in the cache.
+fetches it out of Debian's packages, into a folder of its own in the cache, if it is not there.
 """
 
 from __future__ import annotations
@@ -78,6 +78,6 @@ def fetch() -> str:
 
 if __name__ == "__main__":
     try:
-        print(f"{PACKAGE} {fetch()}: {folder()}")
+        print(f"{PACKAGE} {version() if text() is not None else fetch()}: {folder()}")
     except (FetchError, OSError, subprocess.SubprocessError, ValueError) as error:
         sys.exit(f"tests.conformance.specification: {error}")
