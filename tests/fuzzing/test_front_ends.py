@@ -26,7 +26,7 @@ def test_a_front_end_that_aborts_is_found(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(shrink, "TRIES", 3)  # each of them starts a process
     with Launched(shlex.join([sys.executable, str(FRONT), "careless"]) + " {socket}") as peer:
         target = FrontendTarget(peer, timeout=DEADLINE)
-        played = Campaign(target, back_end_conversations(1, target.asked), seconds=600, most=12)
+        played = Campaign(target, back_end_conversations(1, target.asked), seconds=600, most=60)
         finding = next(played.run())
     assert (finding.kind, finding.text) == (Kind.CRASH, "killed by SIGABRT")
     finding.save(tmp_path)
