@@ -245,7 +245,10 @@ def impostor(sock: Path, talk: Callable[[socket.socket], None]) -> Iterator[None
         (lambda peer: None, "was not answered within 0.2 s"),
         (lambda peer: peer.shutdown(socket.SHUT_RDWR), "closed the connection"),
         (lambda peer: peer.sendall(bytes(12)), "is not the protocol's version"),
-        (lambda peer: peer.sendall(Frame(2, VERSION | REPLY, bytes(8)).pack()), "expected the reply to GET_FEATURES"),
+        (
+            lambda peer: peer.sendall(Frame(2, VERSION | REPLY, bytes(8)).pack()),
+            "expected the reply to GET_FEATURES|nobody asked for",
+        ),
         (lambda peer: peer.sendall(b"\1\0\0\0\5"), "not complete|was not answered|within"),
     ],
     ids=["silent", "gone", "version", "reply", "half"],

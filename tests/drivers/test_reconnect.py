@@ -75,7 +75,8 @@ class Tracked(RawBackend):
     def _give_area(self, size: int) -> Callable[[Frame[OwnedFd]], bytes]:
         def answer(frame: Frame[OwnedFd]) -> bytes:
             self.told.append((Q.GET_INFLIGHT_FD, frame.payload))
-            return Inflight(size, 0, 2, 16).pack()
+            asked = Inflight.unpack(frame.payload)
+            return Inflight(size, 0, asked.num_queues, asked.queue_size).pack()
 
         return answer
 

@@ -197,7 +197,13 @@ def fuse_map_a_copy(world: ShareWorld) -> None:
     _map(world)
 
 
-@operation("share", CopyingShare, shared, calls=OF_FILES)
+def written(world: ShareWorld) -> None:
+    """The thread that makes files has the fds that it keeps spare."""
+    world.drive()
+    world.files.write("before", [DATA])
+
+
+@operation("share", CopyingShare, written, calls=OF_FILES)
 def fuse_write(world: ShareWorld) -> None:
     """What was said to be written is there, and nothing stays open."""
     world.files.write("new", [DATA])

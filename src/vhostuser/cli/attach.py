@@ -37,6 +37,10 @@ exit status: 0 quit, a signal, or the back-end closed; 1 failed; 2 usage; 3 the 
 Event = Mapping[str, object]
 
 
+class _Unheard(BaseException):
+    """What the back-end did can't be told, because of the cause: that ends the command, and is no fault of the request's."""
+
+
 class Watched(Frontend):
     """A front-end that tells each thing that its back-end does."""
 
@@ -46,22 +50,29 @@ class Watched(Frontend):
         words = [f"{name}={_shown(name, value)}" for name, value in event.items() if name != "event"]
         put(printable(" ".join([str(event["event"]), *words])))
 
+    def _tell(self, event: Event) -> None:
+        """The same while a request is handled."""
+        try:
+            self.tell(event)
+        except Exception as error:
+            raise _Unheard from error
+
     def on_shmem_map(self, message: OwnedMessage) -> None:
         """SHMEM_MAP: map, and tell."""
         super().on_shmem_map(message)
         if isinstance(body := message.body, Mmap):
             where = {"shmid": body.shmid, "shm_offset": body.shm_offset, "len": body.len}
-            self.tell({"event": "map", **where, "fd_offset": body.fd_offset, "writable": body.writable})
+            self._tell({"event": "map", **where, "fd_offset": body.fd_offset, "writable": body.writable})
 
     def on_shmem_unmap(self, message: OwnedMessage) -> None:
         """SHMEM_UNMAP: unmap, and tell."""
         super().on_shmem_unmap(message)
         if isinstance(body := message.body, Mmap):
-            self.tell({"event": "unmap", "shmid": body.shmid, "shm_offset": body.shm_offset, "len": body.len})
+            self._tell({"event": "unmap", "shmid": body.shmid, "shm_offset": body.shm_offset, "len": body.len})
 
     def refused(self, request: str, reason: str) -> None:
         """Tell the reason, instead of logging it."""
-        self.tell({"event": "refused", "request": request, "reason": reason})
+        self._tell({"event": "refused", "request": request, "reason": reason})
 
 
 class WatchedInJson(Watched):
@@ -90,6 +101,8 @@ def attach(arguments: list[str]) -> int:
     try:
         with _front_end(kind, options) as frontend:
             return _attend(frontend, options)
+    except _Unheard as unheard:
+        raise (unheard.__cause__ or unheard) from None
     except KeyboardInterrupt:
         kind.tell({"event": "closed", "reason": "interrupted by a signal"})
         return Exit.DONE

@@ -51,7 +51,7 @@ class RawBackend:
             Q.GET_QUEUE_NUM: U64(queues),
             Q.GET_SHMEM_CONFIG: ShmemConfig(sizes),
             Q.GET_STATUS: U64(0),
-            Q.GET_VRING_BASE: VringState(0, 0),
+            Q.GET_VRING_BASE: _at_the_beginning,
         }
         self.raw_answers: dict[int, bytes | Callable[[Frame[OwnedFd]], bytes]] = {}
         self.files: dict[int, Sequence[HasFileno]] = {}
@@ -132,6 +132,11 @@ class RawBackend:
             answer = self.answers.get(frame.request, frame.payload)
             return message(frame.request, answer(frame) if callable(answer) else body_bytes(answer), flags=ACK)
         return message(frame.request, U64(0), flags=ACK) if frame.need_reply else b""
+
+
+def _at_the_beginning(frame: Frame[OwnedFd]) -> bytes:
+    """The answer to GET_VRING_BASE: the ring that was asked for has done nothing."""
+    return VringState(VringState.unpack(frame.payload).index, 0).pack()
 
 
 def _serve_waiting(frontend: Frontend) -> None:
