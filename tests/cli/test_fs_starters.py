@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,11 +51,13 @@ def test_a_name_that_is_not_the_socket_any_more_is_not_given_to_a_group(
     other.chmod(0o600)
     before = other.stat()
 
-    def swapped(path: str) -> object:
-        made = listen(path)
-        os.unlink(path)
-        os.symlink(other, path) if link else os.link(other, path)
-        return made
+    def swapped(path: str, prepare: Callable[[], object]) -> object:
+        def late() -> None:
+            os.unlink(path)
+            os.symlink(other, path) if link else os.link(other, path)
+            prepare()
+
+        return listen(path, late)
 
     monkeypatch.setattr(fs_place, "listen", swapped)
     with Place() as place, pytest.raises(CommandError, match="no socket any more"):
