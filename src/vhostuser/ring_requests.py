@@ -151,13 +151,14 @@ class RingRequests:
 
     def on_set_vring_call(self, message: OwnedMessage) -> None:
         """That of a ring which goes on is set once: whoever ran it before may have given back requests and not said so."""
-        vring = self._rings.vrings[body_of(message, U64).value & VRING_INDEX_MASK]
+        index, state = body_of(message, U64).value & VRING_INDEX_MASK, self._session.state
+        vring = self._rings.vrings[index]
         by_message = vring.calls_by_message
-        index, state = self._replace(message, "call"), self._session.state
+        self._replace(message, "call")
         if vring.calls_by_message is not by_message:
             self._rings.kick(index, wait=False)  # compiled code may serve it now
         if state.rings[index].base not in (None, ring_format(state.acknowledged).first_base) or self._inflight:
-            self._rings.vrings[index].signal("call")
+            vring.signal("call")
 
     def on_set_vring_err(self, message: OwnedMessage) -> None:
         self._replace(message, "err")
@@ -166,13 +167,12 @@ class RingRequests:
         self._bind_active(body_of(message, VringState).index, "SET_VRING_ENABLE")
         self.refresh()
 
-    def _replace(self, message: OwnedMessage, name: str) -> int:
-        """Put the eventfd of the message in its ring's place; the ring's index."""
+    def _replace(self, message: OwnedMessage, name: str) -> None:
+        """Put the eventfd of the message in its ring's place."""
         index = body_of(message, U64).value & VRING_INDEX_MASK
         vring = self._rings.vrings[index]
         vring.replace(name, take_fd(message) if message.fds else None)
         (vring.polled.discard if message.fds else vring.polled.add)(name)
-        return index
 
     def _set_base(self, index: int, base: int) -> None:
         rings = self._session.state.rings

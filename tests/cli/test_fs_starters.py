@@ -62,6 +62,7 @@ def test_a_name_that_is_not_the_socket_any_more_is_not_given_to_a_group(
     monkeypatch.setattr(fs_place, "listen", swapped)
     with Place() as place, pytest.raises(CommandError, match="no socket any more"):
         place.listen(str(sock), grp.getgrgid(os.getegid()).gr_name)
+    assert sock.samefile(other), "nor is it removed"
     after = other.stat()
     assert (after.st_mode, after.st_gid, after.st_ctime_ns if link else 0) == (
         before.st_mode,

@@ -18,6 +18,8 @@ from vhostuser.protocol.payloads import U64, Mmap
 from vhostuser.protocol.regions import Mapping, MappingTable, Quota
 from vhostuser.testing import memory_file
 
+from .plain_frames import asking
+
 PAGE = 4096
 PAGES = 200
 MAP, UNMAP = BackendRequest.SHMEM_MAP, BackendRequest.SHMEM_UNMAP
@@ -72,11 +74,6 @@ def rig() -> Iterator[Rig]:
     made = Rig()
     yield made
     made.close()
-
-
-def asking(request: int, body: Mmap) -> bytes:
-    frame: Frame[int] = request_frame(request, body, need_reply=True)
-    return frame.pack()
 
 
 @pytest.mark.parametrize("writable", [False, True])

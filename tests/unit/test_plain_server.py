@@ -12,11 +12,13 @@ from vhostuser.memory import mapping
 from vhostuser.memory.core import WindowCore
 from vhostuser.plain.frames import EXPIRED, NOT_TAKEN, TAKE
 from vhostuser.plain.server import Server
-from vhostuser.protocol.framing import Frame, reply_frame, request_frame
+from vhostuser.protocol.framing import Frame, reply_frame
 from vhostuser.protocol.numbers import BackendRequest
 from vhostuser.protocol.payloads import U64, Mmap
 from vhostuser.protocol.regions import MappingTable, Quota
 from vhostuser.testing import DEADLINE, memory_file
+
+from .plain_frames import asking
 
 PAGE = 4096
 PAGES = 4
@@ -72,11 +74,6 @@ def rig() -> Iterator[Rig]:
     made = Rig()
     yield made
     made.close()
-
-
-def asking(request: int, body: Mmap) -> bytes:
-    frame: Frame[int] = request_frame(request, body, need_reply=True)
-    return frame.pack()
 
 
 def yes(request: int) -> bytes:

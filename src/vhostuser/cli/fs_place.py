@@ -44,8 +44,10 @@ class Place:
             os.umask(umask)
 
     def _own(self, path: str, group: int | None) -> None:
-        """Take a socket's name that is new here, before anybody can connect to it."""
-        self._names.append((path, os.lstat(path).st_ino))
+        """Take a socket's name that is new here, before anybody can connect to it. What else is there is not ours."""
+        found = os.lstat(path)
+        if stat.S_ISSOCK(found.st_mode):
+            self._names.append((path, found.st_ino))
         if group is not None:
             _open_to_group(path, group)
 

@@ -11,11 +11,9 @@ from typing import Final
 
 from ..errors import RemoteProtocolError
 from .layout import Payload
-from .numbers import FrontendRequest
 from .payloads import Config, Inflight, MemoryTable, SingleRegion, VringState, XenMemoryTable, XenSingleRegion
 from .rules import Rule
 
-Q = FrontendRequest
 Pair = tuple[str, int, int]
 REGION: Final = ("guest_addr", "size")
 """Of a memory region in post-copy: the reply has the back-end's own user address ("SET_MEM_TABLE")."""
