@@ -5,21 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final
 
 from .errors import QueueBroken, RemoteProtocolError
 from .exports import Exports
 from .memory.dirty_log import DirtyLog
 from .memory.fragile import Copies
 from .memory.guest import GuestMemory
-from .protocol.numbers import MAX_REGIONS, ProtocolFeature, VhostFeature
+from .protocol.numbers import MAX_REGIONS, VRING_F_LOG, ProtocolFeature, VhostFeature
 from .protocol.payloads import Log, MemoryRegion, MemoryTable, SingleRegion
 from .protocol.session import Session
 from .rings import Rings
 
 log = logging.getLogger(__name__)
-VRING_F_LOG: Final = 0x1
-"""SET_VRING_ADDR flags: log the writes to the used ring."""
 
 
 class GuestTable:

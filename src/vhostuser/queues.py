@@ -118,7 +118,6 @@ class Queues:
         self._suspended = {index: (queue, queue.base) for index, (queue, _) in self._suspended.items()}
         for queue in self._started.values():
             self._set_up(queue, queue.base)
-            self._wake(queue)
 
     def hear(self, name: Literal["call", "err"], body: object) -> None:
         """Take a message in place of an eventfd; one that comes too late is as good as none."""
@@ -158,7 +157,6 @@ class Queues:
             raise LocalProtocolError(text, request="SET_VRING_NUM", field="size", value=size, limit=queue.size)
         queue.calm()
         self._set_up(queue, base)
-        self._wake(queue)
         queue.indirect = indirect
         self._started[index] = self._suspended.pop(index)[0]
         return queue
@@ -176,7 +174,10 @@ class Queues:
             self._reset_left = None
 
     def _set_up(self, queue: Queue, base: int) -> None:
-        """Start and enable a queue; in-band, its first kick is what starts it, and there are no eventfds to give."""
+        """Start and enable a queue, and kick it, for some back-ends start at the first kick ("Ring states").
+
+        In-band all do, and there are no eventfds to give.
+        """
         index, request = queue.index, self._asking.request
         request(Q.SET_VRING_NUM, VringState(index, queue.size))
         request(Q.SET_VRING_BASE, VringState(index, base))
@@ -189,12 +190,7 @@ class Queues:
             request(Q.SET_VRING_ENABLE, VringState(index, 1))
         if self._in_band:
             queue.in_band = lambda: request(Q.VRING_KICK, VringState(index, 0))
-            queue.wake()
-
-    def _wake(self, queue: Queue) -> None:
-        """Let the back-end look at what waits in a queue that was set up, unless that did it."""
-        if not self._in_band:
-            queue.wake()
+        queue.wake()
 
     @property
     def _in_band(self) -> bool:

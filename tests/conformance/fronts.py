@@ -254,6 +254,8 @@ class Script:
     """It ends with its back-end channel."""
     at_the_end: tuple[tuple[int, Payload | None], ...] = ()
     """What it says once something was mapped."""
+    many: bool = False
+    """It wants to know how many queues there are."""
     deaf: bool = False
     """It does not notice the end of its back-end."""
 
@@ -285,6 +287,8 @@ class Small:
             self.acknowledged = taken
             if taken & 1:
                 self.value(Q.GET_QUEUE_NUM)
+            elif self.script.many:
+                raise _Enough
         try:
             for step in self.script.steps.split():
                 getattr(self, step)(features)

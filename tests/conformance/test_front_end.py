@@ -171,6 +171,8 @@ WRONG: Final[dict[str, Make]] = {
     "a_refused_memory_table_starts_no_ring": script(),
     # rings
     "a_ring_is_told_whole_before_it_starts": script(ring="num base kick addr enable"),
+    "a_ring_is_kicked_once_it_has_started": script(),
+    "one_ring_is_used_without_mq": script(many=True),
     "ring_sizes_are_those_that_virtio_allows": script(num=15),
     "ring_addresses_are_aligned": script(addresses=VringAddr(0, 0, 8, 512, 256, 0)),
     "rings_lie_in_shared_memory": script(addresses=VringAddr(0, 0, 0, 512, M, 0)),

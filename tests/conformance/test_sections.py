@@ -18,7 +18,7 @@ from . import specification
 VHOST_USER: Final = {
     *("Header", "Payload", "Memory region description", "Multiple Memory regions description", "MMAP request"),
     *("VIRTIO Shared Memory Region configuration", "Communication", "Ring states", "Suspended device state"),
-    *("Multiple queue support", "Back-end communication", "In-band notifications", "Protocol features"),
+    *("Multiple queue support", "Back-end communication", "In-band notifications", "Migration", "Protocol features"),
     *("Front-end message types", "Back-end message types", "VHOST_USER_PROTOCOL_F_REPLY_ACK"),
     *(f"VHOST_USER_{request.name}" for request in FrontendRequest),
     *(f"VHOST_USER_BACKEND_{request.name}" for request in BackendRequest),

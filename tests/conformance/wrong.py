@@ -241,6 +241,32 @@ def in_request(request: int, change: Callable[[bytes], bytes], *, device: Callab
     return Wrong(lambda: alter, device)
 
 
+def told(request: int, change: Callable[[bytes], bytes]) -> Wrong:
+    """The payload of a request of the front-end is another one when it comes."""
+
+    def alter(sent: Message, fds: Sequence[int]) -> Verdict | None:
+        return _with_payload(sent, change(sent.payload)) if _asks(sent, request) else None
+
+    return Wrong(lambda: alter)
+
+
+def deaf_to(request: int, time: int) -> Wrong:
+    """A request of that number gets a yes each time, and is not done that time, or ever if `time` is 0."""
+
+    def make() -> Alter:
+        times = [0]
+
+        def alter(sent: Message, fds: Sequence[int]) -> Verdict | None:
+            times[0] += _asks(sent, request)
+            if not _asks(sent, request) or time not in (0, times[0]):
+                return None
+            return Verdict("not done", data=b"", answer=acknowledgement(request))
+
+        return alter
+
+    return Wrong(make)
+
+
 def calling(request: int, other: int) -> Wrong:
     """A request on the back-end channel has the number of another one."""
 

@@ -31,6 +31,11 @@ REASONS: Final = (
         "Each system's driver counts on it in its own way: else requests stall in some guests, not in others.",
     ),
     Reason(
+        "Ring states",
+        ".*(enabled|disabled|kick).*",
+        "Front-ends enable, start and kick a ring in their own order: who counts on one is a device that stands still.",
+    ),
+    Reason(
         "Ring states|VHOST_USER_GET_VRING_BASE",
         ANY,
         "Where a ring stops and goes on is told by this alone: else a migration loses requests, or repeats them.",
@@ -51,7 +56,7 @@ REASONS: Final = (
         "By this area a back-end that was started again knows which requests are still to be done.",
     ),
     Reason(
-        "VHOST_USER_SET_LOG_(BASE|FD)",
+        "VHOST_USER_SET_LOG_(BASE|FD)|Migration",
         ANY,
         "Pages that are not in the log are not copied: the guest goes on elsewhere with memory of before.",
     ),

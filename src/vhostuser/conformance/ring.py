@@ -34,10 +34,10 @@ TABLE: Final = 3 << 14
 """Where in that a table of descriptors has room."""
 
 
-def begin(bench: BackendBench, *, features: int = 0) -> None:
+def begin(bench: BackendBench, *, features: int = 0, protocol: int = RINGS) -> None:
     """Agree on what rings want, and share memory, which `bench` shows as its own."""
     probe_of(bench)
-    bench.agree(features=FEATURES | features, protocol=RINGS)
+    bench.agree(features=FEATURES | features, protocol=protocol)
     bench.map_memory()
 
 
@@ -59,6 +59,7 @@ class Ring:
         index: int | None = None,
         base: int | None = None,
         in_band: bool = False,
+        enabled: bool = True,
     ) -> None:
         self.bench, self.probe, self.form = bench, probe_of(bench), form
         self.index = self.probe.queue if index is None else index
@@ -78,7 +79,7 @@ class Ring:
         if in_band:
             self._set_up_in_band()
         else:
-            bench.set_up_queue(self.index, size=SIZE, at=self.at, ring=form, base=base)
+            bench.set_up_queue(self.index, size=SIZE, at=self.at, ring=form, base=base, enabled=enabled)
             bench.accepted(Q.SET_VRING_CALL, U64(self.index), fds=[self.call])
         self.drain()
         self.kick_fd = bench.kick

@@ -6,6 +6,7 @@ One thread, one poll: whatever is waited for, the front-end's requests on the ma
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import time
@@ -15,7 +16,7 @@ from typing import Final, Self
 
 from ..protocol.framing import Frame
 from ..protocol.layout import Payload
-from ..protocol.numbers import MAX_CONFIG, FrontendRequest, ProtocolFeature, VhostFeature, mask
+from ..protocol.numbers import MAX_CONFIG, VRING_INDEX_MASK, FrontendRequest, ProtocolFeature, VhostFeature, mask
 from ..protocol.payloads import U64, Config, ShmemConfig, VringState
 from ..protocol.rules import FRONTEND, Channel, Reply
 from ..protocol.state import Role
@@ -72,6 +73,8 @@ class ScriptedBackend:
         self.config = CONFIG
         self.answers: dict[int, Answer] = {}
         """What to answer instead, by request."""
+        self.kicks: dict[int, OwnedFd] = {}
+        """What signals kicks, as it came last, by ring."""
         self._status = 0
         self._owned: list[OwnedFd] = []
 
@@ -118,6 +121,8 @@ class ScriptedBackend:
             self.seen.append(seen)
             if frame.request == Q.SET_BACKEND_REQ_FD:
                 self._open(frame)
+            elif frame.request == Q.SET_VRING_KICK and len(frame.fds) == 1:
+                self.kicks[seen.number & VRING_INDEX_MASK] = self.keep(OwnedFd(os.dup(frame.fds[0].fileno())))
             self.main.send(self._answer(frame))
         finally:
             close_all(frame.fds)

@@ -32,6 +32,8 @@ END_OF_FILE_OFFSETS: Final = 1 << 63
 VRING_INDEX_MASK: Final = 0xFF
 VRING_NO_FD: Final = 0x100
 """Bit 8 of SET_VRING_KICK, SET_VRING_CALL and SET_VRING_ERR: no fd comes with the message."""
+VRING_F_LOG: Final = 0x1
+"""SET_VRING_ADDR flags: log the writes to the used ring ("Migration")."""
 
 MAP_RW: Final = 0x1
 """SHMEM_MAP flags: pages are mapped read-write; without it read-only."""

@@ -69,9 +69,16 @@ class RawFrontend(Wire):
         return memory
 
     def set_up_queue(
-        self, index: int = 0, *, size: int = 16, base: int | None = None, at: int = 0, ring: Format = SPLIT
+        self,
+        index: int = 0,
+        *,
+        size: int = 16,
+        base: int | None = None,
+        at: int = 0,
+        ring: Format = SPLIT,
+        enabled: bool = True,
     ) -> None:
-        """Lay a ring at user address `at` and start it; `kick` and `err` are its eventfds from then on."""
+        """Lay a ring at user address `at`, start it, and enable it unless not; `kick` and `err` are its eventfds then."""
         descriptors, available, _ = ring.sizes(size)
         addresses = VringAddr(index, 0, at, at + descriptors + -(-available // 4) * 4, at + descriptors, 0)
         self.accepted(Q.SET_VRING_NUM, VringState(index, size))
@@ -80,7 +87,8 @@ class RawFrontend(Wire):
         self.kick, self.err = self.eventfd(), self.eventfd()
         self.accepted(Q.SET_VRING_ERR, U64(index), fds=[self.err])
         self.accepted(Q.SET_VRING_KICK, U64(index), fds=[self.kick])
-        self.enable(index)
+        if enabled:
+            self.enable(index)
 
     def enable(self, index: int) -> None:
         """Let the back-end take requests from a ring."""

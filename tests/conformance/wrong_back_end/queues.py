@@ -10,7 +10,6 @@ from typing import Any
 from vhostuser.conformance.back_end import hostile_rings
 from vhostuser.errors import QueueBroken
 from vhostuser.protocol.numbers import BackendRequest, FrontendRequest
-from vhostuser.protocol.payloads import VringState
 from vhostuser.trace.event import Message
 from vhostuser.trace.verdict import Verdict
 from vhostuser.virtio.chain import DescriptorChain
@@ -18,7 +17,7 @@ from vhostuser.virtio.formats import ring_format
 from vhostuser.virtio.numbers import Feature
 
 from ..devices import Everything
-from ..wrong import Wrong, calling, in_reply, in_request, leaving_at, put, replying, silent_to, then_no_to, yes_to
+from ..wrong import Wrong, calling, in_reply, in_request, leaving_at, put, silent_to, then_no_to, yes_to
 
 Q, B = FrontendRequest, BackendRequest
 SHORT = 0.3
@@ -81,14 +80,6 @@ def _without_indirect(made: Any) -> None:
     made.indirect = False
 
 
-def _behind_all(made: Any) -> None:
-    made.base = made._available[1]
-
-
-def _one_too_far(made: Any) -> None:
-    made.base += bool(made.base)
-
-
 def _fifteen_bits(made: Any) -> None:
     pop = made.pop
     made.pop = lambda: pop() if made.base & 0x8000 else None
@@ -149,14 +140,10 @@ WRONG: dict[str, Wrong] = {
     "an_indirect_table_may_follow_descriptors": _INDIRECT,
     "the_write_flag_of_an_indirect_descriptor_is_ignored": _INDIRECT,
     "the_driver_is_not_notified_if_it_does_not_want_to_be": queue(lambda made: None),
-    "requests_that_wait_are_found_when_the_ring_starts": queue(_behind_all),
-    "a_stopped_ring_is_left_alone": replying(Q.GET_VRING_BASE, VringState(0, 1).pack()),
     "a_stopped_ring_tells_how_many_requests_were_taken": in_reply(Q.GET_VRING_BASE, put(4, 0, 4)),
-    "a_ring_goes_on_where_it_stopped": queue(_one_too_far),
     "calls_go_to_the_eventfd_that_was_set_last": replace(yes_to(Q.SET_VRING_CALL), timeout=SHORT),
     "a_ring_works_without_an_eventfd_for_calls": then_no_to(Q.SET_VRING_CALL),
     "a_ring_goes_on_after_a_new_memory_table": then_no_to(Q.SET_MEM_TABLE),
-    "rings_are_independent": then_no_to(Q.SET_VRING_NUM),
     "each_request_is_notified_without_event_idx": _QUIET,
     **{hostile_rings.hostile_rule(begins): silent_to(Q.GET_VRING_BASE) for begins, *_ in _HOSTILE},
     "a_broken_ring_is_told_of": replace(yes_to(Q.SET_VRING_ERR), timeout=SHORT),

@@ -6,6 +6,7 @@ from . import (
     areas,
     config_space,
     device_status,
+    dirty_log,
     fds,
     gates,
     header,
@@ -16,6 +17,7 @@ from . import (
     negotiation,
     reply_ack,
     ring_setup,
+    ring_states,
     shmem_config,
     shmem_maps,
     sizes,
@@ -23,7 +25,7 @@ from . import (
 )
 
 MODULES = (
-    *(header, negotiation, reply_ack, sizes, fds, gates, memory_table, memory_slots, ring_setup),
-    *(virtqueue, hostile_rings, in_band, config_space, device_status, areas, shmem_config, shmem_maps),
+    *(header, negotiation, reply_ack, sizes, fds, gates, memory_table, memory_slots, ring_setup, ring_states),
+    *(virtqueue, hostile_rings, in_band, config_space, device_status, areas, dirty_log, shmem_config, shmem_maps),
 )
 """By subject."""

@@ -181,31 +181,6 @@ def the_driver_is_not_notified_if_it_does_not_want_to_be(bench: BackendBench) ->
         raise Deviation("no notification while NO_INTERRUPT is set", "one")
 
 
-@BACK_END.rule("Ring states")
-def requests_that_wait_are_found_when_the_ring_starts(bench: BackendBench) -> None:
-    """A ring starts on SET_VRING_KICK and a kick: what was put into it before is found."""
-    begin(bench)
-    ring = Ring(bench)
-    bench.replied(Q.GET_VRING_BASE, VringState(ring.index, 0))
-    head = ring.driver.add(*ring.buffers())
-    _start_again(bench, ring, 0)
-    ring.kick()
-    ring.comes_back(head)
-
-
-@BACK_END.rule("Ring states")
-def a_stopped_ring_is_left_alone(bench: BackendBench) -> None:
-    """Once GET_VRING_BASE is answered the ring is stopped: nothing is taken from it any more."""
-    begin(bench)
-    ring = Ring(bench)
-    ring.exchange()
-    bench.replied(Q.GET_VRING_BASE, VringState(ring.index, 0))
-    ring.wait(ring.call.fileno(), 0)
-    ring.offer(*ring.buffers())
-    if ring.wait(ring.call.fileno(), _WAIT) or ring.used_index != 1:
-        raise Deviation("nothing taken from a stopped ring", "a chain given back")
-
-
 @BACK_END.rule("VHOST_USER_GET_VRING_BASE")
 def a_stopped_ring_tells_how_many_requests_were_taken(bench: BackendBench) -> None:
     """GET_VRING_BASE of a split ring answers with the available index where the ring goes on."""
@@ -216,21 +191,6 @@ def a_stopped_ring_tells_how_many_requests_were_taken(bench: BackendBench) -> No
     base = VringState.unpack(bench.replied(Q.GET_VRING_BASE, VringState(ring.index, 0)).payload).num
     if base != 3:
         raise Deviation("base 3 after three requests", f"base {base}")
-
-
-@BACK_END.rule("Ring states")
-def a_ring_goes_on_where_it_stopped(bench: BackendBench) -> None:
-    """A ring that is stopped and set up again at its base goes on there."""
-    begin(bench)
-    ring = Ring(bench)
-    ring.exchange()
-    base = VringState.unpack(bench.replied(Q.GET_VRING_BASE, VringState(ring.index, 0)).payload).num
-    _start_again(bench, ring, base)
-    ring.exchange()
-    ring.exchange()
-    bench.replied(Q.GET_VRING_BASE, VringState(ring.index, 0))
-    if ring.used_index != 3:
-        raise Deviation("three chains given back of three", f"used index {ring.used_index}")
 
 
 @BACK_END.rule("VHOST_USER_SET_VRING_CALL")
@@ -268,19 +228,6 @@ def a_ring_goes_on_after_a_new_memory_table(bench: BackendBench) -> None:
     ring.exchange()
 
 
-@BACK_END.rule("Ring states", level=Level.SHOULD, queues=2)
-def rings_are_independent(bench: BackendBench) -> None:
-    """Each ring starts and stops alone."""
-    begin(bench)
-    ring = Ring(bench)
-    other = 0 if ring.index else 1
-    ring.exchange()
-    bench.set_up_queue(other, at=ring.at + (1 << 19))
-    ring.exchange()
-    bench.replied(Q.GET_VRING_BASE, VringState(other, 0))
-    ring.exchange()
-
-
 @BACK_END.rule("VIRTIO: Used Buffer Notification Suppression")
 def each_request_is_notified_without_event_idx(bench: BackendBench) -> None:
     """What was not acknowledged does not count: without EVENT_IDX each request is notified."""
@@ -291,17 +238,6 @@ def each_request_is_notified_without_event_idx(bench: BackendBench) -> None:
         head = ring.offer(*ring.buffers())
         ring.call_comes("a notification for each request")
         ring.comes_back(head)
-
-
-def _start_again(bench: BackendBench, ring: Ring, base: int) -> None:
-    """Set up a ring at its old place."""
-    call, kick = ring.call, bench.eventfd()
-    bench.accepted(Q.SET_VRING_BASE, VringState(ring.index, base))
-    bench.accepted(Q.SET_VRING_ADDR, bench.addresses(ring.index, at=ring.at))
-    bench.accepted(Q.SET_VRING_CALL, U64(ring.index), fds=[call])
-    bench.accepted(Q.SET_VRING_KICK, U64(ring.index), fds=[kick])
-    bench.accepted(Q.SET_VRING_ENABLE, VringState(ring.index, 1))
-    ring.kick_fd = kick
 
 
 def _entry(address: int, length: int, flags: int, following: int = 0) -> bytes:

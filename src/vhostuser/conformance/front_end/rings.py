@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import select
 from typing import Final
 
 from ...protocol.numbers import MAX_QUEUE_SIZE, VRING_INDEX_MASK, VRING_NO_FD, FrontendRequest, ProtocolFeature
 from ...protocol.payloads import MemoryRegion, MemoryTable, SingleRegion, VringAddr, VringState
+from ...transport.fds import OwnedFd
 from ...virtio.numbers import Feature
 from ..frontend_bench import FRONT_END, FrontendBench
 from ..outcome import Deviation, NotApplicable
@@ -30,6 +32,24 @@ def a_ring_is_told_whole_before_it_starts(bench: FrontendBench) -> None:
             index = seen.number & VRING_INDEX_MASK
             if missing := [part.name for part in PARTS if part not in told.get(index, set())]:
                 raise Deviation(f"ring {index} told whole before SET_VRING_KICK", f"it lacks {', '.join(missing)}")
+
+
+@FRONT_END.rule(STATES, level=Level.SHOULD, queues=1)
+def a_ring_is_kicked_once_it_has_started(bench: FrontendBench) -> None:
+    """Some back-ends start a ring at its first kick, so a front-end injects one behind SET_VRING_KICK."""
+    bench.start()
+    if not bench.kicks:
+        raise NotApplicable("it gives no fds for kicks")
+    if not bench.watch(lambda: all(_is_set(fd) for fd in bench.kicks.values())):
+        unkicked = sorted(index for index, fd in bench.kicks.items() if not _is_set(fd))
+        raise Deviation("a kick of each ring that was started", f"none of rings {unkicked}")
+
+
+def _is_set(fd: OwnedFd) -> bool:
+    """An eventfd, or a pipe, has been signalled. Nothing is taken from it."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 @FRONT_END.rule("VHOST_USER_SET_VRING_NUM", queues=1)
@@ -91,6 +111,15 @@ def no_more_rings_are_used_than_there_are(bench: FrontendBench) -> None:
         index = seen.payload[0] if seen.request in FILES and seen.payload else int.from_bytes(seen.payload[:4], "little")
         if index:
             raise Deviation("ring 0 alone, as there is one queue", f"{seen.name} for ring {index}")
+
+
+@FRONT_END.rule("Multiple queue support", queues=1)
+def one_ring_is_used_without_mq(bench: FrontendBench) -> None:
+    """A device whose number of queues is fixed does not need MQ: a front-end with one ring gets along without it."""
+    if bench.reach.rings > 1:
+        raise NotApplicable("it starts several rings: its device may be one of multiple queues")
+    bench.protocol &= ~(1 << F.MQ)
+    bench.start()
 
 
 @FRONT_END.rule("VHOST_USER_SET_VRING_KICK", queues=1)
