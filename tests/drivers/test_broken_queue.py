@@ -123,6 +123,7 @@ def test_a_kick_that_is_full_is_as_good_as_set() -> None:
         with raw.frontend() as frontend:
             frontend.share_memory(1 << 20)
             queue = frontend.start_queue(0, size=16)
+            os.eventfd_read(kicks[0])
             os.eventfd_write(kicks[0], (1 << 64) - 2)
             for waits in (False, True):
                 os.set_blocking(kicks[0], waits)
