@@ -12,6 +12,7 @@ def extensions() -> list[Extension]:
     names = (
         "window",
         "server",
+        "line",
         "caller",
         "chain",
         "walk",
