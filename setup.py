@@ -23,6 +23,7 @@ def extensions() -> list[Extension]:
         "transfer",
         "handler",
         "block",
+        "opened",
         "files",
         "listing",
         "status",
