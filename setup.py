@@ -12,6 +12,7 @@ def extensions() -> list[Extension]:
     names = (
         "window",
         "server",
+        "line",
         "caller",
         "chain",
         "walk",
@@ -22,6 +23,7 @@ def extensions() -> list[Extension]:
         "transfer",
         "handler",
         "block",
+        "opened",
         "files",
         "listing",
         "status",

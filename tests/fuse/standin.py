@@ -71,7 +71,7 @@ class StandIn:
 
     def __init__(self, fd: int = -1) -> None:
         self.fd = fd
-        self.compiled = _native.files.OpenFiles() if _native.accelerated else None
+        self.compiled = _native.opened.OpenFiles() if _native.accelerated else None
         self.agreed = 0
         self.calls: list[tuple[str, Call]] = []
         self.fails: dict[str, BaseException] = {}

@@ -218,8 +218,8 @@ def test_what_was_abandoned_while_it_was_done_is_not_given_back() -> None:
         handover.abandon()
         return b"a" * OUT_HEADER_SIZE
 
-    files = _native.files.OpenFiles()
-    assert files.serve_with(answer, late, rig.device, handover, 0, -1, -1, 0) == _native.handover.ABANDONED
+    requests = _native.files.ShareRequests(_native.opened.OpenFiles())
+    assert requests.serve_with(answer, late, rig.device, handover, 0, -1, -1, 0) == _native.handover.ABANDONED
     assert late == {sent: b"a" * OUT_HEADER_SIZE}
     assert rig.driver.collect() is None
     assert not any(rig.buffers[4096:])
@@ -252,7 +252,7 @@ class TestOpenFiles:
     """The table itself."""
 
     def test_whoever_owns_a_file_is_kept_until_it_is_removed(self) -> None:
-        files, gone = _native.files.OpenFiles(), list[int]()
+        files, gone = _native.opened.OpenFiles(), list[int]()
 
         class Owner:
             def __init__(self, number: int) -> None:
@@ -275,7 +275,7 @@ class TestOpenFiles:
         assert gone[2000:] == [1]
 
     def test_nobody_reads_what_nobody_reads(self) -> None:
-        files = _native.files.OpenFiles()
+        files = _native.opened.OpenFiles()
         files.add(1, 5, 3, object())
         assert (files.busy(), files.reads, files.bytes_read) == ([], 0, 0)
 

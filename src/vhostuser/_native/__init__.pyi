@@ -5,7 +5,9 @@ from . import files as files
 from . import guard as guard
 from . import handler as handler
 from . import handover as handover
+from . import line as line
 from . import listing as listing
+from . import opened as opened
 from . import packed as packed
 from . import passing as passing
 from . import ring as ring

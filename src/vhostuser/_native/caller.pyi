@@ -1,21 +1,8 @@
 from collections.abc import Sequence
-from socket import socket
-from threading import Lock
 
 from ..plain.caller import MapRow
+from .line import Line
 from .window import MappingTable, Quota
-
-UNSENT: int
-REST: int
-STALE: int
-
-class Line:
-    running: bool
-    def __init__(self, lock: Lock) -> None: ...
-    @property
-    def lock(self) -> Lock: ...
-    def use(self, sock: socket | None, seconds: float) -> None: ...
-    def take(self) -> tuple[bytes, list[int], int]: ...
 
 class Caller:
     @property

@@ -10,6 +10,9 @@ from .walk cimport DeviceRing
 
 cdef class Handler:
     cdef int owed  # Python has something to do for it, soon
+    cdef int guarded(
+        self, DeviceRing ring, Handover handover, int epoch, int kick, int waker, int64_t spin, bint stays
+    ) except -2
     cdef int64_t perform(self, Piece *pieces, Taken *taken) noexcept nogil
     cdef void seal(self, Piece *pieces, Taken *taken) noexcept nogil
     cdef bint settle(self) except False

@@ -20,29 +20,30 @@ cdef class Handler:
 
         `epoch` and `spin` are as in `Handover.wait`.
         """
-        cdef int why
-        cdef Guard *guard = new_guard()
-        with nogil:
-            if vhu_enter(guard):
-                why = handover.gone()
-            else:
-                why = stay(ring, self, handover, epoch, kick, waker, spin)
-                vhu_exit(guard)
-        self.settle()
-        return why
+        return self.guarded(ring, handover, epoch, kick, waker, spin, True)
 
     def serve_waiting(self, DeviceRing ring not None, Handover handover not None, int epoch):
         """Serve what waits in a ring, and come back: WORK if all is done."""
+        cdef int why = self.guarded(ring, handover, epoch, -1, -1, 0, False)
+        return WORK if why == EMPTY else why
+
+    cdef int guarded(
+        self, DeviceRing ring, Handover handover, int epoch, int kick, int waker, int64_t spin, bint stays
+    ) except -2:
+        """Serve a ring whose memory may go meanwhile: what waits, or, if one stays, what comes as well."""
         cdef int why
         cdef Guard *guard = new_guard()
         with nogil:
             if vhu_enter(guard):
                 why = handover.gone()
             else:
-                why = batch(ring, self, handover, epoch)
+                if stays:
+                    why = stay(ring, self, handover, epoch, kick, waker, spin)
+                else:
+                    why = batch(ring, self, handover, epoch)
                 vhu_exit(guard)
         self.settle()
-        return WORK if why == EMPTY else why
+        return why
 
     cdef int64_t perform(self, Piece *pieces, Taken *taken) noexcept nogil:
         """Do a request; the bytes that the driver is told of, or -1 if that is Python's to do."""

@@ -1,4 +1,4 @@
-"""A device's map and unmap over the back-end channel: the twins of `_native.caller`."""
+"""A device's map and unmap over the back-end channel: the twins of `_native.line` and `_native.caller`."""
 
 from __future__ import annotations
 

@@ -13,10 +13,11 @@ from .server import Server
 
 if TYPE_CHECKING:
     from .._native import caller as compiled_caller
+    from .._native import line as compiled_line
     from .._native import server as compiled_server
 
 AnyServer: TypeAlias = "Server | compiled_server.Server"
-AnyLine: TypeAlias = "Line | compiled_caller.Line"
+AnyLine: TypeAlias = "Line | compiled_line.Line"
 AnyCaller: TypeAlias = "Caller | compiled_caller.Caller"
 
 
@@ -27,7 +28,7 @@ def new_server(sock: socket.socket, windows: dict[int, AnyCore], seconds: float)
 
 def new_line(lock: threading.Lock) -> AnyLine:
     """What the callers of a device share."""
-    return _native.caller.Line(lock) if _native.accelerated else Line(lock)
+    return _native.line.Line(lock) if _native.accelerated else Line(lock)
 
 
 def new_caller(line: AnyLine, shmid: int, size: int, table: AnyTable, quota: AnyQuota) -> AnyCaller:

@@ -1,4 +1,4 @@
-"""The only recvmsg and sendmsg of the package (their compiled twins are in `_native.server` and `_native.caller`)."""
+"""The only recvmsg and sendmsg of the package (their compiled twins are in `_native.server` and `_native.line`)."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from struct import Struct
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
+from ... import _native
 from ...device import KEEP, CompiledHandler, Device, Keep
 from ...errors import LocalProtocolError, VhostUserError
 from ...faults import device_faults
@@ -23,8 +24,8 @@ from .server import Server, Share
 from .workers import Workers
 
 if TYPE_CHECKING:
-    from ..._native.files import OpenFiles
     from ..._native.handover import Handover
+    from ..._native.opened import OpenFiles
     from ..._native.walk import DeviceRing
 
 log = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ class Compiled:
     """Serves ordinary requests; who waits for them to end is told when they have."""
 
     def __init__(self, files: OpenFiles, server: Server) -> None:
-        self._serve, self._server = files.serve_with, server
+        self._serve, self._server = _native.files.ShareRequests(files).serve_with, server
 
     def serve(self, ring: DeviceRing, handover: Handover, epoch: int, kick: int, waker: int, spin: int) -> int:
         """As CompiledHandler."""

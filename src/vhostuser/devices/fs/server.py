@@ -29,7 +29,7 @@ from .session import Session, SessionShare
 from .transfer import WRITE_DATA, ChainRoom, ChainSource, Incoming, Outgoing
 
 if TYPE_CHECKING:
-    from ..._native.files import OpenFiles
+    from ..._native.opened import OpenFiles
 
 log = logging.getLogger(__name__)
 LONGEST: Final = MAX_WRITE
@@ -67,7 +67,7 @@ class Share(SharedFiles, SessionShare, Protocol):
 
     @property
     def compiled(self) -> OpenFiles | None:
-        """What does ordinary requests without Python, if anything does."""
+        """The open files as compiled code reads them, if it does."""
 
     def close(self) -> None:
         """The share has ended."""

@@ -38,8 +38,8 @@ class Opened:
     """All that is open. The numbers are never used twice."""
 
     def __init__(self) -> None:
-        self.compiled = _native.files.OpenFiles() if _native.accelerated else None
-        """What READs without Python, if anything does."""
+        self.compiled = _native.opened.OpenFiles() if _native.accelerated else None
+        """The same files for compiled code, which READs them without Python."""
         self.plain = False
         """Whether it reads the files that are opened from now on: their bytes are all that a READ is about."""
         self._numbers = count(1)
