@@ -55,6 +55,11 @@ def anchors(page: str) -> set[str]:
     return set(_SECTION.findall(page))
 
 
+def words(page: str) -> str:
+    """What it says, in one line, with plain apostrophes."""
+    return " ".join(html.unescape(_TAG.sub("", page)).replace("\u2019", "'").split())
+
+
 def requests(page: str) -> set[str]:
     """The requests that are described, by name."""
     return set(_REQUEST.findall(page))

@@ -21,6 +21,8 @@ class Cause:
     rules: str
     """A pattern of the names of the rules."""
     effect: str
+    text: str = ""
+    """What the specification says of it; what stands between double quotes are its words."""
     peers: tuple[str, ...] = ()
     """Whose; everybody's, if empty."""
 

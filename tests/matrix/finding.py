@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from .causes import Cause, cause_of
-from .peers import Peer
+from .peers import BACK, Peer
 from .run import weight
 from .store import FINDINGS, Run, Verdict
 
+LEVELS: Final = "MUST, SHOULD and advice are [levels of `vhu check`](../../check.md), not always words of the specification."
+CHECKOUT: Final = "in a checkout of this project with `vhu` installed (`pip install -e .`)"
 Found = dict[str, tuple[Cause, list[Verdict]]]
 
 
@@ -38,17 +41,27 @@ def _report(peer: Peer, run: Run, cause: Cause, verdicts: Sequence[Verdict]) -> 
     yield ""
     if cause.effect:
         yield from (f"**Effect.** {cause.effect}", "")
+    if cause.text:
+        yield from (f"**The specification.** {cause.text}", "")
     yield from table(
         ("level", "section", "rule", "expected", "got"),
         [(each.level, each.section, f"`{each.rule}`", each.expected, f"{each.result}: {each.got}") for each in verdicts],
     )
-    yield from ("", f"**The rule** `{first.rule}`: {first.text}", "")
+    yield from ("", LEVELS, "")
+    yield from (f"**The rule** `{first.rule}`: {first.text}", "")
     yield from ("**The conversation**, from its end:", "", "```", *first.sent, "```", "")
-    pattern = re.escape(first.rule)
-    yield from ("**To reproduce:**", "", "```", f"{peer.check()} --rule '^{pattern}$'", "```")
+    yield from reproduce(*peer.setup, f"{peer.check()} --rule '^{re.escape(first.rule)}$'")
     capture = f"{first.rule}.pcapng"
     if (FINDINGS / peer.name / capture).exists():
         yield from ("", f"Its capture, for `vhu read` and Wireshark: [{capture}]({capture})")
+        if peer.side == BACK:
+            yield f"`vhu replay {capture} --as front-end SOCKET` sends the same to a back-end that listens at SOCKET."
+
+
+def reproduce(*commands: str) -> Iterator[str]:
+    """How a reader sees it, with nothing but the page."""
+    yield f"**To reproduce,** {CHECKOUT}, and the peer on the PATH:"
+    yield from ("", "```", *commands, "```")
 
 
 def versions(run: Run) -> str:

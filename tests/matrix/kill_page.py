@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+from .finding import CHECKOUT
 from .kills import KILLS
 from .store import FINDINGS, RESULTS
 
@@ -46,7 +47,8 @@ def kill_report(name: str) -> str:
     if killed.said:
         lines += ["It said:", "", "```", killed.said, "```", ""]
     lines += [f"**Effect.** {kill.effect}", "", "**The conversation**, from its end:", "", "```", *killed.sent, "```", ""]
-    lines += ["**To reproduce:**", "", "```", f"vhu vm fetch && python -m tests.matrix.kills {name}", "```"]
+    lines += [f"**To reproduce,** {CHECKOUT}:", ""]
+    lines += ["```", f"vhu vm fetch && python -m tests.matrix.kills {name}", "```"]
     if (FINDINGS / "qemu" / f"{name}.pcapng").exists():
         lines += ["", f"Its capture, for `vhu read` and Wireshark: [{name}.pcapng]({name}.pcapng)"]
     return "\n".join(lines) + "\n"

@@ -180,7 +180,7 @@ KILLS: Final = {
     "K1": Kill(
         "SHMEM_MAP before the device is started",
         "The back-end sends SHMEM_MAP once it has its channel, before the driver has set DRIVER_OK.",
-        "A back-end that maps early ends the VM.",
+        "A back-end that maps early ends the VM. It is at fault, too: while all rings are stopped, it must send no message.",
         before_start,
     ),
     "K2": Kill(

@@ -35,9 +35,9 @@ def ours(pattern: str) -> list[Path]:
 def write() -> None:
     """Write them, and take away what is there of earlier runs, and captures that no finding shows."""
     texts = made()
-    linked = "".join(texts.values())
     for old in ours("*.pcapng"):
-        if f"]({old.name})" not in linked:
+        beside = f"findings/{old.parent.name}/"
+        if not any(f"]({old.name})" in text for path, text in texts.items() if path.startswith(beside)):
             old.unlink()
     for old in ours("*.md"):
         if f"findings/{old.relative_to(FINDINGS)}" not in texts:

@@ -46,6 +46,8 @@ class Peer:
     """Its command line as a reader would type it, with `{socket}`."""
     start: Start
     """The words that start it, given a folder for its files."""
+    setup: Sequence[str] = ()
+    """What a reader types before."""
     device: str = ""
     """What `vhu check back-end --device` wants to know."""
     tool: Tool | None = None
@@ -142,6 +144,13 @@ def testpmd_words(device: str) -> str:
     return f"--no-huge -m 256 --no-pci --no-telemetry --no-shconf --vdev {device} -- {few}"
 
 
+def built(name: str) -> Sequence[str]:
+    """What builds a program of tests/matrix/rust, and has it found."""
+    return (f'PATH="$(dirname "$(python benchmarks/fetch_rust.py tests/matrix/rust {name})"):$PATH"',)
+
+
+FETCH: Final = "vhu vm fetch"
+COMPILE: Final = "gcc -o blkio_front tests/interop/blkio_front.c $(pkg-config --cflags --libs blkio)"
 PASST_WORDS: Final = "--foreground --vhost-user --socket {socket}"
 VHOST: Final = "net_vhost0,iface={socket}"
 VIRTIO_USER: Final = "net_virtio_user0,path={socket}"
@@ -159,19 +168,33 @@ OF_DRIVERS: Final = (
 """Patterns of rules about rings, memory, features, and what a mapping, a reset or an end does to a guest that runs."""
 
 PEERS: Final = (
-    Peer("qemu", "QEMU", FRONT, ("qemu-system-x86",), "python -m tests.interop.qemu_front {socket}", _qemu, seconds=900),
-    Peer("libblkio", "libblkio", FRONT, ("libblkio1",), "blkio_front {socket}", _blkio, seconds=900),
+    Peer(
+        "qemu",
+        "QEMU",
+        FRONT,
+        ("qemu-system-x86",),
+        "python -m tests.interop.qemu_front {socket}",
+        _qemu,
+        setup=(FETCH,),
+        seconds=900,
+    ),
+    Peer("libblkio", "libblkio", FRONT, ("libblkio1",), "./blkio_front {socket}", _blkio, setup=(COMPILE,), seconds=900),
     Peer(
         *("qemu-storage-daemon", "qemu-storage-daemon (libvhost-user)", BACK, ("qemu-utils",)),
-        *(f"qemu-storage-daemon {DISK} {EXPORT}", _storage_daemon, "block"),
+        *(f"qemu-storage-daemon {DISK} {EXPORT}", _storage_daemon),
+        setup=("truncate -s 16M DISK",),
+        device="block",
     ),
     Peer(
         *("virtiofsd", "virtiofsd (rust-vmm)", BACK, ("virtiofsd",)),
-        *("virtiofsd --socket-path={socket} --shared-dir DIR --sandbox none --seccomp none", _virtiofsd, "fs"),
+        *("virtiofsd --socket-path={socket} --shared-dir DIR --sandbox none --seccomp none", _virtiofsd),
+        setup=("mkdir DIR",),
+        device="fs",
     ),
     Peer(
         *("vhost-device-vsock", "vhost-device-vsock (rust-vmm)", BACK, ("vhost-device-vsock",)),
-        *("vhost-device-vsock --guest-cid 3 --socket {socket} --uds-path HOST", _vsock, "vsock"),
+        *("vhost-device-vsock --guest-cid 3 --socket {socket} --uds-path HOST", _vsock),
+        device="vsock",
     ),
     Peer("passt", "passt", BACK, ("passt",), f"passt {PASST_WORDS}", _passt, tool=PASST),
     Peer(
@@ -188,18 +211,21 @@ PEERS: Final = (
     Peer(
         *("rust-back-end", "rust-vmm, vhost-user-backend", BACK),
         *(("librust-vhost-dev", "librust-vhost-user-backend-dev"), "rust-back-end {socket}", _rust("rust-back-end")),
+        setup=built("rust-back-end"),
         device="echo",
         place=CRATES,
     ),
     Peer(
         *("rust-front-end", "rust-vmm, vhost", FRONT, ("librust-vhost-dev",)),
         *("rust-front-end {socket}", _rust("rust-front-end")),
+        setup=built("rust-front-end"),
         place=CRATES,
         seconds=900,
     ),
     Peer(
         *("qemu-guest", "QEMU with a Linux guest", FRONT, ("qemu-system-x86", "linux-binary-")),
         *("python -m tests.interop.qemu_guest {socket} STATE", _guest),
+        setup=(FETCH, "python -m tests.interop.qemu_guest --save STATE"),
         rules="|".join(OF_DRIVERS),
         why="a guest is started for each rule, so these are those alone that its driver or its memory makes a difference to",
         timeout=10,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance import specification
 from tests.matrix.causes import causes
 from tests.matrix.page import made, ours
 from tests.matrix.peers import OF_DRIVERS, PEERS
@@ -86,7 +87,16 @@ def test_causes_are_patterns_with_an_effect() -> None:
         re.compile(cause.rules)
         assert cause.effect
         assert cause.title
+        assert cause.text
         assert set(cause.peers) <= {peer.name for peer in PEERS}
+
+
+def test_what_causes_quote_are_words_of_the_specification() -> None:
+    page = specification.text()
+    if page is None:
+        pytest.skip(f"no text of the specification in {specification.folder()}: run `{specification.COMMAND}`")
+    said = specification.words(page)
+    assert [quoted for cause in causes() for quoted in re.findall('"([^"]+)"', cause.text) if quoted not in said] == []
 
 
 def test_each_pattern_of_the_rules_for_a_guest_is_of_some_rule() -> None:
