@@ -60,13 +60,14 @@ class Outcome:
 
     @property
     def fails(self) -> bool:
-        """A MUST that is not kept, and not known."""
-        return self.rule.level is Level.MUST and self.result in (Result.BROKEN, Result.CRASHED, Result.HUNG)
+        """A MUST that is not kept, or a crash of any rule's; and not known."""
+        must = self.rule.level is Level.MUST and self.result in (Result.BROKEN, Result.HUNG)
+        return must or self.result is Result.CRASHED
 
     @property
     def warns(self) -> bool:
-        """A SHOULD or advice that is not kept, and not known."""
-        return self.rule.level is not Level.MUST and self.result in (Result.BROKEN, Result.CRASHED, Result.HUNG)
+        """A SHOULD or advice that is not kept, without a crash, and not known."""
+        return self.rule.level is not Level.MUST and self.result in (Result.BROKEN, Result.HUNG)
 
 
 def under(profile: Mapping[str, str], outcome: Outcome) -> Outcome:

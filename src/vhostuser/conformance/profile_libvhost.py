@@ -175,6 +175,7 @@ LIBVHOST_USER: Final = _rows(
             "an_unknown_request_leaves_the_connection_in_step",
         ),
         "the number is not looked at": ("to_enable_a_ring_by_2_is_refused",),
+        "a ring is served, enabled or not": ("nothing_is_executed_in_a_disabled_ring",),
     }
 )
 """Measured with a vhost-user-blk export of two queues."""

@@ -19,6 +19,7 @@ RUST_VMM: Final = _rows(
         ),
         "protocol features that were not offered are taken": ("protocol_features_that_were_not_offered_are_refused",),
         "sizes of rings are held to their limit alone": ("a_ring_of_100_entries_is_refused",),
+        "what waits in a ring is found at the first kick": ("a_ring_needs_no_kick_to_start",),
         "NO_INTERRUPT is not looked at without EVENT_IDX": ("the_driver_is_not_notified_if_it_does_not_want_to_be",),
     }
 )
@@ -37,6 +38,10 @@ VIRTIOFSD: Final = _rows(
         ),
         "an fd with REM_MEM_REG ends the connection": ("an_fd_with_a_region_to_remove_is_tolerated",),
         "SET_LOG_FD is not known": ("an_fd_for_the_log_is_taken",),
+        "the used ring is logged at its own address, whatever was said": (
+            "a_used_ring_is_marked_at_the_address_for_the_log",
+            "nothing_is_marked_without_log_all",
+        ),
     }
 )
 """What virtiofsd 1.14 does not keep besides."""

@@ -32,7 +32,7 @@ REFUSED: Final[tuple[tuple[str, str, Body, int], ...]] = (
     ("of_no_region", "A memory table has at least one region.", _raw(0), 0),
     ("of_more_regions_than_come", "As many regions come as num_regions says.", _raw(2, _region(0)), 2),
     ("of_fewer_regions_than_come", "As many regions come as num_regions says.", _raw(1, _region(0), _region(MEMORY)), 1),
-    ("of_nine_regions", "A memory table has eight regions at most.", _raw(9, *(_region(n * MEMORY) for n in range(9))), 9),
+    ("of_nine_regions", "Peers have room for eight regions.", _raw(9, *(_region(n * MEMORY) for n in range(9))), 9),
     ("of_four_billion_regions", "num_regions is not believed.", _raw((1 << 32) - 1, _region(0)), 1),
     ("with_overlapping_regions", "Regions never overlap.", _raw(2, _region(0), _region(PAGE, user=1 << 40)), 2),
     ("with_equal_regions", "Regions never overlap.", _raw(2, _region(0), _region(0, user=1 << 40)), 2),

@@ -82,9 +82,9 @@ def the_device_can_be_owned(bench: BackendBench) -> None:
     bench.accepted(Q.SET_OWNER)
 
 
-@BACK_END.rule("VHOST_USER_RESET_OWNER", level=Level.ADVICE)
+@BACK_END.rule("VHOST_USER_RESET_OWNER", level=Level.SHOULD)
 def reset_owner_is_survived(bench: BackendBench) -> None:
-    """RESET_OWNER is deprecated; a back-end may ignore it or disable the rings, and lives on."""
+    """RESET_OWNER is deprecated; it is recommended that back-ends ignore it, or disable the rings."""
     bench.agree()
     bench.ignored(Q.RESET_OWNER)
 

@@ -125,9 +125,9 @@ for _plain in ANSWERED:
     _once(_plain)
 
 
-@BACK_END.rule(REPLY_ACK)
+@BACK_END.rule(REPLY_ACK, level=Level.SHOULD)
 def need_reply_means_nothing_without_reply_ack(bench: BackendBench) -> None:
-    """While REPLY_ACK is not negotiated, need_reply is not looked at."""
+    """Need_reply has a meaning once REPLY_ACK is negotiated: before, nobody waits for an answer to it."""
     bench.agree(protocol=0)
     bench.ignored(Q.SET_VRING_NUM, VringState(0, SIZE), flags=VERSION | NEED_REPLY)
 

@@ -26,10 +26,13 @@ def state_rule(request: FrontendRequest, word: str) -> str:
 
 
 def _no_ring(bench: BackendBench, index: int) -> int:
-    """The index, or that behind the last queue of a back-end that has that many."""
-    if index < bench.offer.queues:
-        return bench.offer.queues
-    return index
+    """The index, or that behind the last ring of a back-end that has that many."""
+    return max(index, _rings(bench))
+
+
+def _rings(bench: BackendBench) -> int:
+    """How many rings there may be: a network device says how many pairs of queues it has, and which it is nobody asks."""
+    return 2 * bench.offer.queues
 
 
 def _state(request: FrontendRequest, word: str, index: int) -> None:
@@ -65,8 +68,8 @@ def _base(word: str, index: int) -> None:
 
 def _file(request: FrontendRequest, word: str, index: int) -> None:
     def check(bench: BackendBench) -> None:
-        if index < bench.offer.queues:
-            raise NotApplicable("each index of eight bits is one of its queues")
+        if index < _rings(bench):
+            raise NotApplicable("each index of eight bits may be one of its rings")
         bench.agree()
         bench.refused(request, U64(index), fds=[bench.eventfd()])
 

@@ -122,10 +122,20 @@ def protocol_features_are_left_alone_where_they_are_not_offered(bench: FrontendB
     bench.until(Q.GET_FEATURES)
 
     def gated() -> list[str]:
-        return [seen.name for seen in bench.seen if seen.request in FRONTEND and FRONTEND[seen.request].gate is not None]
+        needing = {number for number, rule in FRONTEND.items() if rule.gate is not None} - {Q.SET_VRING_ENABLE}
+        return [seen.name for seen in bench.seen.of(*needing)]
 
     if bench.watch(lambda: bool(gated()), moments=1):
         raise Deviation("no request that needs protocol features", gated()[0])
+
+
+@FRONT_END.rule("VHOST_USER_SET_VRING_ENABLE", level=Level.SHOULD)
+def rings_are_not_enabled_without_protocol_features(bench: FrontendBench) -> None:
+    """SET_VRING_ENABLE is sent only where VHOST_USER_F_PROTOCOL_FEATURES was negotiated: else rings begin enabled."""
+    bench.features &= ~(1 << VhostFeature.PROTOCOL_FEATURES)
+    bench.until(Q.GET_FEATURES)
+    if bench.watch(lambda: bool(bench.seen.of(Q.SET_VRING_ENABLE)), moments=1):
+        raise Deviation("no SET_VRING_ENABLE without protocol features", "SET_VRING_ENABLE")
 
 
 @FRONT_END.rule(FEATURES)

@@ -37,13 +37,13 @@ def an_unmapping_is_refused_where_shmem_was_not_agreed_on(bench: FrontendBench) 
 
 @FRONT_END.rule(MAP, level=Level.ADVICE, protocol=MAPPED)
 def a_mapping_before_the_rings_start_is_survived(bench: FrontendBench) -> None:
-    """A mapping may come as soon as there is a channel: taken or refused, the front-end lives."""
+    """A device that is suspended sends nothing; one that maps before its rings start is refused or not, and no end."""
     _early(bench, B.SHMEM_MAP)
 
 
 @FRONT_END.rule("VHOST_USER_BACKEND_SHMEM_UNMAP", level=Level.ADVICE, protocol=MAPPED)
 def an_unmapping_before_the_rings_start_is_survived(bench: FrontendBench) -> None:
-    """An unmapping may come as soon as there is a channel: there is nothing to unmap, and the front-end lives."""
+    """A device that is suspended sends nothing; one that unmaps before its rings start is refused, and no end."""
     _early(bench, B.SHMEM_UNMAP)
 
 
