@@ -9,12 +9,13 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Self, TypedDict, Unpack
+from typing import Self, Unpack
 
 from .answering import Answering
 from .counters import Counters
 from .driving import Driving
 from .errors import DeadlineExpired, Disconnected, LocalProtocolError, RemoteProtocolError, RequestFailed
+from .frontend_options import FrontendOptions
 from .limited_log import LimitedLog
 from .memory.added import AddedBlock
 from .memory.arena import Arena
@@ -22,7 +23,7 @@ from .negotiation import negotiate, negotiate_again, wanted_features, wanted_pro
 from .protocol.dialects import RELEASED, Dialect
 from .protocol.layout import Payload
 from .protocol.numbers import FrontendRequest, ProtocolFeature, protocol_feature_names
-from .protocol.payloads import U64, Config, Mmap, ShmemConfig
+from .protocol.payloads import U64, Config
 from .protocol.regions import DEVICE_QUOTA
 from .protocol.session import Session
 from .protocol.state import Ring, Role, State
@@ -39,21 +40,7 @@ from .windows import Windows
 
 log = logging.getLogger(__name__)
 F, Q = ProtocolFeature, FrontendRequest
-
-
-class FrontendOptions(TypedDict, total=False):
-    """What may be chosen for a front-end, by keyword."""
-
-    dialect: Dialect
-    max_maps: int
-    partial_timeout: float
-    reply_timeout: float
-    populate: bool
-    packed: bool
-    in_order: bool
-    features: int
-    inflight: bool
-    inband: bool
+__all__ = ["Frontend", "FrontendOptions"]
 
 
 class Frontend:
@@ -331,9 +318,7 @@ class Frontend:
     def _reserve_windows(self) -> None:
         if not self._session.state.has(F.SHMEM):
             return
-        config = self.request(Q.GET_SHMEM_CONFIG)
-        sizes = config.sizes if isinstance(config, ShmemConfig) else {}
-        self._windows.reserve(sizes)
+        self._windows.learn(self)
         own = type(self).on_shmem_map, type(self).on_shmem_unmap
         if own == (Frontend.on_shmem_map, Frontend.on_shmem_unmap):
             self._answering.use(self._windows.cores)
@@ -342,13 +327,11 @@ class Frontend:
 
     def on_shmem_map(self, message: OwnedMessage) -> None:
         """SHMEM_MAP: show a file in a window."""
-        body = _mmap_of(message)
-        self._windows.window(body.shmid, "SHMEM_MAP").map(body, message.fds[0].fileno())
+        self._windows.map(message)
 
     def on_shmem_unmap(self, message: OwnedMessage) -> None:
         """SHMEM_UNMAP: take a mapping away."""
-        body = _mmap_of(message)
-        self._windows.window(body.shmid, "SHMEM_UNMAP").unmap(body)
+        self._windows.unmap(message)
 
     def on_vring_call(self, message: OwnedMessage) -> None:
         """VRING_CALL: a queue has answers."""
@@ -392,10 +375,3 @@ class Frontend:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-
-def _mmap_of(message: OwnedMessage) -> Mmap:
-    """The body of a SHMEM_MAP or SHMEM_UNMAP that was admitted."""
-    if not isinstance(message.body, Mmap):
-        raise RemoteProtocolError(f"{message.rule.name} carries no mapping", request=message.rule.name)
-    return message.body

@@ -54,7 +54,7 @@ SIDES = {
     },
     "front-end": {
         *("asking", "answering", "driving", "negotiation", "queue", "queues", "shared_region", "sharing", "tracking"),
-        *("windows", "frontend"),
+        *("windows", "frontend_options", "frontend"),
     },
     "package": {"__init__", "__main__"},
 }
