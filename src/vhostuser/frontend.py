@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self, Unpack
+from uuid import UUID
 
 from .answering import Answering
 from .counters import Counters
@@ -29,6 +30,7 @@ from .protocol.session import Session
 from .protocol.state import Ring, Role, State
 from .queue import Queue
 from .queues import Queues
+from .shared_objects import SharedObjects
 from .shared_region import SharedRegion
 from .sharing import Sharing
 from .tracking import Tracking
@@ -56,7 +58,8 @@ class Frontend:
     they were submitted. `features` are bits of the device type, as a mask, that are acknowledged if they are offered.
     `inflight` takes the features of inflight tracking where they are offered; `track_inflight` is needed before any queue
     then. `inband` takes INBAND_NOTIFICATIONS: kicks and calls are messages, each of which is answered, for back-ends that
-    can't do with eventfds ("In-band notifications").
+    can't do with eventfds ("In-band notifications"). `shared_objects` is the table of what back-ends share with each
+    other by UUID, the same one for all front-ends of a VM; with it SHARED_OBJECT is negotiated where it is offered.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Frontend:
         features: int = 0,
         inflight: bool = False,
         inband: bool = False,
+        shared_objects: SharedObjects | None = None,
     ) -> None:
         self.diagnosis: str | None = None
         """Why the back-end's shared memory is not to be had, if it looks like another dialect's."""
@@ -81,16 +85,16 @@ class Frontend:
         self._windows = Windows(max_maps, populate=populate)
         self._answering = Answering(self._session, self)
         timeouts = {"partial_timeout": partial_timeout, "reply_timeout": reply_timeout}
-        self._driving = Driving(sock, self._session, self._answering, self._windows, **timeouts)
+        self._driving = Driving(sock, self._session, self._answering, self._windows, table=shared_objects, **timeouts)
         self._sharing = Sharing(self)
         self._tracking = Tracking(self, self._session)
         self._queues = Queues(self, self._session, self._tracking)
         self._log = LimitedLog(log)
         try:
-            wanted = wanted_protocol_features(inflight=inflight, inband=inband)
+            wanted = wanted_protocol_features(inflight=inflight, inband=inband, shared_objects=shared_objects is not None)
             virtio = wanted_features(packed=packed, in_order=in_order, device=features)
             self.diagnosis = negotiate(self, self._session, virtio, wanted)
-            self._open_requests()
+            self._driving.open_requests()
             self._reserve_windows()
         except BaseException:
             self.close()
@@ -153,6 +157,13 @@ class Frontend:
         total = self._answering.counters
         total.closed += self._ends + (self._driving.lost is not None)
         return total
+
+    def shared_object(self, uuid: UUID) -> OwnedFd | None:
+        """An fd of a shared object of the back-end, which is yours; None if it gives none ("GET_SHARED_OBJECT").
+
+        LocalProtocolError if SHARED_OBJECT was not negotiated. It asks the back-end, whatever is in the table.
+        """
+        return self._driving.shared_object(uuid)
 
     # Memory and queues
 
@@ -263,7 +274,7 @@ class Frontend:
             self._driving.begin(sock)
             self._check_open()
             negotiate_again(self, self._session, before)
-            self._open_requests()
+            self._driving.open_requests()
             self._reserve_windows()
             self._tracking.resume()
             self._sharing.resume()
@@ -307,14 +318,6 @@ class Frontend:
         """Answer the back-end's requests until one of `fds` is readable: the first that is; None at `deadline`."""
         return self._driving.wait([fd.fileno() for fd in fds], deadline)
 
-    def _open_requests(self) -> None:
-        if not self._session.state.has(F.BACKEND_REQ):
-            return
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._answering.open(self._driving.new_channel(ours))
-            self.request(Q.SET_BACKEND_REQ_FD, None, [theirs.fileno()])
-
     def _reserve_windows(self) -> None:
         if not self._session.state.has(F.SHMEM):
             return
@@ -344,6 +347,18 @@ class Frontend:
     def on_config_change_msg(self, message: OwnedMessage) -> None:
         """CONFIG_CHANGE_MSG: nothing is kept of the configuration space, so there is nothing to do."""
 
+    def on_shared_object_add(self, message: OwnedMessage) -> None:
+        """SHARED_OBJECT_ADD: the back-end has an object for others."""
+        self._driving.lending.add(message)
+
+    def on_shared_object_remove(self, message: OwnedMessage) -> None:
+        """SHARED_OBJECT_REMOVE: it has it no more."""
+        self._driving.lending.remove(message)
+
+    def on_shared_object_lookup(self, message: OwnedMessage) -> OwnedFd:
+        """SHARED_OBJECT_LOOKUP: the fd of an object of any back-end."""
+        return self._driving.lending.lookup(message)
+
     def refused(self, request: str, reason: str) -> None:
         """A request of the back-end was refused. For subclasses; logs the reason."""
         self._log.warning(f"refused: {reason}")
@@ -363,7 +378,7 @@ class Frontend:
             self._close()
 
     def _close(self) -> None:
-        self._driving.channel.close()
+        self._driving.close()
         self._answering.close()
         self._windows.close()
         self._queues.close()

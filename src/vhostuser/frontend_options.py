@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 from .protocol.dialects import Dialect
+from .shared_objects import SharedObjects
 
 
 class FrontendOptions(TypedDict, total=False):
@@ -20,3 +21,4 @@ class FrontendOptions(TypedDict, total=False):
     features: int
     inflight: bool
     inband: bool
+    shared_objects: SharedObjects | None
