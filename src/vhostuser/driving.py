@@ -106,6 +106,11 @@ class Driving:
             if not self._depth:
                 self.visit()
 
+    @property
+    def awaits_reply(self) -> bool:
+        """A request was sent whose reply is not there."""
+        return bool(self._awaited)
+
     def visit(self) -> None:
         """Do what other threads want of this front-end, unless somebody is in it, who will before it is left."""
         while self._lending and self._lending.errands.waiting and self._enter_as_guest():
@@ -168,7 +173,10 @@ class Driving:
         was then. RequestFailed if the back-end says no.
         """
         with self.turn():
-            return self._request(request, body, fds)
+            try:
+                return self._request(request, body, fds)
+            finally:
+                self._answering.catch_up()
 
     def _request(
         self, request: FrontendRequest, body: Payload | None, fds: Sequence[int]

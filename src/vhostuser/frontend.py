@@ -355,8 +355,8 @@ class Frontend:
         """SHARED_OBJECT_REMOVE: it has it no more."""
         self._driving.lending.remove(message)
 
-    def on_shared_object_lookup(self, message: OwnedMessage) -> OwnedFd:
-        """SHARED_OBJECT_LOOKUP: the fd of an object of any back-end."""
+    def on_shared_object_lookup(self, message: OwnedMessage) -> OwnedFd | None:
+        """SHARED_OBJECT_LOOKUP: the fd of an object of any back-end, which goes with the answer and is closed then."""
         return self._driving.lending.lookup(message)
 
     def refused(self, request: str, reason: str) -> None:

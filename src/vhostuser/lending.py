@@ -6,6 +6,7 @@ import time
 from typing import Final, Protocol
 from uuid import UUID
 
+from .answering import PutOff
 from .errands import Ask, Errand, Errands
 from .errors import RemoteProtocolError
 from .protocol.payloads import Uuid
@@ -23,6 +24,10 @@ class Host(Protocol):
     """The front-end's main channel, which one thread at a time has."""
 
     lost: Exception | None
+
+    @property
+    def awaits_reply(self) -> bool:
+        """Its back-end can't be asked anything now."""
 
     def visit(self) -> None:
         """Run the errands in this thread, unless another one has the front-end, which will."""
@@ -52,11 +57,15 @@ class Lending:
     def lookup(self, message: OwnedMessage) -> OwnedFd:
         """SHARED_OBJECT_LOOKUP: the fd of an object, from whoever has it; RequestFailed if there is none to be had.
 
-        What others want of this back-end is done meanwhile: they may be who is waited for.
+        What others want of this back-end is done meanwhile: they may be who is waited for. PutOff if it has to be asked itself
+        and can't be now.
         """
         uuid = _uuid_of(message)
+        owner = self._table.owner(uuid)
+        if owner is self and self._host.awaits_reply:
+            raise PutOff
         errand, deadline = Errand(uuid, self.errands.wake), time.monotonic() + PATIENCE
-        self._table.owner(uuid).do(errand)
+        owner.do(errand)
         while not errand.done and not self._host.lost and time.monotonic() < deadline:
             wait((self.errands,), deadline)
             self.errands.clear()

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from vhostuser import DeadlineExpired, Disconnected, RemoteProtocolError, SharedObjects, lending
+from vhostuser import DeadlineExpired, Disconnected, RemoteProtocolError, SharedObjects, answering, lending
 from vhostuser.errors import VhostUserError
 from vhostuser.protocol.framing import Frame
 from vhostuser.protocol.numbers import MAP_RW, PAGE, BackendRequest, FrontendRequest, ProtocolFeature, mask
@@ -168,12 +168,39 @@ def _after(event: threading.Event, frame: Frame[OwnedFd]) -> bytes:
     return message(frame.request, frame.payload, flags=ACK)
 
 
-def test_a_lookup_of_its_own_while_its_reply_is_awaited_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lending, "PATIENCE", 10 * DEADLINE)
+def test_a_lookup_of_its_own_is_put_off_while_a_reply_is_awaited() -> None:
+    """The reply is there, behind the lookup or before it: the lookup is answered after that, and what is behind it later."""
+
+    def look_first(frame: Frame[OwnedFd]) -> bytes:
+        back_end.channel.request(LOOKUP, BODY)
+        back_end.channel.request(ADD, BODY, flags=9)
+        return message(frame.request, Config(0, 8, 0, bytes(8)), flags=ACK)
+
+    with (
+        memory_file(1) as file,
+        RawBackend(protocol_features=SHARED) as back_end,
+        back_end.frontend(shared_objects=SharedObjects(), reply_timeout=DEADLINE) as frontend,
+    ):
+        gives(back_end, b"", file)
+        back_end.raw_answers[Q.GET_CONFIG] = look_first
+        back_end.channel.pump = None
+        assert frontend.config(0, 8) == bytes(8)
+        frontend.serve(0)
+        frames = [back_end.channel.receive() for _ in range(2)]
+        assert [(frame.request, frame.payload, len(frame.fds)) for frame in frames] == [
+            (LOOKUP, U64(0).pack(), 1),
+            (ADD, U64(1).pack(), 0),
+        ]
+        close_all(frames[0].fds)
+
+
+def test_a_lookup_of_its_own_that_the_reply_waits_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answering, "PATIENCE", 0.2)
     answers: list[tuple[int, int]] = []
 
     def look_first(frame: Frame[OwnedFd]) -> bytes:
         answers.append(found(back_end.channel))
+        back_end.channel.accepted(REMOVE, BODY)
         return message(frame.request, Config(0, 8, 0, bytes(8)), flags=ACK)
 
     with (
@@ -266,7 +293,7 @@ def raw() -> Iterator[ServedRawFrontend]:
         yield raw
 
 
-def answering(raw: ServedRawFrontend, answer: Callable[[Wire], None]) -> BaseException | OwnedFd | None:
+def looked_up(raw: ServedRawFrontend, answer: Callable[[Wire], None]) -> BaseException | OwnedFd | None:
     """What a lookup comes to that is answered so."""
     results: list[BaseException | OwnedFd | None] = []
 
@@ -293,11 +320,11 @@ def test_a_number_and_fds_that_contradict_each_other_are_an_error(
     raw: ServedRawFrontend, number: int, fds: int, lives: bool
 ) -> None:
     with memory_file(1) as file:
-        error = answering(raw, lambda wire: wire.send(message(LOOKUP, U64(number), flags=ACK), [file] * fds))
+        error = looked_up(raw, lambda wire: wire.send(message(LOOKUP, U64(number), flags=ACK), [file] * fds))
         assert isinstance(error, RemoteProtocolError)
         assert error.request == "SHARED_OBJECT_LOOKUP"
         if lives:
-            fd = answering(raw, lambda wire: wire.send(message(LOOKUP, U64(0), flags=ACK), [file]))
+            fd = looked_up(raw, lambda wire: wire.send(message(LOOKUP, U64(0), flags=ACK), [file]))
             assert isinstance(fd, OwnedFd)
             fd.close()
         else:
@@ -308,20 +335,20 @@ def test_a_number_and_fds_that_contradict_each_other_are_an_error(
 @pytest.mark.parametrize("size", [0, 4, 16])
 def test_an_answer_of_another_size_ends_the_channel(raw: ServedRawFrontend, size: int) -> None:
     with memory_file(1) as file:
-        error = answering(raw, lambda wire: wire.send(message(LOOKUP, bytes(size), flags=ACK), [file]))
+        error = looked_up(raw, lambda wire: wire.send(message(LOOKUP, bytes(size), flags=ACK), [file]))
     assert isinstance(error, RemoteProtocolError)
     raw.alive()
 
 
 def test_an_answer_to_something_else_ends_the_channel(raw: ServedRawFrontend) -> None:
     with memory_file(1) as file:
-        error = answering(raw, lambda wire: wire.send(message(ADD, U64(0), flags=ACK), [file]))
+        error = looked_up(raw, lambda wire: wire.send(message(ADD, U64(0), flags=ACK), [file]))
     assert isinstance(error, RemoteProtocolError)
     raw.alive()
 
 
 def test_a_channel_that_ends_instead_of_an_answer_is_an_end(raw: ServedRawFrontend) -> None:
-    assert isinstance(answering(raw, Wire.end), Disconnected)
+    assert isinstance(looked_up(raw, Wire.end), Disconnected)
     raw.alive()
 
 
@@ -329,7 +356,7 @@ def test_no_answer_is_waited_for_no_longer_than_agreed() -> None:
     with raw_frontend(Sharer(), reply_timeout=0.2) as raw:
         raw.negotiate(protocol=SHARED)
         raw.open_requests()
-        assert isinstance(answering(raw, lambda wire: None), DeadlineExpired)
+        assert isinstance(looked_up(raw, lambda wire: None), DeadlineExpired)
 
 
 @pytest.mark.parametrize("size", SIZES)

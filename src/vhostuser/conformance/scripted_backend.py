@@ -72,6 +72,8 @@ class ScriptedBackend:
         self.config = CONFIG
         self.answers: dict[int, Answer] = {}
         """What to answer instead, by request."""
+        self.files: dict[int, Sequence[HasFileno]] = {}
+        """What fds come with an answer, by request; they stay whose they are."""
         self._status = 0
         self._owned: list[OwnedFd] = []
 
@@ -118,7 +120,7 @@ class ScriptedBackend:
             self.seen.append(seen)
             if frame.request == Q.SET_BACKEND_REQ_FD:
                 self._open(frame)
-            self.main.send(self._answer(frame))
+            self.main.send(self._answer(frame), self.files.get(frame.request, ()))
         finally:
             close_all(frame.fds)
 

@@ -45,7 +45,7 @@ fn negotiate(frontend: &mut Frontend) -> Done<(P, u64)> {
     let mut ours = P::MQ | P::REPLY_ACK | P::CONFIG | P::CONFIGURE_MEM_SLOTS | P::RESET_DEVICE;
     let offered = frontend.get_protocol_features()?;
     if offered.contains(P::BACKEND_REQ | P::REPLY_ACK) {
-        ours |= P::BACKEND_REQ;
+        ours |= P::BACKEND_REQ | P::SHARED_OBJECT;
     }
     if offered.contains(P::BACKEND_REQ | P::REPLY_ACK | P::BACKEND_SEND_FD) {
         ours |= P::BACKEND_SEND_FD | P::SHMEM;
