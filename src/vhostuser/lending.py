@@ -57,8 +57,8 @@ class Lending:
     def lookup(self, message: OwnedMessage) -> OwnedFd:
         """SHARED_OBJECT_LOOKUP: the fd of an object, from whoever has it; RequestFailed if there is none to be had.
 
-        What others want of this back-end is done meanwhile: they may be who is waited for. PutOff if it has to be asked itself
-        and can't be now.
+        What others want of this back-end is done meanwhile: they may be who is waited for. PutOff if it has to be asked
+        itself and can't be now.
         """
         uuid = _uuid_of(message)
         owner = self._table.owner(uuid)

@@ -7,13 +7,19 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from vhostuser import Disconnected, LocalProtocolError, RequestFailed, SharedObjects
+from vhostuser import Disconnected, LocalProtocolError, RequestFailed, SharedObjects, lending
 from vhostuser.testing import DEADLINE, joined, memory_file
 
 from .devices import Scripted
 from .sharers import Sharer, during, sharing, waited_in
 
 UNKNOWN = UUID(int=5)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is refused because the machine is busy."""
+    monkeypatch.setattr(lending, "PATIENCE", DEADLINE)
 
 
 def test_an_object_is_read_by_another_back_end() -> None:

@@ -16,13 +16,13 @@ from vhostuser.errors import VhostUserError
 from vhostuser.protocol.framing import Frame
 from vhostuser.protocol.numbers import MAP_RW, PAGE, BackendRequest, FrontendRequest, ProtocolFeature, mask
 from vhostuser.protocol.payloads import U64, Config, Mmap, Uuid
-from vhostuser.testing import DEADLINE, RawBackend, ServedRawFrontend, Wire, memory_file, message, raw_frontend
+from vhostuser.testing import DEADLINE, RawBackend, ServedRawFrontend, Wire, memory_file, message, raw_frontend, wait_until
 from vhostuser.testing.raw_backend import PROTOCOL_FEATURES
 from vhostuser.testing.wire import ACK
 from vhostuser.transport.fds import OwnedFd, close_all
 
 from .devices import MIB
-from .sharers import Sharer, sharing
+from .sharers import Sharer, sharing, waited_in
 
 Q, B, F = FrontendRequest, BackendRequest, ProtocolFeature
 ADD, REMOVE, LOOKUP = B.SHARED_OBJECT_ADD, B.SHARED_OBJECT_REMOVE, B.SHARED_OBJECT_LOOKUP
@@ -54,6 +54,13 @@ def gives(raw: RawBackend, payload: bytes = b"", *files: OwnedFd) -> None:
     raw.channel.accepted(ADD, BODY)
     raw.answers[Q.GET_SHARED_OBJECT] = payload
     raw.files[Q.GET_SHARED_OBJECT] = files
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is refused because the machine is busy."""
+    for module in (answering, lending):
+        monkeypatch.setattr(module, "PATIENCE", DEADLINE)
 
 
 # A back-end that is wrong
@@ -155,12 +162,56 @@ def test_a_lookup_waits_no_longer_than_its_patience(monkeypatch: pytest.MonkeyPa
         raw.channel.pump = None
         asking = threading.Thread(target=lambda: frontend.config(0, 8))
         asking.start()
-        while raw.seen[-1] != Q.GET_CONFIG:
-            go_on.wait(0.01)
+        wait_until(lambda: raw.seen[-1] == Q.GET_CONFIG, "the front-end awaits a reply")
         assert other.read(ID) is None
         go_on.set()
         asking.join(DEADLINE)
+        monkeypatch.setattr(lending, "PATIENCE", DEADLINE)
         assert other.read(ID) is not None
+
+
+def test_a_lookup_that_waited_for_a_reply_is_done_when_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits in the owner's front-end afterwards: who was in it does it on leaving."""
+    monkeypatch.setattr(lending, "PATIENCE", 10 * DEADLINE)
+    table, go_on = SharedObjects(), threading.Event()
+    with (
+        memory_file(1) as file,
+        sharing(table) as other,
+        RawBackend(protocol_features=SHARED) as raw,
+        raw.frontend(shared_objects=table, reply_timeout=DEADLINE) as frontend,
+    ):
+        gives(raw, b"", file)
+        raw.raw_answers[Q.GET_CONFIG] = lambda frame: _after(go_on, frame)
+        looked = threading.Thread(target=lambda: other.read(ID))
+        asking = threading.Thread(target=lambda: frontend.config(0, 8))
+        asking.start()
+        wait_until(lambda: raw.seen[-1] == Q.GET_CONFIG, "the front-end awaits a reply")
+        looked.start()
+        wait_until(lambda: frontend._driving.lending.errands.waiting, "a lookup waits")
+        go_on.set()
+        looked.join(DEADLINE)
+        assert not looked.is_alive()
+        asking.join(DEADLINE)
+        assert raw.seen[-1] == Q.GET_SHARED_OBJECT
+
+
+def test_an_fd_that_comes_too_late_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lending, "PATIENCE", 0.2)
+    table, go_on = SharedObjects(), threading.Event()
+    with (
+        memory_file(1) as file,
+        sharing(table) as other,
+        RawBackend(protocol_features=SHARED) as raw,
+        raw.frontend(shared_objects=table, reply_timeout=DEADLINE) as frontend,
+    ):
+        gives(raw, b"", file)
+        raw.raw_answers[Q.GET_SHARED_OBJECT] = lambda frame: _after(go_on, Frame(frame.request, frame.flags, b""))
+        with waited_in(frontend):
+            assert other.read(ID) is None
+            go_on.set()
+            raw.raw_answers.clear()
+            monkeypatch.setattr(lending, "PATIENCE", DEADLINE)
+            assert other.read(ID) is not None
 
 
 def _after(event: threading.Event, frame: Frame[OwnedFd]) -> bytes:

@@ -38,6 +38,8 @@ QEMU_11_1: Final[Mapping[str, str]] = {
     "a_mapping_with_48_bytes_is_refused": _SIZES,
     "unmapping_with_39_bytes_is_refused": _SIZES,
     "unmapping_with_41_bytes_is_refused": _SIZES,
+    "an_object_is_asked_for_by_its_uuid": "GET_SHARED_OBJECT has no payload",
+    "the_fd_of_an_object_comes_with_the_answer": "the fd is set on the character device of the main channel, and lost",
     "an_in_band_call_is_taken": "it acknowledges INBAND_NOTIFICATIONS, and has none",
     "shmem_is_not_taken_without_the_back_end_channel": _ANY,
     "inband_notifications_are_not_taken_without_reply_ack": _ANY,

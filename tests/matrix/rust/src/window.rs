@@ -19,6 +19,7 @@ const RESERVED: i32 = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 /// The shared memory regions: their sizes, where their addresses are reserved, and what is mapped there.
 pub struct Window {
     has_config: bool,
+    shares: bool,
     sizes: [u64; 256],
     bases: BTreeMap<u8, usize>,
     live: Mutex<BTreeMap<(u8, u64), u64>>,
@@ -26,12 +27,12 @@ pub struct Window {
 }
 
 impl Window {
-    pub fn reserve(sizes: [u64; 256], has_config: bool) -> io::Result<Self> {
+    pub fn reserve(sizes: [u64; 256], has_config: bool, shares: bool) -> io::Result<Self> {
         let mut bases = BTreeMap::new();
         for (shmid, size) in (0..=255).zip(sizes).filter(|(_, size)| *size > 0) {
             bases.insert(shmid, map_at(0, size, PROT_NONE, RESERVED, -1, 0)?);
         }
-        Ok(Window { has_config, sizes, bases, live: Mutex::default(), objects: Mutex::default() })
+        Ok(Window { has_config, shares, sizes, bases, live: Mutex::default(), objects: Mutex::default() })
     }
 
     /// Where a range lies in our addresses, if it is one of whole pages within its region.
@@ -78,7 +79,7 @@ impl VhostUserFrontendReqHandler for Window {
     }
 
     fn shared_object_add(&self, object: &VhostUserSharedMsg) -> HandlerResult<u64> {
-        let is_new = self.objects.lock().unwrap().insert(*object.uuid.as_bytes());
+        let is_new = self.shares && self.objects.lock().unwrap().insert(*object.uuid.as_bytes());
         is_new.then_some(0).ok_or_else(|| refusal(EEXIST))
     }
 

@@ -61,7 +61,8 @@ fn negotiate(frontend: &mut Frontend) -> Done<(P, u64)> {
     }
     if agreed.contains(P::BACKEND_REQ) {
         let sizes = if agreed.contains(P::SHMEM) { frontend.get_shmem_config()?.memory_sizes } else { [0; 256] };
-        let mut handler = FrontendReqHandler::new(Arc::new(Window::reserve(sizes, agreed.contains(P::CONFIG))?))?;
+        let window = Window::reserve(sizes, agreed.contains(P::CONFIG), agreed.contains(P::SHARED_OBJECT))?;
+        let mut handler = FrontendReqHandler::new(Arc::new(window))?;
         handler.set_reply_ack_flag(true);
         frontend.set_backend_request_fd(&handler.get_tx_raw_fd())?;
         thread::spawn(move || serve(handler));
