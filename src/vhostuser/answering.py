@@ -234,7 +234,7 @@ class Answering:
         given = method(message)
         self._counters.maps += name == "SHMEM_MAP"
         self._counters.unmaps += name == "SHMEM_UNMAP"
-        return given
+        return given if isinstance(given, OwnedFd) else None
 
     def _refuse(self, frame: OwnedFrame, error: BaseException) -> None:
         self._counters.refused += 1

@@ -128,7 +128,8 @@ class Driving:
         """Take the lock; a guest is waited for, for its visits are as short as a request."""
         with self._door:
             entered, guest = self.lock.acquire(blocking=False), self._guest
-        if not entered and not (guest and self.lock.acquire(timeout=min(self.channel.reply_timeout, threading.TIMEOUT_MAX))):
+        limit = min(max(0.0, self.channel.reply_timeout), threading.TIMEOUT_MAX)
+        if not entered and not (guest and self.lock.acquire(timeout=limit)):
             self.check()
             raise LocalProtocolError("another thread waits in this front-end; only close() may be called meanwhile")
         self._depth += 1

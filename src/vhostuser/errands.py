@@ -19,7 +19,7 @@ class Errand:
 
     def __init__(self, uuid: UUID, tell: Callable[[], None]) -> None:
         self._uuid, self._tell = uuid, tell
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # re-entrant: a signal handler may close a front-end whose thread has it
         self._fd: OwnedFd | None = None
         self._why = "its front-end is busy"
         self._taken = False

@@ -42,7 +42,7 @@ class Objects:
     def lookup(self, uuid: UUID) -> OwnedFd | None:
         """An fd of the object, which is yours; None if there is no such object to be had ("SHARED_OBJECT_LOOKUP").
 
-        RemoteProtocolError if the answer says yes without an fd, or no with one.
+        RemoteProtocolError if the answer says yes without an fd, as QEMU 11.1.3's does, or no with one.
         """
         with self._port.lock:
             body, fds = self._port.ask(LOOKUP, Uuid(uuid.bytes))

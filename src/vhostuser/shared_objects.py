@@ -30,7 +30,7 @@ class SharedObjects:
 
     def __init__(self, *, quota: int = QUOTA) -> None:
         self._quota = quota
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # re-entrant: a signal handler may close a front-end whose thread has it
         self._owners: dict[UUID, Owner] = {}
 
     def __len__(self) -> int:
