@@ -21,6 +21,7 @@ from .frontend import Frontend
 from .protocol.regions import Mapping
 from .queue import Queue
 from .shared_memory import MapRequest, SharedMemory
+from .shared_objects import SharedObjects
 from .shared_region import SharedRegion
 from .transport.listen import AddressError
 from .version import VERSION
@@ -46,6 +47,7 @@ __all__ = [
     "RemoteProtocolError",
     "RequestFailed",
     "SharedMemory",
+    "SharedObjects",
     "SharedRegion",
     "VhostUserError",
     "accelerated",

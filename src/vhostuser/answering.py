@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 from .counters import Counters
-from .errors import DeadlineExpired, Disconnected, ProtocolError, RemoteProtocolError
+from .errors import DeadlineExpired, Disconnected, LocalProtocolError, ProtocolError, RemoteProtocolError, RequestFailed
 from .faults import device_faults
 from .limited_log import LimitedLog
 from .memory.table import AnyCore
@@ -31,8 +32,16 @@ LONGEST_WAIT: Final = 1e6
 """Seconds in one go: poll() counts milliseconds in an int."""
 
 
+PATIENCE: Final = 2.0
+"""Seconds that a request is put off at most: the back-end may want its answer before it gives the reply."""
+
+
+class PutOff(Exception):
+    """A handler can't perform its request while a reply is awaited; it is to be asked again once that is there."""
+
+
 class Handler(Protocol):
-    """Who performs the requests: a method `on_<request>` each, which takes the message."""
+    """Who performs the requests: a method `on_<request>` each, which takes the message, and may return the answer's fd."""
 
     def refused(self, request: str, reason: str) -> None:
         """A request was refused."""
@@ -47,6 +56,10 @@ class Answering:
         self._counters = Counters()
         self._channel: Channel | None = None
         self._server: AnyServer | None = None
+        self._busy = False
+        """A request is being answered."""
+        self._put_off: tuple[OwnedFrame, float] | None = None
+        """A request that is answered later, at this time at the latest, and those behind it later still."""
 
     @property
     def is_open(self) -> bool:
@@ -76,10 +89,15 @@ class Answering:
     def serve_until(self, others: Sequence[int], deadline: float | None) -> int | None:
         """Answer requests until one of the fds `others` is readable, and return it; None once the deadline has passed.
 
-        What the back-end asked before it answered is answered first; one that never stops asking does not hold that up.
+        What the back-end asked before it answered is answered first; one that never stops asking does not hold that up. In a
+        handler no more is answered: answers come in the order of the requests.
         """
+        if self._busy:
+            return next(iter(wait(others, deadline)), None)
         patience = MOST_ASKED
         while True:
+            if self._put_off:
+                return self._wait_behind(self._put_off[1], others, deadline)
             plain = self._server if len(others) <= MOST_WATCHED else None
             ready = self._serve_plain(plain, others, deadline) if plain else self._serve_all(others, deadline)
             if ready is not None:
@@ -90,10 +108,29 @@ class Answering:
             if patience <= 0 and (waiting := wait(others, 0)):
                 return waiting[0]
 
+    def _wait_behind(self, until: float, others: Sequence[int], deadline: float | None) -> int | None:
+        """Wait for the reply that a request was put off for; then refuse it, if that takes too long, and go on."""
+        ready = wait(others, until if deadline is None else min(until, deadline))
+        if not ready and (deadline is None or until < deadline):
+            self.catch_up(late=True)
+            return self.serve_until(others, deadline)
+        return next(iter(ready), None)
+
+    def catch_up(self, *, late: bool = False) -> None:
+        """Answer what was put off, now that the reply is there; by a no if it is too `late` for that."""
+        put_off, self._put_off = self._put_off, None
+        if not put_off or not self._channel:
+            return
+        if late:
+            self._refuse(put_off[0], LocalProtocolError("the reply to another request is awaited"))
+            self._acknowledge(self._channel, put_off[0], 1, [])
+        else:
+            self._answer_to(self._channel, put_off[0])
+
     def serve_waiting(self) -> None:
         """Answer what the back-end has asked so far; one that never stops asking loses its channel."""
         deadline = time.monotonic() + (self._channel.reply_timeout if self._channel else 0)
-        while self._channel and wait((self._channel,), 0):
+        while self._channel and not self._busy and not self._put_off and wait((self._channel,), 0):
             if time.monotonic() > deadline:
                 self.end(RemoteProtocolError("the back-end does not stop asking", fatal=True))
                 return
@@ -114,7 +151,7 @@ class Answering:
 
     def close(self) -> None:
         """Close the channel."""
-        channel, self._channel = self._channel, None
+        channel, self._channel, self._put_off = self._channel, None, None
         self._counters, self._server = self.counters, None
         if channel:
             channel.close()
@@ -160,10 +197,17 @@ class Answering:
             self.end(error)
             return
         self._counters.messages += 1
-        status = 0
+        self._answer_to(channel, frame)
+
+    def _answer_to(self, channel: Channel, frame: OwnedFrame) -> None:
+        """Perform what was received, and reply."""
+        status, given, self._busy = 0, None, True
         try:
-            self._perform(self._session.admit(Side.BACKEND, frame))
-        except (ProtocolError, OSError) as error:
+            given = self._perform(self._session.admit(Side.BACKEND, frame))
+        except PutOff:
+            self._put_off = frame, time.monotonic() + PATIENCE
+            return
+        except (ProtocolError, RequestFailed, OSError) as error:
             if isinstance(error, ProtocolError) and error.fatal:
                 self.end(error)
                 return
@@ -177,33 +221,36 @@ class Answering:
             self.end(Disconnected("interrupted in a request"))
             raise
         finally:
+            self._busy = False
             close_all(frame.fds)
-        self._acknowledge(channel, frame, status)
+        with given or contextlib.nullcontext():
+            self._acknowledge(channel, frame, status, [given.fileno()] if given else [])
 
-    def _perform(self, message: OwnedMessage) -> None:
+    def _perform(self, message: OwnedMessage) -> OwnedFd | None:
         name = message.rule.name
-        method: Callable[[OwnedMessage], None] | None = getattr(self._handler, f"on_{name.lower()}", None)
+        method: Callable[[OwnedMessage], OwnedFd | None] | None = getattr(self._handler, f"on_{name.lower()}", None)
         if method is None:
             raise RemoteProtocolError(f"{name} is not supported by this front-end", request=name)
-        method(message)
+        given = method(message)
         self._counters.maps += name == "SHMEM_MAP"
         self._counters.unmaps += name == "SHMEM_UNMAP"
+        return given if isinstance(given, OwnedFd) else None
 
     def _refuse(self, frame: OwnedFrame, error: BaseException) -> None:
         self._counters.refused += 1
         rule = BACKEND.get(frame.request)
         self._handler.refused(rule.name if rule else str(frame.request), str(error))
 
-    def _acknowledge(self, channel: Channel, frame: OwnedFrame, status: int) -> None:
+    def _acknowledge(self, channel: Channel, frame: OwnedFrame, status: int, fds: Sequence[int]) -> None:
         rule, state = BACKEND.get(frame.request), self._session.state
         if rule is None:
             owed = Owed.ACK if frame.need_reply and state.has(ProtocolFeature.REPLY_ACK) else Owed.NOTHING
         else:
             owed = reply_owed(rule, state, frame.need_reply)
-        if owed is Owed.NOTHING:
+        if owed is Owed.NOTHING or self._channel is not channel:
             return
         self._counters.acks += 1
         try:
-            channel.send(reply_frame(frame.request, U64(status)), "an acknowledgement")
-        except (Disconnected, DeadlineExpired) as error:
+            channel.send(reply_frame(frame.request, U64(status), fds), "an acknowledgement")
+        except (Disconnected, DeadlineExpired, OSError) as error:
             self.end(error)

@@ -19,6 +19,7 @@ from .errors import DeadlineExpired, LocalProtocolError, RemoteProtocolError
 from .faults import device_faults
 from .limited_log import LimitedLog
 from .memory.table import new_quota
+from .objects import Objects
 from .port import Port
 from .protocol.dialects import RELEASED, Dialect
 from .protocol.numbers import MAX_SHMIDS
@@ -72,6 +73,7 @@ class Backend:
         self._log = LimitedLog(log)
         quota = new_quota("device", DEVICE_QUOTA)
         sizes = _checked_sizes(device)
+        device.objects = Objects(self._port)
         device.shm = MappingProxyType({shmid: SharedMemory(shmid, size, self._port, quota) for shmid, size in sizes.items()})
 
     @property

@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
+from uuid import UUID
 
 from .errors import LocalProtocolError
+from .objects import Objects
+from .port import Port
 from .shared_memory import SharedMemory
+from .transport.fds import HasFileno
 from .virtio.chain import DescriptorChain
 
 if TYPE_CHECKING:
@@ -46,9 +50,9 @@ class CompiledHandler(Protocol):
 class Device:
     """A virtio device. Subclasses say what it is in class attributes, and what it does in `process`.
 
-    All methods but `write_config` and `reset` are called in a queue thread, these two in the thread that serves the
-    front-end. An exception in any of them fails that request alone, SystemExit too; but in the main thread that and
-    KeyboardInterrupt pass, and end the program.
+    All methods but `write_config`, `shared_object` and `reset` are called in a queue thread, these three in the thread that
+    serves the front-end. An exception in any of them fails that request alone, SystemExit too; but in the main thread that
+    and KeyboardInterrupt pass, and end the program.
     """
 
     virtio_id: ClassVar[int] = 0
@@ -76,6 +80,10 @@ class Device:
     """The configuration space."""
     shm: MappingOf[int, SharedMemory] = MappingProxyType({})
     """The shared memory regions by shmid, once a Backend has the device."""
+    shared_objects: bool = False
+    """The device shares objects with others, by UUID ("VHOST_USER_PROTOCOL_F_SHARED_OBJECT")."""
+    objects: Objects = Objects(Port())
+    """Where it adds, withdraws and looks up such objects, once a Backend has the device."""
     queues: Queues | None = None
     """What `complete` and `resume` go to: set by a Backend as long as a front-end is connected."""
 
@@ -117,6 +125,13 @@ class Device:
 
     def reset(self) -> None:
         """The driver has reset the device, or is gone. Every mapping has vanished."""
+
+    def shared_object(self, uuid: UUID) -> int | HasFileno | None:
+        """The fd of an object that this device has added, or the file, which stays its own ("GET_SHARED_OBJECT").
+
+        None if there is none. What is raised says the same to the front-end.
+        """
+        return None
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Take a write to the configuration space; refused unless a subclass does better ("SET_CONFIG")."""

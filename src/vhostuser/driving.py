@@ -8,17 +8,20 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from uuid import UUID
 
 from .answering import Answering
 from .errors import DeadlineExpired, Disconnected, LocalProtocolError, ProtocolError, RemoteProtocolError, RequestFailed
+from .lending import Lending
 from .protocol.framing import request_frame
 from .protocol.layout import Payload
-from .protocol.numbers import FrontendRequest
-from .protocol.payloads import U64
+from .protocol.numbers import FrontendRequest, ProtocolFeature
+from .protocol.payloads import U64, Uuid
 from .protocol.rules import FRONTEND, Rule
 from .protocol.rules import Channel as Side
 from .protocol.session import Session
 from .protocol.state import Owed, reply_owed
+from .shared_objects import SharedObjects
 from .transport.channel import Channel
 from .transport.fds import OwnedFd, close_all
 from .transport.socket import NothingSent, wait
@@ -37,6 +40,7 @@ class Driving:
         answering: Answering,
         windows: Windows,
         *,
+        table: SharedObjects | None,
         partial_timeout: float,
         reply_timeout: float,
     ) -> None:
@@ -44,15 +48,47 @@ class Driving:
         self._timeouts = {"partial_timeout": partial_timeout, "reply_timeout": reply_timeout}
         self.lock = threading.RLock()
         """Whoever waits has it."""
+        self._door = threading.Lock()
+        """Held while `lock` is taken or given back, with the two that say by whom."""
+        self._depth, self._guest = 0, False
         self._awaited = ""
         """The request whose reply is waited for."""
         self.lost: Exception | None = None
         """Why the connection is over, if it is."""
         self.channel = self.new_channel(sock)
+        self._lending = None if table is None else self._new_lending(table)
 
     def new_channel(self, sock: socket.socket) -> Channel:
         """A channel with the timeouts of this one."""
         return Channel(sock, **self._timeouts)
+
+    @property
+    def lending(self) -> Lending:
+        """The part in sharing objects. RemoteProtocolError if there is none, so that nobody may ask for it."""
+        if self._lending is None:
+            raise RemoteProtocolError("this front-end was given no table of shared objects")
+        return self._lending
+
+    def shared_object(self, uuid: UUID) -> OwnedFd | None:
+        """The back-end's fd of an object, which is the caller's ("GET_SHARED_OBJECT")."""
+        _, fds = self.request_with_fds(FrontendRequest.GET_SHARED_OBJECT, Uuid(uuid.bytes))
+        return fds[0] if fds else None
+
+    def _new_lending(self, table: SharedObjects) -> Lending:
+        try:
+            return Lending(table, self.shared_object, self)
+        except OSError:
+            self.channel.close()
+            raise
+
+    def open_requests(self) -> None:
+        """Give the back-end its channel, if that was negotiated ("SET_BACKEND_REQ_FD")."""
+        if not self._session.state.has(ProtocolFeature.BACKEND_REQ):
+            return
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._answering.open(self.new_channel(ours))
+            self.request(FrontendRequest.SET_BACKEND_REQ_FD, None, [theirs.fileno()])
 
     def begin(self, sock: socket.socket) -> None:
         """Go on with another connection."""
@@ -62,16 +98,58 @@ class Driving:
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
         """In the block nobody else waits: two would take each other's replies. What was mapped goes with the connection."""
-        if not self.lock.acquire(blocking=False):
-            self.check()
-            raise LocalProtocolError("another thread waits in this front-end; only close() may be called meanwhile")
+        self._enter()
         try:
             yield
         finally:
+            self._leave()
+            if not self._depth:
+                self.visit()
+
+    @property
+    def awaits_reply(self) -> bool:
+        """A request was sent whose reply is not there."""
+        return bool(self._awaited)
+
+    def visit(self) -> None:
+        """Do what other threads want of this front-end, unless somebody is in it, who will before it is left."""
+        while self._lending and self._lending.errands.waiting and self._enter_as_guest():
             try:
-                if self.lost:
-                    self._forget_mappings()
+                self._lending.errands.run()
             finally:
+                self._leave()
+
+    def run_errands(self) -> None:
+        """Do what other threads want, in the thread that is in the front-end: if a reply is awaited, once that is there."""
+        if self._lending and not self._awaited:
+            self._lending.errands.run()
+
+    def _enter(self) -> None:
+        """Take the lock; a guest is waited for, for its visits are as short as a request."""
+        with self._door:
+            entered, guest = self.lock.acquire(blocking=False), self._guest
+        limit = min(max(0.0, self.channel.reply_timeout), threading.TIMEOUT_MAX)
+        if not entered and not (guest and self.lock.acquire(timeout=limit)):
+            self.check()
+            raise LocalProtocolError("another thread waits in this front-end; only close() may be called meanwhile")
+        self._depth += 1
+
+    def _enter_as_guest(self) -> bool:
+        with self._door:
+            entered = self.lock.acquire(blocking=False)
+            if entered:
+                self._guest = self._guest or not self._depth
+                self._depth += 1
+        return entered
+
+    def _leave(self) -> None:
+        try:
+            if self.lost:
+                self._forget_mappings()
+        finally:
+            with self._door:
+                self._depth -= 1
+                self._guest = self._guest and self._depth > 0
                 self.lock.release()
 
     def _forget_mappings(self) -> None:
@@ -96,7 +174,10 @@ class Driving:
         was then. RequestFailed if the back-end says no.
         """
         with self.turn():
-            return self._request(request, body, fds)
+            try:
+                return self._request(request, body, fds)
+            finally:
+                self._answering.catch_up()
 
     def _request(
         self, request: FrontendRequest, body: Payload | None, fds: Sequence[int]
@@ -132,8 +213,13 @@ class Driving:
         """Answer requests until one of `others` is readable, and return it; None once the deadline has passed."""
         with self.turn():
             self._check_idle("a wait")
-            main = self.channel.fileno()
-            ready = self._answering.serve_until((*others, main), deadline)
+            main, errands = self.channel.fileno(), [self._lending.errands.fileno()] if self._lending else []
+            while (ready := self._answering.serve_until((*others, main, *errands), deadline)) in errands:
+                self.run_errands()
+                self.check()
+                if deadline is not None and time.monotonic() >= deadline:
+                    ready = next(iter(wait((*others, main), 0)), None)
+                    break
             if ready == main:
                 self._unasked()
             return ready
@@ -153,6 +239,14 @@ class Driving:
     def lose(self, error: Exception) -> None:
         """The connection is over, because of `error`."""
         self.lost = self.lost or error
+        if self._lending:
+            self._lending.forget()
+
+    def close(self) -> None:
+        """Close the channel. Nobody else is in the front-end."""
+        self.channel.close()
+        if self._lending:
+            self._lending.close()
 
     def _reply(self, rule: Rule, owed: Owed, asked: Payload | None) -> tuple[Payload | None, tuple[OwnedFd, ...]]:
         limit = self.channel.reply_timeout

@@ -9,12 +9,14 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Self, TypedDict, Unpack
+from typing import Self, Unpack
+from uuid import UUID
 
 from .answering import Answering
 from .counters import Counters
 from .driving import Driving
 from .errors import DeadlineExpired, Disconnected, LocalProtocolError, RemoteProtocolError, RequestFailed
+from .frontend_options import FrontendOptions
 from .limited_log import LimitedLog
 from .memory.added import AddedBlock
 from .memory.arena import Arena
@@ -22,12 +24,13 @@ from .negotiation import negotiate, negotiate_again, wanted_features, wanted_pro
 from .protocol.dialects import RELEASED, Dialect
 from .protocol.layout import Payload
 from .protocol.numbers import FrontendRequest, ProtocolFeature, protocol_feature_names
-from .protocol.payloads import U64, Config, Mmap, ShmemConfig
+from .protocol.payloads import U64, Config
 from .protocol.regions import DEVICE_QUOTA
 from .protocol.session import Session
 from .protocol.state import Ring, Role, State
 from .queue import Queue
 from .queues import Queues
+from .shared_objects import SharedObjects
 from .shared_region import SharedRegion
 from .sharing import Sharing
 from .tracking import Tracking
@@ -39,21 +42,7 @@ from .windows import Windows
 
 log = logging.getLogger(__name__)
 F, Q = ProtocolFeature, FrontendRequest
-
-
-class FrontendOptions(TypedDict, total=False):
-    """What may be chosen for a front-end, by keyword."""
-
-    dialect: Dialect
-    max_maps: int
-    partial_timeout: float
-    reply_timeout: float
-    populate: bool
-    packed: bool
-    in_order: bool
-    features: int
-    inflight: bool
-    inband: bool
+__all__ = ["Frontend", "FrontendOptions"]
 
 
 class Frontend:
@@ -69,7 +58,8 @@ class Frontend:
     they were submitted. `features` are bits of the device type, as a mask, that are acknowledged if they are offered.
     `inflight` takes the features of inflight tracking where they are offered; `track_inflight` is needed before any queue
     then. `inband` takes INBAND_NOTIFICATIONS: kicks and calls are messages, each of which is answered, for back-ends that
-    can't do with eventfds ("In-band notifications").
+    can't do with eventfds ("In-band notifications"). `shared_objects` is the table of what back-ends share with each
+    other by UUID, the same one for all front-ends of a VM; with it SHARED_OBJECT is negotiated where it is offered.
     """
 
     def __init__(
@@ -86,6 +76,7 @@ class Frontend:
         features: int = 0,
         inflight: bool = False,
         inband: bool = False,
+        shared_objects: SharedObjects | None = None,
     ) -> None:
         self.diagnosis: str | None = None
         """Why the back-end's shared memory is not to be had, if it looks like another dialect's."""
@@ -94,16 +85,16 @@ class Frontend:
         self._windows = Windows(max_maps, populate=populate)
         self._answering = Answering(self._session, self)
         timeouts = {"partial_timeout": partial_timeout, "reply_timeout": reply_timeout}
-        self._driving = Driving(sock, self._session, self._answering, self._windows, **timeouts)
+        self._driving = Driving(sock, self._session, self._answering, self._windows, table=shared_objects, **timeouts)
         self._sharing = Sharing(self)
         self._tracking = Tracking(self, self._session)
         self._queues = Queues(self, self._session, self._tracking)
         self._log = LimitedLog(log)
         try:
-            wanted = wanted_protocol_features(inflight=inflight, inband=inband)
+            wanted = wanted_protocol_features(inflight=inflight, inband=inband, shared_objects=shared_objects is not None)
             virtio = wanted_features(packed=packed, in_order=in_order, device=features)
             self.diagnosis = negotiate(self, self._session, virtio, wanted)
-            self._open_requests()
+            self._driving.open_requests()
             self._reserve_windows()
         except BaseException:
             self.close()
@@ -166,6 +157,13 @@ class Frontend:
         total = self._answering.counters
         total.closed += self._ends + (self._driving.lost is not None)
         return total
+
+    def shared_object(self, uuid: UUID) -> OwnedFd | None:
+        """An fd of a shared object of the back-end, which is yours; None if it gives none ("GET_SHARED_OBJECT").
+
+        LocalProtocolError if SHARED_OBJECT was not negotiated. It asks the back-end, whatever is in the table.
+        """
+        return self._driving.shared_object(uuid)
 
     # Memory and queues
 
@@ -276,7 +274,7 @@ class Frontend:
             self._driving.begin(sock)
             self._check_open()
             negotiate_again(self, self._session, before)
-            self._open_requests()
+            self._driving.open_requests()
             self._reserve_windows()
             self._tracking.resume()
             self._sharing.resume()
@@ -320,20 +318,10 @@ class Frontend:
         """Answer the back-end's requests until one of `fds` is readable: the first that is; None at `deadline`."""
         return self._driving.wait([fd.fileno() for fd in fds], deadline)
 
-    def _open_requests(self) -> None:
-        if not self._session.state.has(F.BACKEND_REQ):
-            return
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._answering.open(self._driving.new_channel(ours))
-            self.request(Q.SET_BACKEND_REQ_FD, None, [theirs.fileno()])
-
     def _reserve_windows(self) -> None:
         if not self._session.state.has(F.SHMEM):
             return
-        config = self.request(Q.GET_SHMEM_CONFIG)
-        sizes = config.sizes if isinstance(config, ShmemConfig) else {}
-        self._windows.reserve(sizes)
+        self._windows.learn(self)
         own = type(self).on_shmem_map, type(self).on_shmem_unmap
         if own == (Frontend.on_shmem_map, Frontend.on_shmem_unmap):
             self._answering.use(self._windows.cores)
@@ -342,13 +330,11 @@ class Frontend:
 
     def on_shmem_map(self, message: OwnedMessage) -> None:
         """SHMEM_MAP: show a file in a window."""
-        body = _mmap_of(message)
-        self._windows.window(body.shmid, "SHMEM_MAP").map(body, message.fds[0].fileno())
+        self._windows.map(message)
 
     def on_shmem_unmap(self, message: OwnedMessage) -> None:
         """SHMEM_UNMAP: take a mapping away."""
-        body = _mmap_of(message)
-        self._windows.window(body.shmid, "SHMEM_UNMAP").unmap(body)
+        self._windows.unmap(message)
 
     def on_vring_call(self, message: OwnedMessage) -> None:
         """VRING_CALL: a queue has answers."""
@@ -360,6 +346,18 @@ class Frontend:
 
     def on_config_change_msg(self, message: OwnedMessage) -> None:
         """CONFIG_CHANGE_MSG: nothing is kept of the configuration space, so there is nothing to do."""
+
+    def on_shared_object_add(self, message: OwnedMessage) -> None:
+        """SHARED_OBJECT_ADD: the back-end has an object for others."""
+        self._driving.lending.add(message)
+
+    def on_shared_object_remove(self, message: OwnedMessage) -> None:
+        """SHARED_OBJECT_REMOVE: it has it no more."""
+        self._driving.lending.remove(message)
+
+    def on_shared_object_lookup(self, message: OwnedMessage) -> OwnedFd | None:
+        """SHARED_OBJECT_LOOKUP: the fd of an object of any back-end, which goes with the answer and is closed then."""
+        return self._driving.lending.lookup(message)
 
     def refused(self, request: str, reason: str) -> None:
         """A request of the back-end was refused. For subclasses; logs the reason."""
@@ -380,7 +378,7 @@ class Frontend:
             self._close()
 
     def _close(self) -> None:
-        self._driving.channel.close()
+        self._driving.close()
         self._answering.close()
         self._windows.close()
         self._queues.close()
@@ -392,10 +390,3 @@ class Frontend:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-
-def _mmap_of(message: OwnedMessage) -> Mmap:
-    """The body of a SHMEM_MAP or SHMEM_UNMAP that was admitted."""
-    if not isinstance(message.body, Mmap):
-        raise RemoteProtocolError(f"{message.rule.name} carries no mapping", request=message.rule.name)
-    return message.body

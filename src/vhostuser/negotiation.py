@@ -46,9 +46,13 @@ def wanted_features(*, packed: bool, in_order: bool, device: int) -> int:
     return FEATURES | packed << Feature.RING_PACKED | in_order << Feature.IN_ORDER | device
 
 
-def wanted_protocol_features(*, inflight: bool, inband: bool) -> int:
-    """The same of protocol features, with those of "Inflight I/O tracking" and "In-band notifications" on demand."""
-    return PROTOCOL_FEATURES | (INFLIGHT if inflight else 0) | inband << F.INBAND_NOTIFICATIONS
+def wanted_protocol_features(*, inflight: bool, inband: bool, shared_objects: bool) -> int:
+    """The same of protocol features, with those of three subjects on demand.
+
+    "Inflight I/O tracking", "In-band notifications", "VHOST_USER_BACKEND_SHARED_OBJECT_ADD".
+    """
+    chosen = inband << F.INBAND_NOTIFICATIONS | shared_objects << F.SHARED_OBJECT
+    return PROTOCOL_FEATURES | (INFLIGHT if inflight else 0) | chosen
 
 
 def negotiate(asking: Asking, session: Session, features: int, protocol_features: int) -> str | None:

@@ -126,6 +126,26 @@ class Port:
             self._drop(f"the back-end channel was lost: {error}")
             raise
 
+    def ask(self, request: BackendRequest, body: Payload) -> tuple[Payload | None, tuple[OwnedFd, ...]]:
+        """Send a request that has a reply of its own; that reply's body, and its fds, which are the caller's.
+
+        Raises as `send_all`.
+        """
+        channel, session = self._channel, self._session
+        if channel is None or session is None:
+            raise Disconnected(self._lost)
+        self._check_quiet(channel)
+        frame: Frame[int] = request_frame(request, body)
+        session.admit(Side.BACKEND, frame)
+        try:
+            channel.send(frame, request.name, owed=False)
+            return _admitted(session, request, channel.receive(), Owed.OWN)
+        except NothingSent:
+            raise
+        except BaseException as error:
+            self._drop(f"the back-end channel was lost: {error}")
+            raise
+
     def check(self, request: BackendRequest) -> None:
         """Raise Disconnected or LocalProtocolError unless `request`, which wants an answer, can be sent now.
 
@@ -205,12 +225,20 @@ def _status(channel: Channel, session: Session, frame: Frame[int]) -> int:
     return _admit_answer(session, frame.request, channel.receive(), owed)
 
 
-def _admit_answer(session: Session, number: int, reply: Frame[OwnedFd], owed: Owed) -> int:
+def _admitted(
+    session: Session, number: int, reply: Frame[OwnedFd], owed: Owed
+) -> tuple[Payload | None, tuple[OwnedFd, ...]]:
+    """The body and the fds of a reply, which must be the one to that request."""
     try:
-        body = session.admit_reply(BACKEND[number], reply, owed)
-    finally:
-        for fd in reply.fds:
-            fd.close()
+        return session.admit_reply(BACKEND[number], reply, owed), reply.fds
+    except BaseException:
+        close_all(reply.fds)
+        raise
+
+
+def _admit_answer(session: Session, number: int, reply: Frame[OwnedFd], owed: Owed) -> int:
+    body, fds = _admitted(session, number, reply, owed)
+    close_all(fds)
     if not isinstance(body, U64):
         raise RemoteProtocolError(f"{BACKEND[number].name} was answered without a status", fatal=True)
     return body.value

@@ -238,7 +238,7 @@ class RingRequests:
 class WithFd(NamedTuple):
     """A reply that carries an fd, which is closed once it is sent."""
 
-    body: Payload
+    body: Payload | None
     fd: OwnedFd
 
 

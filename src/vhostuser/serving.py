@@ -6,10 +6,12 @@ What is about memory and rings is in `ring_requests`, the rest is here.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
+from uuid import UUID
 
 from .bell import Bell
 from .counters import Counters
@@ -24,7 +26,7 @@ from .protocol.dialects import Dialect
 from .protocol.framing import reply_frame
 from .protocol.layout import Payload
 from .protocol.numbers import FrontendRequest, ProtocolFeature, VhostFeature, mask
-from .protocol.payloads import U64, Config, Inflight, ShmemConfig
+from .protocol.payloads import U64, Config, Inflight, ShmemConfig, Uuid
 from .protocol.rules import FRONTEND
 from .protocol.rules import Channel as Side
 from .protocol.session import Session
@@ -33,7 +35,7 @@ from .ring_requests import RingRequests, WithFd, body_of, take_fd
 from .rings import Rings
 from .shared_memory import SharedMemory
 from .transport.channel import Channel, OwnedFrame, OwnedMessage
-from .transport.fds import close_all
+from .transport.fds import OwnedFd, close_all, fileno_of
 from .transport.listen import AddressError, adopt
 from .transport.loop import Waker
 from .transport.socket import wait
@@ -71,7 +73,11 @@ WITHOUT_REGIONS: Final = mask((F.CONFIGURE_MEM_SLOTS, F.GET_VRING_BASE_INFLIGHT,
 """What a device offers besides that has no shared memory regions. With them QEMU 11.1 dies of a reset under
 CONFIGURE_MEM_SLOTS (K3, K4), and front-ends that speak an earlier dialect would take one of the others for SHMEM."""
 
-NEGATIVE: Final[dict[int, Payload | None]] = {Q.GET_CONFIG: None, Q.GET_INFLIGHT_FD: Inflight(0, 0, 0, 0)}
+NEGATIVE: Final[dict[int, Payload | None]] = {
+    Q.GET_CONFIG: None,
+    Q.GET_INFLIGHT_FD: Inflight(0, 0, 0, 0),
+    Q.GET_SHARED_OBJECT: None,
+}
 """The replies that say no, for requests that have a reply of their own and a way to say it there."""
 
 
@@ -94,6 +100,7 @@ class Serving:
         self._device, self._channel, self._port, self._counters = device, channel, port, counters
         self._regions = regions
         offered = PROTOCOL_FEATURES | (1 << F.SHMEM if regions else WITHOUT_REGIONS)
+        offered |= device.shared_objects << F.SHARED_OBJECT
         rings = tuple(Ring() for _ in device.queue_sizes)
         features = FEATURES | queue_features() | device.features | device.in_order << Feature.IN_ORDER
         state = State(offered=features, protocol_offered=offered, rings=rings)
@@ -255,6 +262,10 @@ class Serving:
 
     def on_get_shmem_config(self, message: OwnedMessage) -> Payload:
         return ShmemConfig({shmid: region.size for shmid, region in self._regions.items()})
+
+    def on_get_shared_object(self, message: OwnedMessage) -> WithFd | None:
+        found = self._device.shared_object(UUID(bytes=body_of(message, Uuid).uuid))
+        return None if found is None else WithFd(None, OwnedFd(os.dup(fileno_of(found))))
 
     # Configuration space and status
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from .asking import Asking
 from .errors import RemoteProtocolError
 from .memory.table import AnyCore, new_quota
 from .memory.window import PROCESS, Window
+from .protocol.numbers import FrontendRequest
+from .protocol.payloads import Mmap, ShmemConfig
 from .shared_region import SharedRegion
+from .transport.channel import OwnedMessage
 
 
 class Windows:
@@ -25,7 +29,22 @@ class Windows:
         """Where the plain way maps and unmaps."""
         return {shmid: window.core for shmid, window in self._windows.items()}
 
-    def reserve(self, sizes: Mapping[int, int]) -> None:
+    def learn(self, asking: Asking) -> None:
+        """Ask the back-end for its regions, and reserve them ("GET_SHMEM_CONFIG")."""
+        config = asking.request(FrontendRequest.GET_SHMEM_CONFIG)
+        self._reserve(config.sizes if isinstance(config, ShmemConfig) else {})
+
+    def map(self, message: OwnedMessage) -> None:
+        """Show a file ("SHMEM_MAP")."""
+        body = _mmap_of(message)
+        self._window(body.shmid, "SHMEM_MAP").map(body, message.fds[0].fileno())
+
+    def unmap(self, message: OwnedMessage) -> None:
+        """Take a mapping away ("SHMEM_UNMAP")."""
+        body = _mmap_of(message)
+        self._window(body.shmid, "SHMEM_UNMAP").unmap(body)
+
+    def _reserve(self, sizes: Mapping[int, int]) -> None:
         """Reserve regions of these sizes. Another back-end has to have the same: RemoteProtocolError."""
         if not self._windows:
             for shmid, size in sizes.items():
@@ -37,7 +56,7 @@ class Windows:
                 text, request="GET_SHMEM_CONFIG", field="mem_size", value=str(sizes), limit=str(before)
             )
 
-    def window(self, shmid: int, request: str) -> Window:
+    def _window(self, shmid: int, request: str) -> Window:
         """The window that a request names. RemoteProtocolError if there is none."""
         window = self._windows.get(shmid)
         if window is None:
@@ -55,3 +74,10 @@ class Windows:
         """Take away every mapping and give the address space back."""
         for window in self._windows.values():
             window.close()
+
+
+def _mmap_of(message: OwnedMessage) -> Mmap:
+    """The body of a SHMEM_MAP or SHMEM_UNMAP that was admitted."""
+    if not isinstance(message.body, Mmap):
+        raise RemoteProtocolError(f"{message.rule.name} carries no mapping", request=message.rule.name)
+    return message.body

@@ -20,12 +20,14 @@ from vhostuser.protocol.layout import Payload
 from vhostuser.protocol.numbers import NEED_REPLY, VERSION, BackendRequest, FrontendRequest, ProtocolFeature
 from vhostuser.protocol.payloads import U64, MemoryRegion, MemoryTable, VringAddr, VringState
 from vhostuser.protocol.rules import Channel
+from vhostuser.shared_objects import SharedObjects
 from vhostuser.testing import DEADLINE
 from vhostuser.testing.files import message, sparse_file
 from vhostuser.testing.wire import ACK, Wire
 from vhostuser.trace.event import Message
 from vhostuser.trace.proxy import Proxy
 from vhostuser.trace.verdict import Alter, Verdict
+from vhostuser.transport.channel import OwnedMessage
 from vhostuser.transport.fds import HasFileno, OwnedFd, close_all
 
 F, Q, B = ProtocolFeature, FrontendRequest, BackendRequest
@@ -81,10 +83,10 @@ class Driven:
 # Ours
 
 
-def steady(sock: socket.socket, **options: object) -> None:
+def steady(sock: socket.socket, kind: type[Frontend] = Frontend, **options: object) -> None:
     """Start a ring, and serve the back-end until it is gone."""
     settings: FrontendOptions = {"reply_timeout": DEADLINE, **options}  # type: ignore[typeddict-item]
-    with contextlib.suppress(VhostUserError), Frontend(sock, **settings) as frontend:
+    with contextlib.suppress(VhostUserError), kind(sock, **settings) as frontend:
         _begin(frontend)
         frontend.serve()
 
@@ -92,6 +94,24 @@ def steady(sock: socket.socket, **options: object) -> None:
 def inband(sock: socket.socket) -> None:
     """The same with kicks and calls as messages."""
     steady(sock, inband=True)
+
+
+def sharing(sock: socket.socket) -> None:
+    """The same with a table of shared objects."""
+    steady(sock, shared_objects=SharedObjects())
+
+
+class Withholding(Frontend):
+    """It says yes to a lookup, and keeps the fd."""
+
+    def on_shared_object_lookup(self, message: OwnedMessage) -> None:
+        if fd := super().on_shared_object_lookup(message):
+            fd.close()
+
+
+def withholding(sock: socket.socket) -> None:
+    """`sharing`, of a kind that keeps what it should give."""
+    steady(sock, Withholding, shared_objects=SharedObjects())
 
 
 def restless(sock: socket.socket) -> None:
@@ -138,6 +158,35 @@ def says(status: int) -> Callable[[], Alter]:
     return lambda: (
         lambda sent, fds: _replaced(sent, sent.flags, answer) if sent.channel is Channel.BACKEND and not sent.asks else None
     )
+
+
+def answers_to(request: int, answer: Callable[[Message, Sequence[int]], Verdict]) -> Callable[[], Alter]:
+    """The front-end's answers to one request of the back-end are what `answer` makes of them."""
+
+    def alter(sent: Message, fds: Sequence[int]) -> Verdict | None:
+        return answer(sent, fds) if sent.channel is Channel.BACKEND and not sent.asks and sent.request == request else None
+
+    return lambda: alter
+
+
+def number(value: int) -> Callable[[Message, Sequence[int]], Verdict]:
+    """Another number in an answer."""
+    return lambda sent, fds: _replaced(sent, sent.flags, value.to_bytes(8, "little"))
+
+
+def twice(sent: Message, fds: Sequence[int]) -> Verdict:
+    """The same answer again."""
+    return Verdict("repeated", data=sent.data * 2)
+
+
+def ends_at(request: int) -> Callable[[], Alter]:
+    """The connection ends where the back-end asks for this."""
+
+    def alter(sent: Message, fds: Sequence[int]) -> Verdict | None:
+        ends = sent.channel is Channel.BACKEND and sent.asks and sent.request == request
+        return Verdict("ended", close=True) if ends else None
+
+    return lambda: alter
 
 
 def loses(*requests: int) -> Callable[[], Alter]:

@@ -29,17 +29,23 @@ from .fronts import (
     acknowledges_as,
     answers_all,
     answers_in_its_stead,
+    answers_to,
     answers_twice,
     changes,
+    ends_at,
     ends_at_a_refusal,
     hasty,
     inband,
     loses,
+    number,
     restless,
     says,
+    sharing,
     steady,
     stopping,
+    twice,
     with_blocks,
+    withholding,
 )
 
 F, Q, B = ProtocolFeature, FrontendRequest, BackendRequest
@@ -96,6 +102,16 @@ def reopened() -> OwnedFd:
 def longer(sent: Message) -> bytes:
     """The same with four bytes more."""
     return message(sent.request, sent.payload + bytes(4), flags=sent.flags)
+
+
+def unnamed(sent: Message) -> bytes:
+    """The same without its payload."""
+    return message(sent.request, b"", flags=sent.flags)
+
+
+def shares(alter: Callable[[], object]) -> Make:
+    """Ours with a table of shared objects, and something changed on the way."""
+    return lambda: Driven(sharing, alter)  # type: ignore[arg-type]
 
 
 R, M = MemoryRegion, 1 << 16
@@ -232,6 +248,17 @@ WRONG: Final[dict[str, Make]] = {
     "mappings_are_gone_after_a_reset": lambda: Driven(restless, says(0)),
     "a_range_is_free_after_a_reset": lambda: Driven(Forgetful()),
     "the_connection_outlives_a_channel_with_mappings": script(clings=True),
+    # shared objects
+    "adding_an_object_is_acknowledged": shares(says(1)),
+    "adding_an_object_twice_is_refused": shares(says(0)),
+    "an_object_can_be_withdrawn_and_added_again": shares(answers_to(B.SHARED_OBJECT_REMOVE, number(1))),
+    "withdrawing_what_was_not_added_is_refused": shares(says(0)),
+    "a_lookup_needs_no_fd": shares(ends_at(B.SHARED_OBJECT_LOOKUP)),
+    "a_lookup_of_an_unknown_object_finds_nothing": shares(answers_to(B.SHARED_OBJECT_LOOKUP, number(0))),
+    "a_lookup_with_need_reply_has_one_answer": shares(answers_to(B.SHARED_OBJECT_LOOKUP, twice)),
+    "an_object_is_asked_for_by_its_uuid": shares(changes(Q.GET_SHARED_OBJECT, unnamed)),
+    "the_fd_of_an_object_comes_with_the_answer": lambda: Driven(withholding),
+    "an_object_that_its_back_end_does_not_give_is_not_found": shares(answers_to(B.SHARED_OBJECT_LOOKUP, number(0))),
     "an_in_band_call_is_taken": lambda: Driven(inband, says(1)),
     "an_in_band_call_for_no_ring_is_refused": lambda: Driven(inband, says(0)),
 }
@@ -250,6 +277,7 @@ DRIVES: Final = {
     "rings_are_stopped_by_asking_for_their_base": stopping,
     "a_stop_asks_for_rings_that_were_started": stopping,
     "no_more_regions_are_added_than_there_are_slots": with_blocks,
+    **{rule.name: sharing for rule in RULES if rule.check.__module__.endswith("shared_objects")},
     "an_in_band_call_is_taken": inband,
     "an_in_band_call_for_no_ring_is_refused": inband,
 }

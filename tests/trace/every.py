@@ -68,7 +68,7 @@ def _messages(rule: Rule) -> Iterator[Message]:
 
 def _answers(rule: Rule) -> Iterator[PayloadType]:
     if rule.reply is not Reply.ACK:
-        yield rule.answer
+        yield from (rule.answer, *rule.other_answers)
     if rule.reply is not Reply.OWN:
         yield U64
 

@@ -38,6 +38,7 @@ SIDES = {
             "device",
             "bell",
             "shared_memory",
+            "objects",
             "port",
             "tracked_split",
             "tracked_packed",
@@ -54,7 +55,7 @@ SIDES = {
     },
     "front-end": {
         *("asking", "answering", "driving", "negotiation", "queue", "queues", "shared_region", "sharing", "tracking"),
-        *("windows", "frontend"),
+        *("windows", "frontend_options", "frontend", "errands", "lending", "shared_objects"),
     },
     "package": {"__init__", "__main__"},
 }

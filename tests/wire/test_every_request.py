@@ -35,7 +35,7 @@ def agreed(**options: int) -> Iterator[ServedRawFrontend]:
 
 def say_no(wire: Wire, rule: Rule, body: bytes, fds: Sequence[int]) -> None:
     """Send it with need_reply: the answer is no, in the way that the request has; without one, the connection ends."""
-    if rule.request in (Q.GET_CONFIG, Q.GET_INFLIGHT_FD):
+    if rule.request in (Q.GET_CONFIG, Q.GET_INFLIGHT_FD, Q.GET_SHARED_OBJECT):
         reply = wire.reply(rule.id, body, fds=fds, flags=NEED_REPLY)
         assert not any(reply.payload)
         assert not reply.fds

@@ -59,7 +59,8 @@ def _message(rule: Rule, header: Header, payload: bytes) -> Meaning:
     reply = bool(header.flags & REPLY)
     kind: PayloadType = rule.payload
     if reply:
-        kind = rule.answer if rule.reply is Reply.OWN or (rule.answer and header.size in rule.answer.SIZES) else U64
+        kind, own = rule.answer_of(header.size), rule.reply is Reply.OWN
+        kind = kind if own or (kind and header.size in kind.SIZES) else U64
     sender = "front-end" if (rule.channel is Channel.FRONTEND) != reply else "back-end"
     meaning: Meaning = {
         "name": rule.name,

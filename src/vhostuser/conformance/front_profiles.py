@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from .profile_rows import rows
 from .profiles import SPEC, STRICT
 
 _FLAGS: Final = "it looks neither at the version nor at the other flags of a back-end's request"
@@ -38,6 +39,8 @@ QEMU_11_1: Final[Mapping[str, str]] = {
     "a_mapping_with_48_bytes_is_refused": _SIZES,
     "unmapping_with_39_bytes_is_refused": _SIZES,
     "unmapping_with_41_bytes_is_refused": _SIZES,
+    "an_object_is_asked_for_by_its_uuid": "GET_SHARED_OBJECT has no payload",
+    "the_fd_of_an_object_comes_with_the_answer": "the fd is set on the character device of the main channel, and lost",
     "an_in_band_call_is_taken": "it acknowledges INBAND_NOTIFICATIONS, and has none",
     "shmem_is_not_taken_without_the_back_end_channel": _ANY,
     "inband_notifications_are_not_taken_without_reply_ack": _ANY,
@@ -86,9 +89,42 @@ LIBBLKIO_1_5: Final[Mapping[str, str]] = {
     "regions_are_whole_pages": "its first region has as many bytes as its rings need",
 }
 """libblkio 1.5's virtio-blk-vhost-user."""
+_REPLIES: Final = tuple(
+    f"a_reply_to_{what}_ends_the_connection"
+    for what in (
+        *("get_features_with_need_reply", "get_features_with_no_payload", "get_features_with_4_bytes"),
+        *("get_features_with_16_bytes", "get_protocol_features_with_4_bytes", "get_queue_num_with_16_bytes"),
+        *("set_backend_req_fd_with_4_bytes", "get_shmem_config_with_16_bytes"),
+    )
+)
+_CONFIGURATIONS: Final = tuple(
+    f"regions_of_{what}_not_taken"
+    for what in (
+        *("100_bytes_are", "a_page_and_a_byte_are", "a_page_and_a_half_are", "too_small_a_count_are"),
+        *("a_count_of_0_are", "too_great_a_count_are", "a_count_of_257_are", "the_greatest_count_are"),
+    )
+)
+RUST_VHOST_0_17: Final[Mapping[str, str]] = rows(
+    {
+        "it wants an fd with SHARED_OBJECT_LOOKUP, and gives none with the answer": (
+            *("a_lookup_needs_no_fd", "a_lookup_of_an_unknown_object_finds_nothing"),
+            *("a_lookup_with_need_reply_has_one_answer", "an_object_is_asked_for_by_its_uuid"),
+            *("the_fd_of_an_object_comes_with_the_answer", "an_object_that_its_back_end_does_not_give_is_not_found"),
+        ),
+        "a request that makes no sense by itself ends the back-end channel": (
+            *("the_channel_outlives_an_unknown_request", "a_refused_mapping_leaves_its_range_free"),
+            *("unmapping_no_bytes_is_refused", "unmapping_a_range_that_wraps_is_refused"),
+        ),
+        "a payload that comes in pieces ends the back-end channel": ("a_back_end_request_may_come_byte_by_byte",),
+        "neither the size of a reply nor need_reply in it is looked at": _REPLIES,
+        "GET_SHMEM_CONFIG's payload is always valid": _CONFIGURATIONS,
+    }
+)
+"""A front-end on rust-vmm's vhost 0.17 that keeps the book of its mappings: `tests/matrix/rust`."""
 FRONT_END_PROFILES: Final[dict[str, Mapping[str, str]]] = {
     SPEC: {},
     STRICT: {},
     "qemu-11.1": QEMU_11_1,
     "libblkio-1.5": LIBBLKIO_1_5,
+    "rust-vhost-0.17": RUST_VHOST_0_17,
 }

@@ -21,6 +21,11 @@ MAP: Final = "VHOST_USER_BACKEND_SHMEM_MAP|MMAP request"
 DIES: Final = "Who dies, hangs or gets out of step by this takes the device along, and on the front-end's side the whole VM."
 REASONS: Final = (
     Reason(
+        "VHOST_USER_(BACKEND_)?(GET_)?SHARED_OBJECT.*",
+        "(?!.*_not_negotiated$).*",
+        "Devices of a VM hand pictures to each other by it: one that looks in vain copies them, or shows nothing.",
+    ),
+    Reason(
         "VIRTIO: .*|VHOST_USER_SET_VRING_ERR|Ring states",
         "a(n|_packed)?_.*_is_survived|a_broken_ring_.*",
         "The ring is the guest's: a guest by which the back-end dies, hangs or reads elsewhere has left its VM.",

@@ -75,6 +75,8 @@ class ScriptedBackend:
         """What to answer instead, by request."""
         self.kicks: dict[int, OwnedFd] = {}
         """What signals kicks, as it came last, by ring."""
+        self.files: dict[int, Sequence[HasFileno]] = {}
+        """What fds come with an answer, by request; they stay whose they are."""
         self._status = 0
         self._owned: list[OwnedFd] = []
 
@@ -123,7 +125,7 @@ class ScriptedBackend:
                 self._open(frame)
             elif frame.request == Q.SET_VRING_KICK and len(frame.fds) == 1:
                 self.kicks[seen.number & VRING_INDEX_MASK] = self.keep(OwnedFd(os.dup(frame.fds[0].fileno())))
-            self.main.send(self._answer(frame))
+            self.main.send(self._answer(frame), self.files.get(frame.request, ()))
         finally:
             close_all(frame.fds)
 

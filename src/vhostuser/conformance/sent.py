@@ -75,5 +75,5 @@ def _is_odd(message: Message) -> bool:
         return False
     if message.flags & REPLY and rule.reply is not Reply.OWN:
         return len(message.payload) != U64.STRUCT.size
-    payload = rule.answer if message.flags & REPLY else rule.payload
+    payload = rule.answer_of(len(message.payload)) if message.flags & REPLY else rule.payload
     return len(message.payload) not in (payload.SIZES if payload else (0,))

@@ -11,7 +11,7 @@ from typing import Final
 
 from ..errors import RemoteProtocolError
 from .layout import Payload
-from .payloads import Config, Inflight, MemoryTable, SingleRegion, VringState, XenMemoryTable, XenSingleRegion
+from .payloads import Config, Inflight, MemoryTable, SingleRegion, Uuid, VringState, XenMemoryTable, XenSingleRegion
 from .rules import Rule
 
 Pair = tuple[str, int, int]
@@ -36,6 +36,8 @@ def _pairs(asked: Payload | None, answer: Payload | None) -> Iterator[Pair]:
     elif isinstance(asked, Inflight) and isinstance(answer, Inflight) and answer.mmap_size:
         yield "num_queues", answer.num_queues or asked.num_queues, asked.num_queues
         yield "queue_size", answer.queue_size or asked.queue_size, asked.queue_size
+    elif isinstance(asked, Uuid) and isinstance(answer, Uuid):
+        yield "uuid", int.from_bytes(answer.uuid), int.from_bytes(asked.uuid)
     else:
         yield from _regions(asked, answer)
 

@@ -86,6 +86,8 @@ class Rule:
     answer_fds: range = range(1)
     """How many fds may come with the answer: a range to test with `in`."""
     gate: F | Gate | None = None
+    other_answers: tuple[type[Payload], ...] = ()
+    """Payloads that peers give the answer where the text has `answer`: they are told apart by their size."""
     variants: tuple[tuple[F, PayloadType], ...] = ()
     """Payloads that a negotiated protocol feature puts in place of `payload`."""
 
@@ -117,6 +119,10 @@ class Rule:
             if protocol_features >> feature & 1:
                 return payload
         return self.payload
+
+    def answer_of(self, size: int) -> PayloadType:
+        """The payload of an answer that has so many bytes: the one of the text, unless another has that size."""
+        return next((payload for payload in self.other_answers if size in payload.SIZES), self.answer)
 
 
 ONE_FD = range(1, 2)
@@ -184,7 +190,15 @@ _FRONTEND = (
     ),
     Rule(Q.SET_STATUS, U64, gate=F.STATUS),
     Rule(Q.GET_STATUS, None, reply=Reply.OWN, gate=F.STATUS),
-    Rule(Q.GET_SHARED_OBJECT, Uuid, reply=Reply.OWN, answer_fds=AT_MOST_ONE_FD, gate=F.SHARED_OBJECT),
+    Rule(
+        Q.GET_SHARED_OBJECT,
+        Uuid,
+        reply=Reply.OWN,
+        answer=None,
+        answer_fds=AT_MOST_ONE_FD,
+        other_answers=(U64, Uuid),  # libvhost-user repeats the request's payload
+        gate=F.SHARED_OBJECT,
+    ),
     Rule(Q.SET_DEVICE_STATE_FD, DeviceState, Fds.ONE, Reply.OWN, answer_fds=AT_MOST_ONE_FD, gate=F.DEVICE_STATE),
     Rule(Q.CHECK_DEVICE_STATE, None, reply=Reply.OWN, gate=F.DEVICE_STATE),
     Rule(Q.GET_SHMEM_CONFIG, None, reply=Reply.OWN, answer=ShmemConfig, gate=F.SHMEM),

@@ -102,7 +102,7 @@ class Session:
                     limit=limit,
                     fatal=True,
                 )
-        answer = U64 if owed is Owed.ACK else rule.answer
+        answer = U64 if owed is Owed.ACK else rule.answer_of(len(frame.payload))
         fds = rule.answer_fds if owed is Owed.OWN else range(1)
         try:
             body = decode_payload(f"{rule.name} reply", answer, frame.payload)

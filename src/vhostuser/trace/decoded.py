@@ -48,7 +48,13 @@ def decoded(message: Message, index: int, *, features: int = 0, owed: Owed = Owe
         return Decoded(message, index, rule, name, None, fault)
     if rule is None:
         return _unknown(message, index, name)
-    payload = rule.payload_under(features) if message.asks else U64 if owed is not Owed.OWN else rule.answer
+    payload = (
+        rule.payload_under(features)
+        if message.asks
+        else U64
+        if owed is not Owed.OWN
+        else rule.answer_of(len(message.payload))
+    )
     if _may_be_empty(message, postcopy=postcopy):
         return Decoded(message, index, rule, name, None)
     return _understood(message, index, rule, payload)

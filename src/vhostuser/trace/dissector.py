@@ -97,7 +97,7 @@ class _Tables:
         asks = [rule.payload, *(payload for _, payload in rule.variants)]
         answers: list[Lua] = []
         if rule.reply is not Reply.ACK:
-            answers.append(self._layout(rule, rule.answer))
+            answers += [self._layout(rule, each) for each in (rule.answer, *rule.other_answers)]
         if rule.reply is Reply.ACK or rule.reply in TWO_ANSWERS:
             answers.append(self._acknowledgement())
         return {"name": rule.name, "asks": [self._layout(rule, each) for each in asks], "answers": answers}

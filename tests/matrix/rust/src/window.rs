@@ -1,15 +1,15 @@
-//! The shared memory regions of a front-end: what is mapped where, and whether a request fits in.
+//! The shared memory regions of a front-end: what is mapped where, and whether a request fits in; and its shared objects.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::Mutex;
 
-use libc::{EEXIST, EINVAL, ENOENT, ENOTSUP, PROT_NONE, PROT_READ, PROT_WRITE};
+use libc::{EEXIST, EINVAL, ENOENT, ENOSYS, ENOTSUP, PROT_NONE, PROT_READ, PROT_WRITE};
 use libc::{MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED};
-use vhost::vhost_user::message::{VhostUserMMap, VhostUserMMapFlags};
+use vhost::vhost_user::message::{VhostUserMMap, VhostUserMMapFlags, VhostUserSharedMsg};
 use vhost::vhost_user::{HandlerResult, VhostUserFrontendReqHandler};
 
 use crate::PAGE;
@@ -19,18 +19,20 @@ const RESERVED: i32 = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 /// The shared memory regions: their sizes, where their addresses are reserved, and what is mapped there.
 pub struct Window {
     has_config: bool,
+    shares: bool,
     sizes: [u64; 256],
     bases: BTreeMap<u8, usize>,
     live: Mutex<BTreeMap<(u8, u64), u64>>,
+    objects: Mutex<BTreeSet<[u8; 16]>>,
 }
 
 impl Window {
-    pub fn reserve(sizes: [u64; 256], has_config: bool) -> io::Result<Self> {
+    pub fn reserve(sizes: [u64; 256], has_config: bool, shares: bool) -> io::Result<Self> {
         let mut bases = BTreeMap::new();
         for (shmid, size) in (0..=255).zip(sizes).filter(|(_, size)| *size > 0) {
             bases.insert(shmid, map_at(0, size, PROT_NONE, RESERVED, -1, 0)?);
         }
-        Ok(Window { has_config, sizes, bases, live: Mutex::default() })
+        Ok(Window { has_config, shares, sizes, bases, live: Mutex::default(), objects: Mutex::default() })
     }
 
     /// Where a range lies in our addresses, if it is one of whole pages within its region.
@@ -74,6 +76,22 @@ impl VhostUserFrontendReqHandler for Window {
         } else {
             Err(refusal(ENOTSUP))
         }
+    }
+
+    fn shared_object_add(&self, object: &VhostUserSharedMsg) -> HandlerResult<u64> {
+        let is_new = self.shares && self.objects.lock().unwrap().insert(*object.uuid.as_bytes());
+        is_new.then_some(0).ok_or_else(|| refusal(EEXIST))
+    }
+
+    fn shared_object_remove(&self, object: &VhostUserSharedMsg) -> HandlerResult<u64> {
+        let was_there = self.objects.lock().unwrap().remove(object.uuid.as_bytes());
+        was_there.then_some(0).ok_or_else(|| refusal(ENOENT))
+    }
+
+    /// The crate has the fd come with the request, and takes none for the answer.
+    fn shared_object_lookup(&self, object: &VhostUserSharedMsg, _: &dyn AsRawFd) -> HandlerResult<u64> {
+        let is_there = self.objects.lock().unwrap().contains(object.uuid.as_bytes());
+        Err(refusal(if is_there { ENOSYS } else { ENOENT }))
     }
 
     fn shmem_map(&self, request: &VhostUserMMap, fd: &dyn AsRawFd) -> HandlerResult<u64> {

@@ -45,7 +45,7 @@ fn negotiate(frontend: &mut Frontend) -> Done<(P, u64)> {
     let mut ours = P::MQ | P::REPLY_ACK | P::CONFIG | P::CONFIGURE_MEM_SLOTS | P::RESET_DEVICE;
     let offered = frontend.get_protocol_features()?;
     if offered.contains(P::BACKEND_REQ | P::REPLY_ACK) {
-        ours |= P::BACKEND_REQ;
+        ours |= P::BACKEND_REQ | P::SHARED_OBJECT;
     }
     if offered.contains(P::BACKEND_REQ | P::REPLY_ACK | P::BACKEND_SEND_FD) {
         ours |= P::BACKEND_SEND_FD | P::SHMEM;
@@ -61,7 +61,8 @@ fn negotiate(frontend: &mut Frontend) -> Done<(P, u64)> {
     }
     if agreed.contains(P::BACKEND_REQ) {
         let sizes = if agreed.contains(P::SHMEM) { frontend.get_shmem_config()?.memory_sizes } else { [0; 256] };
-        let mut handler = FrontendReqHandler::new(Arc::new(Window::reserve(sizes, agreed.contains(P::CONFIG))?))?;
+        let window = Window::reserve(sizes, agreed.contains(P::CONFIG), agreed.contains(P::SHARED_OBJECT))?;
+        let mut handler = FrontendReqHandler::new(Arc::new(window))?;
         handler.set_reply_ack_flag(true);
         frontend.set_backend_request_fd(&handler.get_tx_raw_fd())?;
         thread::spawn(move || serve(handler));
@@ -105,6 +106,7 @@ fn start(frontend: &mut Frontend, ring: usize, memory: usize, enables: bool) -> 
     frontend.set_vring_err(ring, &events[2])?;
     frontend.set_vring_call(ring, &events[1])?;
     frontend.set_vring_kick(ring, &events[0])?;
+    events[0].write(1)?; // the crate leaves it to its users
     if enables {
         frontend.set_vring_enable(ring, true)?;
     }
