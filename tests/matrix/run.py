@@ -19,7 +19,7 @@ from vhostuser.vm.tree import FetchError
 
 from .causes import cause_of
 from .peers import Peer
-from .store import FINDINGS, LARGEST, TOP, Run, Verdict, plain, save, verdict_of, without_paths
+from .store import CRASHED, FINDINGS, LARGEST, TOP, Run, Verdict, plain, save, verdict_of, without_paths
 
 
 def run(peer: Peer) -> Run:
@@ -43,13 +43,17 @@ def today() -> str:
 
 
 def _checked(peer: Peer, words: Sequence[str], folder: Path) -> Run:
-    """Hold it to its rules, then to those alone that it did not keep: what an earlier rule left behind is none of theirs."""
+    """Hold it to its rules, then to those alone that it did not keep: what an earlier rule left behind is none of theirs.
+
+    A crash counts, be it seen once.
+    """
     found = _held(peer, words, folder, peer.rules)
     if found.over or not found.bad:
         return found
     again = _held(peer, words, folder, f"^({'|'.join(verdict.rule for verdict in found.bad)})$")
     kept = {verdict.rule: verdict for verdict in again.verdicts if not verdict.is_bad}
-    return replace(found, verdicts=[kept.get(verdict.rule, verdict) for verdict in found.verdicts])
+    verdicts = [v if v.result == CRASHED else kept.get(v.rule, v) for v in found.verdicts]
+    return replace(found, verdicts=verdicts)
 
 
 def _held(peer: Peer, words: Sequence[str], folder: Path, rules: str) -> Run:

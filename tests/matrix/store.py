@@ -12,7 +12,8 @@ from typing import Final
 TOP: Final = Path(__file__).resolve().parents[2]
 RESULTS: Final = TOP / "docs/matrix"
 FINDINGS: Final = TOP / "docs/findings"
-BAD: Final = ("broken", "crashed", "hung")
+CRASHED: Final = "crashed"
+BAD: Final = ("broken", CRASHED, "hung")
 LARGEST: Final = 10 << 10
 """Bytes of a capture that is kept beside its finding."""
 _TEMPORARY: Final = re.compile(r"/tmp/#\d+")

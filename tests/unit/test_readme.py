@@ -83,7 +83,7 @@ def test_the_picture_is_what_the_demo_prints(tmp_path: Path) -> None:
 def test_the_tools_work_together_as_shown(tmp_path: Path) -> None:
     truncate, shm, attach, info, explain = (line.split("#")[0].strip() for line in block("sh", "vhu explain").splitlines())
     wait = "until test -S shm.sock; do sleep 0.02; done"
-    again = f"{truncate}; {shm} --reconnect & pid=$!; {wait}; {info}; echo quit | {attach}; {explain}; kill $pid; wait $pid"
+    again = f"{truncate}; {shm} pid=$!; {wait}; {info}; echo quit | {attach}; {explain}; kill $pid; wait $pid"
     said = shell(again, tmp_path)
     assert "SHMEM" in said
     assert '"event": "ready"' in said
