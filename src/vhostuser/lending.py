@@ -10,7 +10,7 @@ from .answering import PutOff
 from .errands import Ask, Errand, Errands
 from .errors import RemoteProtocolError
 from .protocol.payloads import Uuid
-from .shared_objects import SharedObjects
+from .shared_objects import Owner, SharedObjects
 from .transport.channel import OwnedMessage
 from .transport.fds import OwnedFd
 from .transport.socket import wait
@@ -64,17 +64,29 @@ class Lending:
         owner = self._table.owner(uuid)
         if owner is self and self._host.awaits_reply:
             raise PutOff
-        errand, deadline = Errand(uuid, self.errands.wake), time.monotonic() + PATIENCE
+        errand = Errand(uuid, self.errands.wake)
+        try:
+            self._await(errand, owner, time.monotonic() + PATIENCE)
+        except BaseException:  # an interrupt: its fd is nobody's then
+            errand.drop()
+            raise
+        return errand.take()
+
+    def _await(self, errand: Errand, owner: Owner, deadline: float) -> None:
         owner.do(errand)
         while not errand.done and not self._host.lost and time.monotonic() < deadline:
             wait((self.errands,), deadline)
             self.errands.clear()
             self._host.run_errands()
-        return errand.take()
+            owner.visit()
 
     def do(self, errand: Errand) -> None:
         """As an `Owner`: by this thread if nobody is in the front-end, else by the one who is."""
         self.errands.put(errand)
+        self.visit()
+
+    def visit(self) -> None:
+        """As an `Owner`: those that wait for it, too."""
         self._host.visit()
 
     def forget(self) -> None:
@@ -86,6 +98,11 @@ class Lending:
         """So is the front-end. Nobody else is in it."""
         self._table.forget(self)
         self.errands.close()
+
+
+def guest_timeout(reply_timeout: float) -> float:
+    """Seconds for a reply that a thread of another front-end awaits, which it does in place of its own user."""
+    return min(reply_timeout, PATIENCE)
 
 
 def _uuid_of(message: OwnedMessage) -> UUID:
