@@ -111,6 +111,11 @@ class Driving:
         """A request was sent whose reply is not there."""
         return bool(self._awaited)
 
+    @property
+    def awaited_on(self) -> Sequence[Channel]:
+        """The main channel, if a reply is awaited."""
+        return (self.channel,) if self._awaited else ()
+
     def visit(self) -> None:
         """Do what other threads want of this front-end, unless somebody is in it, who will before it is left."""
         if not (self._lending and self._lending.errands.waiting and self._enter_as_guest()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Final, Protocol
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from .errors import RemoteProtocolError
 from .protocol.payloads import Uuid
 from .shared_objects import Owner, SharedObjects
 from .transport.channel import OwnedMessage
-from .transport.fds import OwnedFd
+from .transport.fds import HasFileno, OwnedFd
 from .transport.socket import wait
 
 PATIENCE: Final = 2.0
@@ -28,6 +29,10 @@ class Host(Protocol):
     @property
     def awaits_reply(self) -> bool:
         """Its back-end can't be asked anything now."""
+
+    @property
+    def awaited_on(self) -> Sequence[HasFileno]:
+        """Where the reply comes, if one is awaited."""
 
     def visit(self) -> None:
         """Run the errands in this thread, unless another one has the front-end, which will."""
@@ -58,7 +63,7 @@ class Lending:
         """SHARED_OBJECT_LOOKUP: the fd of an object, from whoever has it; RequestFailed if there is none to be had.
 
         What others want of this back-end is done meanwhile: they may be who is waited for. PutOff if it has to be asked
-        itself and can't be now.
+        itself and can't be now; or if a reply is there that was awaited, for others may wait until that is taken.
         """
         uuid = _uuid_of(message)
         owner = self._table.owner(uuid)
@@ -75,10 +80,13 @@ class Lending:
     def _await(self, errand: Errand, owner: Owner, deadline: float) -> None:
         owner.do(errand)
         while not errand.done and not self._host.lost and time.monotonic() < deadline:
-            wait((self.errands,), deadline)
+            reply = self._host.awaited_on
+            ready = wait((self.errands, *reply), deadline)
             self.errands.clear()
             self._host.run_errands()
             owner.visit()
+            if not errand.done and any(channel.fileno() in ready for channel in reply):
+                raise PutOff
 
     def do(self, errand: Errand) -> None:
         """As an `Owner`: by this thread if nobody is in the front-end, else by the one who is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from collections.abc import Callable
@@ -14,9 +15,13 @@ import pytest
 from vhostuser import RequestFailed, SharedObjects, lending
 from vhostuser.driving import Driving
 from vhostuser.errands import Errand
-from vhostuser.protocol.numbers import FrontendRequest
-from vhostuser.testing import DEADLINE, RawBackend, joined, memory_file, wait_until
-from vhostuser.transport.fds import OwnedFd
+from vhostuser.protocol.framing import Frame
+from vhostuser.protocol.numbers import BackendRequest as B
+from vhostuser.protocol.numbers import FrontendRequest as Q
+from vhostuser.protocol.payloads import U64, Config, Uuid
+from vhostuser.testing import DEADLINE, RawBackend, joined, memory_file, message, wait_until
+from vhostuser.testing.wire import ACK
+from vhostuser.transport.fds import OwnedFd, close_all
 
 from .sharers import Sharer, during, sharing
 from .test_shared_wrong import ID, SHARED, found, gives, hostile
@@ -39,7 +44,7 @@ def test_a_guest_waits_for_a_reply_no_longer_than_a_lookup(monkeypatch: pytest.M
     table = SharedObjects()
     with sharing(table) as other, hostile(table, reply_timeout=LONG) as raw:
         gives(raw)
-        raw.raw_answers[FrontendRequest.GET_SHARED_OBJECT] = b""
+        raw.raw_answers[Q.GET_SHARED_OBJECT] = b""
         assert other.read(ID) is None
         assert ID not in table
 
@@ -132,6 +137,39 @@ def test_a_signal_handler_may_use_a_front_end_that_is_entered_or_left() -> None:
         assert not thread.is_alive()
         assert len(lines) > 8
         frontend.wait_for_any([], 0)
+
+
+def test_two_front_ends_that_await_replies_look_up_each_others_objects() -> None:
+    """Each is asked by the other in vain until it has its reply, which is there."""
+    table, both = SharedObjects(), threading.Barrier(2, timeout=DEADLINE)
+    ids = ID, uuid4()
+    with (
+        memory_file(1) as file,
+        RawBackend(protocol_features=SHARED) as one,
+        RawBackend(protocol_features=SHARED) as two,
+        one.frontend(shared_objects=table, reply_timeout=DEADLINE) as first,
+        two.frontend(shared_objects=table, reply_timeout=DEADLINE) as second,
+    ):
+
+        def look_first(raw: RawBackend, uuid: UUID, frame: Frame[OwnedFd]) -> bytes:
+            raw.channel.request(B.SHARED_OBJECT_LOOKUP, Uuid(uuid.bytes))
+            both.wait()
+            return message(frame.request, Config(0, 8, 0, bytes(8)), flags=ACK)
+
+        for raw, mine, other in ((one, *ids), (two, *reversed(ids))):
+            raw.channel.accepted(B.SHARED_OBJECT_ADD, Uuid(mine.bytes))
+            raw.answers[Q.GET_SHARED_OBJECT], raw.files[Q.GET_SHARED_OBJECT] = b"", [file]
+            raw.raw_answers[Q.GET_CONFIG] = functools.partial(look_first, raw, other)
+            raw.channel.pump = None
+        threads = [threading.Thread(target=each.config, args=(0, 8)) for each in (first, second)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(2 * DEADLINE)
+        for raw in (one, two):
+            frame = raw.channel.receive()
+            close_all(frame.fds)
+            assert (frame.request, frame.payload, len(frame.fds)) == (B.SHARED_OBJECT_LOOKUP, U64(0).pack(), 1)
 
 
 class Interrupted:
