@@ -74,9 +74,15 @@ class Driving:
         _, fds = self.request_with_fds(FrontendRequest.GET_SHARED_OBJECT, Uuid(uuid.bytes))
         return fds[0] if fds else None
 
+    def _lend(self, uuid: UUID) -> OwnedFd | None:
+        """The same for who waits for it, and has it before what was put off meanwhile is answered (`_do_errands`)."""
+        with self.turn():
+            _, fds = self._request(FrontendRequest.GET_SHARED_OBJECT, Uuid(uuid.bytes), ())
+            return fds[0] if fds else None
+
     def _new_lending(self, table: SharedObjects) -> Lending:
         try:
-            return Lending(table, self.shared_object, self)
+            return Lending(table, self._lend, self)
         except OSError:
             self.channel.close()
             raise
@@ -121,7 +127,7 @@ class Driving:
         if not (self._lending and self._lending.errands.waiting and self._enter_as_guest()):
             return
         try:
-            self._lending.errands.run()
+            self._do_errands(self._lending)
         finally:
             self._leave()
             self._lending.errands.hand_over()
@@ -129,7 +135,13 @@ class Driving:
     def run_errands(self) -> None:
         """Do what other threads want, in the thread that is in the front-end: if a reply is awaited, once that is there."""
         if self._lending and not self._awaited:
-            self._lending.errands.run()
+            self._do_errands(self._lending)
+
+    def _do_errands(self, lending: Lending) -> None:
+        try:
+            lending.errands.run()
+        finally:
+            self._answering.catch_up()
 
     def _enter(self) -> None:
         """Take the lock; a guest is waited for, for its visits are as short as a request."""

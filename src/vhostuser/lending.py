@@ -79,14 +79,15 @@ class Lending:
 
     def _await(self, errand: Errand, owner: Owner, deadline: float) -> None:
         owner.do(errand)
+        self._host.run_errands()  # of some it was told while a reply was awaited
         while not errand.done and not self._host.lost and time.monotonic() < deadline:
             reply = self._host.awaited_on
-            ready = wait((self.errands, *reply), deadline)
+            if reply and wait(reply, 0):
+                raise PutOff
+            wait((self.errands, *reply), deadline)
             self.errands.clear()
             self._host.run_errands()
             owner.visit()
-            if not errand.done and any(channel.fileno() in ready for channel in reply):
-                raise PutOff
 
     def do(self, errand: Errand) -> None:
         """As an `Owner`: by this thread if nobody is in the front-end, else by the one who is."""

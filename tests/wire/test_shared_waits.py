@@ -22,9 +22,10 @@ from vhostuser.protocol.payloads import U64, Config, Uuid
 from vhostuser.testing import DEADLINE, RawBackend, joined, memory_file, message, wait_until
 from vhostuser.testing.wire import ACK
 from vhostuser.transport.fds import OwnedFd, close_all
+from vhostuser.transport.socket import wait
 
-from .sharers import Sharer, during, sharing
-from .test_shared_wrong import ID, SHARED, found, gives, hostile
+from .sharers import Sharer, during, sharing, waited_in
+from .test_shared_wrong import BODY, ID, SHARED, found, gives, hostile
 
 if TYPE_CHECKING:
     from _typeshed import TraceFunction
@@ -142,7 +143,7 @@ def test_a_signal_handler_may_use_a_front_end_that_is_entered_or_left() -> None:
 def test_two_front_ends_that_await_replies_look_up_each_others_objects() -> None:
     """Each is asked by the other in vain until it has its reply, which is there."""
     table, both = SharedObjects(), threading.Barrier(2, timeout=DEADLINE)
-    ids = ID, uuid4()
+    another = uuid4()
     with (
         memory_file(1) as file,
         RawBackend(protocol_features=SHARED) as one,
@@ -156,7 +157,7 @@ def test_two_front_ends_that_await_replies_look_up_each_others_objects() -> None
             both.wait()
             return message(frame.request, Config(0, 8, 0, bytes(8)), flags=ACK)
 
-        for raw, mine, other in ((one, *ids), (two, *reversed(ids))):
+        for raw, mine, other in ((one, ID, another), (two, another, ID)):
             raw.channel.accepted(B.SHARED_OBJECT_ADD, Uuid(mine.bytes))
             raw.answers[Q.GET_SHARED_OBJECT], raw.files[Q.GET_SHARED_OBJECT] = b"", [file]
             raw.raw_answers[Q.GET_CONFIG] = functools.partial(look_first, raw, other)
@@ -170,6 +171,80 @@ def test_two_front_ends_that_await_replies_look_up_each_others_objects() -> None
             frame = raw.channel.receive()
             close_all(frame.fds)
             assert (frame.request, frame.payload, len(frame.fds)) == (B.SHARED_OBJECT_LOOKUP, U64(0).pack(), 1)
+
+
+def test_an_errand_is_answered_before_what_was_put_off_for_it() -> None:
+    """The owner's back-end looks up something, too, while it is asked, and that takes as long as it may."""
+    table, go_on = SharedObjects(), threading.Event()
+    with (
+        memory_file(1) as file,
+        sharing(table) as other,
+        RawBackend(protocol_features=SHARED) as raw,
+        raw.frontend(shared_objects=table, reply_timeout=LONG) as frontend,
+    ):
+        gives(raw, b"", file)
+
+        def look_first(frame: Frame[OwnedFd]) -> bytes:
+            raw.raw_answers[Q.GET_SHARED_OBJECT] = slowly
+            raw.channel.request(B.SHARED_OBJECT_LOOKUP, BODY)
+            return message(frame.request, b"", flags=ACK)
+
+        def slowly(frame: Frame[OwnedFd]) -> bytes:
+            assert go_on.wait(DEADLINE)
+            return message(frame.request, b"", flags=ACK)
+
+        raw.raw_answers[Q.GET_SHARED_OBJECT] = look_first
+        raw.channel.pump = None
+        with waited_in(frontend):
+            content = other.read(ID)
+            assert not go_on.is_set()
+            go_on.set()
+            assert content is not None
+            answer = raw.channel.receive()
+            close_all(answer.fds)
+            assert (answer.request, len(answer.fds)) == (B.SHARED_OBJECT_LOOKUP, 1)
+
+
+def test_an_errand_that_came_while_a_reply_was_awaited_is_done_in_the_lookup_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lending, "PATIENCE", LONG)
+    table, go_on = SharedObjects(), threading.Event()
+    with (
+        memory_file(1) as file,
+        sharing(table, reply_timeout=LONG) as slow,
+        sharing(table) as other,
+        RawBackend(protocol_features=SHARED) as raw,
+        raw.frontend(shared_objects=table, reply_timeout=LONG) as frontend,
+    ):
+        late, errands = slow.share(b"late"), frontend._driving.lending.errands
+        gives(raw, b"", file)
+        contents: list[object] = []
+
+        def slowly(_: UUID) -> None:
+            assert go_on.wait(DEADLINE)
+
+        slow.device.give = slowly
+        reading = threading.Thread(target=lambda: contents.append(other.read(ID)))
+
+        def look_first(frame: Frame[OwnedFd]) -> bytes:
+            raw.channel.request(B.SHARED_OBJECT_LOOKUP, Uuid(late.bytes))
+            wait_until(lambda: slow.device.asked == [late], "the lookup is under way")
+            reading.start()
+            wait_until(lambda: errands.waiting and not wait((errands,), 0), "another has come meanwhile")
+            return message(frame.request, Config(0, 8, 0, bytes(8)), flags=ACK)
+
+        raw.raw_answers[Q.GET_CONFIG] = look_first
+        raw.channel.pump = None
+        asking = threading.Thread(target=frontend.config, args=(0, 8))
+        asking.start()
+        try:
+            wait_until(lambda: bool(contents), "that is done while the lookup is under way")
+        finally:
+            go_on.set()
+        for thread in (asking, reading):
+            thread.join(DEADLINE)
+        assert contents != [None]
 
 
 class Interrupted:
