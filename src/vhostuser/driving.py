@@ -12,7 +12,7 @@ from uuid import UUID
 
 from .answering import Answering
 from .errors import DeadlineExpired, Disconnected, LocalProtocolError, ProtocolError, RemoteProtocolError, RequestFailed
-from .lending import Lending
+from .lending import Lending, guest_timeout
 from .protocol.framing import request_frame
 from .protocol.layout import Payload
 from .protocol.numbers import FrontendRequest, ProtocolFeature
@@ -48,7 +48,7 @@ class Driving:
         self._timeouts = {"partial_timeout": partial_timeout, "reply_timeout": reply_timeout}
         self.lock = threading.RLock()
         """Whoever waits has it."""
-        self._door = threading.Lock()
+        self._door = threading.RLock()  # re-entrant: a signal handler may use a front-end whose thread has it
         """Held while `lock` is taken or given back, with the two that say by whom."""
         self._depth, self._guest = 0, False
         self._awaited = ""
@@ -74,9 +74,15 @@ class Driving:
         _, fds = self.request_with_fds(FrontendRequest.GET_SHARED_OBJECT, Uuid(uuid.bytes))
         return fds[0] if fds else None
 
+    def _lend(self, uuid: UUID) -> OwnedFd | None:
+        """The same for who waits for it, and has it before what was put off meanwhile is answered (`_do_errands`)."""
+        with self.turn():
+            _, fds = self._request(FrontendRequest.GET_SHARED_OBJECT, Uuid(uuid.bytes), ())
+            return fds[0] if fds else None
+
     def _new_lending(self, table: SharedObjects) -> Lending:
         try:
-            return Lending(table, self.shared_object, self)
+            return Lending(table, self._lend, self)
         except OSError:
             self.channel.close()
             raise
@@ -111,18 +117,31 @@ class Driving:
         """A request was sent whose reply is not there."""
         return bool(self._awaited)
 
+    @property
+    def awaited_on(self) -> Sequence[Channel]:
+        """The main channel, if a reply is awaited."""
+        return (self.channel,) if self._awaited else ()
+
     def visit(self) -> None:
         """Do what other threads want of this front-end, unless somebody is in it, who will before it is left."""
-        while self._lending and self._lending.errands.waiting and self._enter_as_guest():
-            try:
-                self._lending.errands.run()
-            finally:
-                self._leave()
+        if not (self._lending and self._lending.errands.waiting and self._enter_as_guest()):
+            return
+        try:
+            self._do_errands(self._lending)
+        finally:
+            self._leave()
+            self._lending.errands.hand_over()
 
     def run_errands(self) -> None:
         """Do what other threads want, in the thread that is in the front-end: if a reply is awaited, once that is there."""
         if self._lending and not self._awaited:
-            self._lending.errands.run()
+            self._do_errands(self._lending)
+
+    def _do_errands(self, lending: Lending) -> None:
+        try:
+            lending.errands.run()
+        finally:
+            self._answering.catch_up()
 
     def _enter(self) -> None:
         """Take the lock; a guest is waited for, for its visits are as short as a request."""
@@ -249,7 +268,7 @@ class Driving:
             self._lending.close()
 
     def _reply(self, rule: Rule, owed: Owed, asked: Payload | None) -> tuple[Payload | None, tuple[OwnedFd, ...]]:
-        limit = self.channel.reply_timeout
+        limit = guest_timeout(self.channel.reply_timeout) if self._guest else self.channel.reply_timeout
         if self._answering.serve_until((self.channel.fileno(),), time.monotonic() + limit) is None:
             raise DeadlineExpired(f"{rule.name} was not answered within {limit:g} s")
         frame = self.channel.receive()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -35,7 +36,24 @@ class Errand:
             fd = ask(self._uuid)
         except (VhostUserError, OSError) as error:
             why = str(error)
+        except BaseException:  # an interrupt, which is not for who waits
+            self._answer(None, "its front-end was interrupted")
+            raise
         self._answer(fd, why)
+
+    @property
+    def wanted(self) -> bool:
+        """Somebody waits for it still."""
+        return not self._taken
+
+    def remind(self) -> None:
+        """End the wait of who wants it, who may look whether it can be done now."""
+        self._tell()
+
+    def drop(self) -> None:
+        """Nobody wants it any more."""
+        with contextlib.suppress(RequestFailed):
+            self.take().close()
 
     def _answer(self, fd: OwnedFd | None, why: str) -> None:
         with self._lock:
@@ -87,12 +105,22 @@ class Errands:
             self._waker.clear()
 
     def run(self) -> None:
-        """Do all of them. Whoever calls this has the front-end to itself."""
+        """Do those that are there now: more may come for ever. Whoever calls this has the front-end to itself."""
         self.clear()
-        while self._box:
-            self._box.popleft().run(self._ask)
+        with contextlib.suppress(IndexError):  # one of them has done others
+            for _ in range(len(self._box)):
+                self._box.popleft().run(self._ask)
+
+    def hand_over(self) -> None:
+        """Let somebody who waits do what is left, now that nobody has the front-end."""
+        with contextlib.suppress(IndexError):
+            while not (errand := self._box.popleft()).wanted:
+                pass
+            self._box.appendleft(errand)
+            errand.remind()
 
     def close(self) -> None:
         """The front-end is closed, so `ask` refuses those that are left, and there is nothing to wait for any more."""
-        self.run()
+        while self._box:
+            self.run()
         self._waker.close()

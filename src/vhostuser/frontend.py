@@ -376,6 +376,7 @@ class Frontend:
         self._answering.shutdown()
         with self._driving.lock:
             self._close()
+        self._driving.visit()
 
     def _close(self) -> None:
         self._driving.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Final, Protocol
 from uuid import UUID
 
@@ -10,9 +11,9 @@ from .answering import PutOff
 from .errands import Ask, Errand, Errands
 from .errors import RemoteProtocolError
 from .protocol.payloads import Uuid
-from .shared_objects import SharedObjects
+from .shared_objects import Owner, SharedObjects
 from .transport.channel import OwnedMessage
-from .transport.fds import OwnedFd
+from .transport.fds import HasFileno, OwnedFd
 from .transport.socket import wait
 
 PATIENCE: Final = 2.0
@@ -28,6 +29,10 @@ class Host(Protocol):
     @property
     def awaits_reply(self) -> bool:
         """Its back-end can't be asked anything now."""
+
+    @property
+    def awaited_on(self) -> Sequence[HasFileno]:
+        """Where the reply comes, if one is awaited."""
 
     def visit(self) -> None:
         """Run the errands in this thread, unless another one has the front-end, which will."""
@@ -58,23 +63,39 @@ class Lending:
         """SHARED_OBJECT_LOOKUP: the fd of an object, from whoever has it; RequestFailed if there is none to be had.
 
         What others want of this back-end is done meanwhile: they may be who is waited for. PutOff if it has to be asked
-        itself and can't be now.
+        itself and can't be now; or if a reply is there that was awaited, for others may wait until that is taken.
         """
         uuid = _uuid_of(message)
         owner = self._table.owner(uuid)
         if owner is self and self._host.awaits_reply:
             raise PutOff
-        errand, deadline = Errand(uuid, self.errands.wake), time.monotonic() + PATIENCE
+        errand = Errand(uuid, self.errands.wake)
+        try:
+            self._await(errand, owner, time.monotonic() + PATIENCE)
+        except BaseException:  # an interrupt: its fd is nobody's then
+            errand.drop()
+            raise
+        return errand.take()
+
+    def _await(self, errand: Errand, owner: Owner, deadline: float) -> None:
         owner.do(errand)
+        self._host.run_errands()  # of some it was told while a reply was awaited
         while not errand.done and not self._host.lost and time.monotonic() < deadline:
-            wait((self.errands,), deadline)
+            reply = self._host.awaited_on
+            if reply and wait(reply, 0):
+                raise PutOff
+            wait((self.errands, *reply), deadline)
             self.errands.clear()
             self._host.run_errands()
-        return errand.take()
+            owner.visit()
 
     def do(self, errand: Errand) -> None:
         """As an `Owner`: by this thread if nobody is in the front-end, else by the one who is."""
         self.errands.put(errand)
+        self.visit()
+
+    def visit(self) -> None:
+        """As an `Owner`: those that wait for it, too."""
         self._host.visit()
 
     def forget(self) -> None:
@@ -86,6 +107,11 @@ class Lending:
         """So is the front-end. Nobody else is in it."""
         self._table.forget(self)
         self.errands.close()
+
+
+def guest_timeout(reply_timeout: float) -> float:
+    """Seconds for a reply that a thread of another front-end awaits, which it does in place of its own user."""
+    return min(reply_timeout, PATIENCE)
 
 
 def _uuid_of(message: OwnedMessage) -> UUID:

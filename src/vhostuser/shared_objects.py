@@ -19,6 +19,9 @@ class Owner(Protocol):
     def do(self, errand: Errand) -> None:
         """Have its back-end asked, soon, by this thread or another."""
 
+    def visit(self) -> None:
+        """Ask it in this thread, if another one has left undone what it was to do."""
+
 
 class SharedObjects:
     """Which back-end has which shared object, for all front-ends that are given this table.
@@ -67,7 +70,8 @@ class SharedObjects:
     def forget(self, owner: Owner) -> None:
         """Take out all that this owner has added. (For a Frontend.)"""
         with self._lock:
-            self._owners = {uuid: each for uuid, each in self._owners.items() if each is not owner}
+            for uuid in [uuid for uuid, each in self._owners.items() if each is owner]:
+                self._owners.pop(uuid, None)  # a signal handler may have been faster
 
 
 def _refusal(request: str, uuid: UUID, why: str) -> RemoteProtocolError:
