@@ -105,12 +105,14 @@ def killed(front: subprocess.Popen[bytes]) -> None:
 def test_p05_the_front_end_is_killed_under_load(sock: Path, file: Path, module: str) -> None:
     """All that it held is given back, and the next one is served."""
     with listening(sock, *options_of(module, file), "--reconnect", module=module) as back:
-        idle = usage(back.process.pid)
+        with connect(sock, module) as front:
+            use(module, front, file)
+            held = usage(back.process.pid)
         for _ in range(3):
             killed(loading(sock))
             with connect(sock, module) as front:
                 use(module, front, file)
-            wait_until(lambda: usage(back.process.pid) == idle, "all is given back", within=SECONDS)
+                wait_until(lambda: usage(back.process.pid) == held, "all else is given back", within=SECONDS)
         back.signal(signal.SIGTERM)
         assert back.end() == 0
     assert not sock.exists()
