@@ -67,7 +67,7 @@ def test_a_crash_is_told_counted_captured_and_reported(tmp_path: Path) -> None:
         *("--run", DIES, "--rule", f"^{rule}|^the_first_page", "--json"),
         *("--junit", tmp_path / "report.xml", "--captures", tmp_path / "captures"),
     )
-    assert (done.returncode, done.stderr) == (0, "")  # advice is no MUST
+    assert (done.returncode, done.stderr) == (1, "")  # whatever the level of its rule
     told: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
     found = {each["rule"]: each for each in told}
     assert found[rule]["result"] == "crashed"
@@ -77,8 +77,8 @@ def test_a_crash_is_told_counted_captured_and_reported(tmp_path: Path) -> None:
     events = list(open_capture(tmp_path / "captures" / f"{rule}.pcapng"))
     assert [event.request for event in events if isinstance(event, Message)] == [1]
     suite = ElementTree.parse(tmp_path / "report.xml").getroot()
-    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("2", "0", "1")
-    assert [case.get("name") for case in suite if case.find("system-out") is not None] == [rule]
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("2", "1", "1")
+    assert [case.get("name") for case in suite if case.find("failure") is not None] == [rule]
 
 
 def test_a_must_that_is_not_kept_makes_the_exit_status_1() -> None:
