@@ -18,6 +18,8 @@ from .outcome import CommandError, Exit, undone
 
 PATIENCE: Final = 10.0
 """Seconds that a back-end which this command started may take until it listens."""
+LOOK: Final = 500
+"""Milliseconds after which it is seen that a signal came just before a wait: Python calls its handlers between steps."""
 _FD: Final = "fd:"
 
 
@@ -51,7 +53,7 @@ class FrontEnds:
         with _watched(process, poll):
             while not ended():
                 gone = process is not None and process.poll() is not None
-                ready = [fd for fd, _ in poll.poll(0 if gone else None)]
+                ready = [fd for fd, _ in poll.poll(0 if gone else LOOK)]
                 if self._listener.fileno() in ready:
                     return self._listener.accept()[0]
                 if gone:
