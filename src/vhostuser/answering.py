@@ -30,10 +30,9 @@ from .transport.socket import wait
 log = logging.getLogger(__name__)
 LONGEST_WAIT: Final = 1e6
 """Seconds in one go: poll() counts milliseconds in an int."""
-
-
 PATIENCE: Final = 2.0
-"""Seconds that a request is put off at most: the back-end may want its answer before it gives the reply."""
+"""Seconds that a request is put off at most, or waits for another back-end: this one may want its answer before it gives a
+reply, two front-ends may wait for each other, and a thread for what itself would have to do."""
 
 
 class PutOff(Exception):

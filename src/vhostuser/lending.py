@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Protocol
 from uuid import UUID
 
-from .answering import PutOff
+from .answering import PATIENCE, PutOff
 from .errands import Ask, Errand, Errands
 from .errors import RemoteProtocolError
 from .protocol.payloads import Uuid
@@ -15,10 +15,6 @@ from .shared_objects import Owner, SharedObjects
 from .transport.channel import OwnedMessage
 from .transport.fds import HasFileno, OwnedFd
 from .transport.socket import wait
-
-PATIENCE: Final = 2.0
-"""Seconds that a lookup waits for the back-end that has the object. Less than anybody waits for the answer to a lookup: two
-front-ends may wait for each other, and a thread may wait for what itself would have to do."""
 
 
 class Host(Protocol):

@@ -25,7 +25,7 @@ from vhostuser.transport.fds import OwnedFd, close_all
 from vhostuser.transport.socket import wait
 
 from .sharers import Sharer, during, sharing, waited_in
-from .test_shared_wrong import BODY, ID, SHARED, found, gives, hostile
+from .test_shared_wrong import BODY, ID, SHARED, found, gives, hostile, owning
 
 if TYPE_CHECKING:
     from _typeshed import TraceFunction
@@ -176,13 +176,7 @@ def test_two_front_ends_that_await_replies_look_up_each_others_objects() -> None
 def test_an_errand_is_answered_before_what_was_put_off_for_it() -> None:
     """The owner's back-end looks up something, too, while it is asked, and that takes as long as it may."""
     table, go_on = SharedObjects(), threading.Event()
-    with (
-        memory_file(1) as file,
-        sharing(table) as other,
-        RawBackend(protocol_features=SHARED) as raw,
-        raw.frontend(shared_objects=table, reply_timeout=LONG) as frontend,
-    ):
-        gives(raw, b"", file)
+    with sharing(table) as other, owning(table, reply_timeout=LONG) as (raw, frontend):
 
         def look_first(frame: Frame[OwnedFd]) -> bytes:
             raw.raw_answers[Q.GET_SHARED_OBJECT] = slowly

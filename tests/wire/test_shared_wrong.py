@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from vhostuser import DeadlineExpired, Disconnected, RemoteProtocolError, SharedObjects, answering, lending
+from vhostuser import DeadlineExpired, Disconnected, Frontend, RemoteProtocolError, SharedObjects, answering, lending
 from vhostuser.errors import VhostUserError
 from vhostuser.protocol.framing import Frame
 from vhostuser.protocol.numbers import MAP_RW, PAGE, BackendRequest, FrontendRequest, ProtocolFeature, mask
@@ -54,6 +54,18 @@ def gives(raw: RawBackend, payload: bytes = b"", *files: OwnedFd) -> None:
     raw.channel.accepted(ADD, BODY)
     raw.answers[Q.GET_SHARED_OBJECT] = payload
     raw.files[Q.GET_SHARED_OBJECT] = files
+
+
+@contextlib.contextmanager
+def owning(table: SharedObjects, *, reply_timeout: float = DEADLINE) -> Iterator[tuple[RawBackend, Frontend]]:
+    """A raw back-end that has added an object and gives it, and its front-end."""
+    with (
+        memory_file(1) as file,
+        RawBackend(protocol_features=SHARED) as raw,
+        raw.frontend(shared_objects=table, reply_timeout=reply_timeout) as frontend,
+    ):
+        gives(raw, b"", file)
+        yield raw, frontend
 
 
 @pytest.fixture(autouse=True)
@@ -151,13 +163,7 @@ def test_a_lookup_waits_no_longer_than_its_patience(monkeypatch: pytest.MonkeyPa
     """The owner's front-end waits for a reply that takes its time; its fd, which comes too late, is closed."""
     monkeypatch.setattr(lending, "PATIENCE", 0.2)
     table, go_on = SharedObjects(), threading.Event()
-    with (
-        memory_file(1) as file,
-        sharing(table) as other,
-        RawBackend(protocol_features=SHARED) as raw,
-        raw.frontend(shared_objects=table, reply_timeout=DEADLINE) as frontend,
-    ):
-        gives(raw, b"", file)
+    with sharing(table) as other, owning(table) as (raw, frontend):
         raw.raw_answers[Q.GET_CONFIG] = lambda frame: _after(go_on, frame)
         raw.channel.pump = None
         asking = threading.Thread(target=lambda: frontend.config(0, 8))
@@ -174,13 +180,7 @@ def test_a_lookup_that_waited_for_a_reply_is_done_when_that_is_there(monkeypatch
     """Nobody waits in the owner's front-end afterwards: who was in it does it on leaving."""
     monkeypatch.setattr(lending, "PATIENCE", 10 * DEADLINE)
     table, go_on = SharedObjects(), threading.Event()
-    with (
-        memory_file(1) as file,
-        sharing(table) as other,
-        RawBackend(protocol_features=SHARED) as raw,
-        raw.frontend(shared_objects=table, reply_timeout=DEADLINE) as frontend,
-    ):
-        gives(raw, b"", file)
+    with sharing(table) as other, owning(table) as (raw, frontend):
         raw.raw_answers[Q.GET_CONFIG] = lambda frame: _after(go_on, frame)
         looked = threading.Thread(target=lambda: other.read(ID))
         asking = threading.Thread(target=lambda: frontend.config(0, 8))
@@ -198,13 +198,7 @@ def test_a_lookup_that_waited_for_a_reply_is_done_when_that_is_there(monkeypatch
 def test_an_fd_that_comes_too_late_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lending, "PATIENCE", 0.2)
     table, go_on = SharedObjects(), threading.Event()
-    with (
-        memory_file(1) as file,
-        sharing(table) as other,
-        RawBackend(protocol_features=SHARED) as raw,
-        raw.frontend(shared_objects=table, reply_timeout=DEADLINE) as frontend,
-    ):
-        gives(raw, b"", file)
+    with sharing(table) as other, owning(table) as (raw, frontend):
         raw.raw_answers[Q.GET_SHARED_OBJECT] = lambda frame: _after(go_on, Frame(frame.request, frame.flags, b""))
         with waited_in(frontend):
             assert other.read(ID) is None

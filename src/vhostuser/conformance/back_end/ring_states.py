@@ -22,11 +22,7 @@ _WAIT: Final = 0.05
 @BACK_END.rule(STATES)
 def requests_that_wait_are_found_when_the_ring_starts(bench: BackendBench) -> None:
     """A ring starts on SET_VRING_KICK and a kick: what was put into it before is found."""
-    begin(bench)
-    ring = Ring(bench)
-    ring.stop()
-    head = ring.driver.add(*ring.buffers())
-    _start_again(ring, 0)
+    ring, head = _started_with_a_request(bench)
     ring.kick()
     ring.comes_back(head)
 
@@ -74,11 +70,7 @@ def rings_are_independent(bench: BackendBench) -> None:
 @BACK_END.rule(STATES, level=Level.SHOULD)
 def a_ring_needs_no_kick_to_start(bench: BackendBench) -> None:
     """A back-end does not rely on a kick after SET_VRING_KICK: what waits in the ring is found without one."""
-    begin(bench)
-    ring = Ring(bench)
-    ring.stop()
-    head = ring.driver.add(*ring.buffers())
-    _start_again(ring, 0)
+    ring, head = _started_with_a_request(bench)
     ring.comes_back(head)
 
 
@@ -165,6 +157,16 @@ def a_disabled_ring_may_get_another_eventfd(bench: BackendBench) -> None:
     head = ring.offer(*ring.buffers())
     ring.call_comes("a notification at the eventfd that was set last")
     ring.comes_back(head)
+
+
+def _started_with_a_request(bench: BackendBench) -> tuple[Ring, int]:
+    """A ring that was started when a request waited in it, and the request's chain. There was no kick since."""
+    begin(bench)
+    ring = Ring(bench)
+    ring.stop()
+    head = ring.driver.add(*ring.buffers())
+    _start_again(ring, 0)
+    return ring, head
 
 
 def _start_again(ring: Ring, base: int, *, enable: bool = True) -> None:
