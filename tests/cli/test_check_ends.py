@@ -14,7 +14,7 @@ from typing import IO
 
 import pytest
 
-from vhostuser.cli import check, check_back, check_front, outcome
+from vhostuser.cli import check, check_back, check_front, checking, outcome
 from vhostuser.device import Device
 from vhostuser.testing import listening
 from vhostuser.virtio.chain import DescriptorChain
@@ -178,9 +178,27 @@ def test_an_interrupt_sums_up_what_there_was_and_ends_the_peer(tmp_path: Path) -
     assert "kept" in "".join(seen)
     assert process.returncode == 130
     assert " rules: " in rest.splitlines()[-1]
-    assert "interrupted (the last rule before was " in one_line(complaint)
+    assert "interrupted (the last rule was " in one_line(complaint)
     assert report.read_text().count("<testcase") >= 1
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_rule_that_was_told_counts_when_the_interrupt_comes_with_its_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def told(text: str) -> None:
+        monkeypatch.undo()
+        outcome.put(text)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check_back, "on_end", lambda stop: None)
+    monkeypatch.setattr(checking, "put", told)
+    with listening(TooMuch()) as (path, _):
+        code = outcome.run("vhu check", lambda: check.check(["back-end", path, "--rule", "^there_is_a_queue", "--json"]))
+    said = capfd.readouterr()
+    assert code == 130
+    assert said.out.count("\n") == 1
+    assert one_line(said.err) == "vhu check: interrupted (the last rule was there_is_a_queue_and_no_more_than_256)"
 
 
 def test_a_back_end_that_was_started_is_told_to_end_before_it_is_killed(tmp_path: Path) -> None:
@@ -206,8 +224,15 @@ def test_a_second_interrupt_leaves_no_peer_behind(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=4 * SECONDS)
     assert process.returncode == 130
-    with contextlib.suppress(FileNotFoundError):  # killed: if it is still there nobody has reaped it yet
-        assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    until(lambda: has_ended(pid), "the peer is killed")
+
+
+def has_ended(pid: int) -> bool:
+    """It is gone; or is a zombie, which nobody has reaped yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def test_a_reader_that_goes_is_the_end_and_no_error() -> None:
@@ -243,7 +268,7 @@ def test_a_capture_that_has_no_room_ends_the_check_with_its_sum(tmp_path: Path) 
     line = one_line(done.stderr)
     assert f"cannot write the capture {tmp_path}/regions_can_be_reserved.pcapng: No space left on device" in line
     assert line.endswith("; try: another --captures DIR")
-    assert done.stdout.splitlines()[-1].endswith(" kept")
+    assert done.stdout.splitlines()[-1].endswith(" kept, 1 broken; not kept: 1 advice")
 
 
 def test_a_report_that_has_no_room_is_told() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import sys
 import threading
 from collections.abc import Iterator
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.programs import VHU, words
+from tests.cli.programs import VHU, until, words
 from vhostuser.conformance.check_frontend import check_front_end, front_end_rules, reach_of
 from vhostuser.conformance.front_profiles import FRONT_END_PROFILES
 from vhostuser.conformance.frontend_bench import FrontendBench, Reach
@@ -53,6 +55,21 @@ def test_one_that_lives_on_is_told_to_end_and_started_anew() -> None:
     with Launched(LIVES_ON) as peer:
         outcomes = list(check_front_end([GONE_AT_ONCE] * 2, peer, REACH))
     assert [outcome.result for outcome in outcomes] == [Result.KEPT] * 2
+
+
+def test_each_connection_is_one_of_the_process_that_runs(tmp_path: Path) -> None:
+    again = (
+        "r=socket.socket(socket.AF_UNIX);r.connect(sys.argv[1]);" + "print(os.getpid(),file=open(sys.argv[2],'w'));s.recv(1)"
+    )
+    noted = tmp_path / "pid"
+    with Launched([sys.executable, "-I", "-S", "-c", CONNECTS + again, "{socket}", str(noted)]) as peer:
+        for _ in range(2):
+            noted.unlink(missing_ok=True)
+            with peer.accept() as sock:
+                until(noted.exists, "it has connected a second time")
+                pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+                until(noted.read_text, "and says its number")
+                assert pid == int(noted.read_text())
 
 
 def test_one_that_ends_without_having_connected_is_named() -> None:

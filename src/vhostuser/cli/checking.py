@@ -6,7 +6,7 @@ import argparse
 import json
 import random
 import re
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import closing
 from difflib import get_close_matches
 from pathlib import Path
@@ -96,7 +96,7 @@ def conclude(options: argparse.Namespace, program: str, check: Checking, advice:
     if not options.json and (outcomes or not over):
         put(summary(outcomes))
     if over:
-        after = f" (the last rule before was {outcomes[-1].rule.name})" if outcomes else ""
+        after = f" (the last rule was {outcomes[-1].rule.name})" if outcomes else ""
         raise CommandError(f"{over}{after}", over.advice, over.code)
     return Exit.FAILED if any(fails(outcome, strict=strict) for outcome in outcomes) else Exit.DONE
 
@@ -105,8 +105,10 @@ def _over(options: argparse.Namespace, check: Checking, outcomes: list[Outcome],
     """Add the outcomes, one after the other, to `outcomes`; why there is no other, if the last rule was not reached."""
     try:
         with closing(check()) as each:
-            for outcome in _told(options, each):
-                outcomes.append(outcome)  # those before an error count
+            tell = _teller(options)
+            for outcome in each:
+                outcomes.append(outcome)  # before it is told: what is seen counts, whatever comes then
+                tell(outcome)
     except CaptureError as error:
         return CommandError(str(error), "try: another --captures DIR", Exit.USAGE)
     except VhostUserError as error:
@@ -142,10 +144,12 @@ def _prepared(options: argparse.Namespace) -> None:
         raise CommandError(why, "try: a folder that is there", Exit.USAGE) from None
 
 
-def _told(options: argparse.Namespace, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
-    """Tell each, and keep the conversations of findings."""
+def _teller(options: argparse.Namespace) -> Callable[[Outcome], None]:
+    """A function that tells an outcome, and keeps the conversation of a finding."""
     section = ""
-    for outcome in outcomes:
+
+    def tell(outcome: Outcome) -> None:
+        nonlocal section
         if options.json:
             put(json.dumps(fields_of(outcome)))
         elif options.verbose or outcome.result in TOLD:
@@ -155,7 +159,8 @@ def _told(options: argparse.Namespace, outcomes: Iterator[Outcome]) -> Iterator[
             put("\n".join(lines_of(outcome)))
         if options.captures and outcome.result in TOLD:
             _save(Path(options.captures), outcome)
-        yield outcome
+
+    return tell
 
 
 def _save(folder: Path, outcome: Outcome) -> None:

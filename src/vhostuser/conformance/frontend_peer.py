@@ -99,6 +99,7 @@ class Launched:
     def accept(self) -> socket.socket:
         """As FrontendPeer: of a new process."""
         self._finish()
+        self._leave_the_dead()
         self._command.start()
         name, end = self._command.name, time.monotonic() + self._patience
         while time.monotonic() < end:
@@ -134,6 +135,13 @@ class Launched:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _leave_the_dead(self) -> None:
+        """Close the connections that wait: one that connects again by itself has made them, and has ended since."""
+        self._listener.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._listener.accept()[0].close()
 
     def _finish(self) -> int | None:
         """Its exit status, once it has ended, by itself or because it was told to."""
