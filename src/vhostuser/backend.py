@@ -29,7 +29,7 @@ from .serving import Serving
 from .shared_memory import SharedMemory
 from .transport.channel import PARTIAL_TIMEOUT, REPLY_TIMEOUT, Channel
 from .transport.listen import AddressError, adopt, listen
-from .transport.loop import Waker
+from .transport.loop import SignalWaker
 from .transport.socket import wait
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Backend:
         self._counters = Counters()
         self._dialect = dialect
         self._partial_timeout, self._reply_timeout = partial_timeout, reply_timeout
-        self._waker: Waker | None = None
+        self._waker: SignalWaker | None = None
         self._stopping = False
         self._channel: Channel | None = None
         self._port = Port()
@@ -124,17 +124,20 @@ class Backend:
             channel.shutdown()
 
     @contextlib.contextmanager
-    def _stoppable(self) -> Iterator[Waker]:
+    def _stoppable(self) -> Iterator[SignalWaker]:
         """What `stop` sets while this Backend serves."""
-        with Waker() as waker:
+        with SignalWaker() as waker, waker.alert():
             self._waker = waker
             if self._stopping:
                 waker.set()
             yield waker
 
-    def _serve_listener(self, listener: socket.socket, stop: Waker, *, once: bool) -> None:
+    def _serve_listener(self, listener: socket.socket, stop: SignalWaker, *, once: bool) -> None:
         listener.setblocking(False)
-        while stop.fileno() not in wait((listener, stop), None):
+        while not stop.is_set:
+            if stop.fileno() in wait((listener, stop), None):
+                stop.clear()
+                continue
             try:
                 sock = listener.accept()[0]
             except BlockingIOError:
@@ -153,7 +156,7 @@ class Backend:
             if once:
                 return
 
-    def _serve_socket(self, sock: socket.socket, stop: Waker) -> None:
+    def _serve_socket(self, sock: socket.socket, stop: SignalWaker) -> None:
         channel = Channel(sock, partial_timeout=self._partial_timeout, reply_timeout=self._reply_timeout)
         self._channel = channel
         try:
@@ -171,11 +174,11 @@ class Backend:
             self._channel = None
             self._reset_device()
 
-    def _await_unfinished(self, stop: Waker) -> None:
+    def _await_unfinished(self, stop: SignalWaker) -> None:
         """What the front-end before was waiting for must not reach the host after what this one asks for."""
         deadline = time.monotonic() + self.device.drain_timeout
         for thread in self._unfinished:
-            while thread.is_alive() and time.monotonic() < deadline and not wait((stop,), 0):
+            while thread.is_alive() and time.monotonic() < deadline and not stop.is_set:
                 thread.join(ACCEPT_PAUSE)
         self._unfinished = [thread for thread in self._unfinished if thread.is_alive()]
 

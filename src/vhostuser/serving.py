@@ -37,7 +37,7 @@ from .shared_memory import SharedMemory
 from .transport.channel import Channel, OwnedFrame, OwnedMessage
 from .transport.fds import OwnedFd, close_all, fileno_of
 from .transport.listen import AddressError, adopt
-from .transport.loop import Waker
+from .transport.loop import SignalWaker
 from .transport.socket import wait
 from .virtio.numbers import Feature
 from .virtqueue import queue_features
@@ -118,10 +118,13 @@ class Serving:
         )
         self._log = limited
 
-    def run(self, stop: Waker) -> None:
+    def run(self, stop: SignalWaker) -> None:
         """Serve until the front-end goes or `stop` is set. Raises RemoteProtocolError if it broke the protocol."""
         try:
-            while stop.fileno() not in wait((self._channel, stop), None):
+            while not stop.is_set:
+                if stop.fileno() in wait((self._channel, stop), None):
+                    stop.clear()
+                    continue
                 self._handle(self._channel.receive())
                 if rest := self._patience.rest():
                     wait((stop,), time.monotonic() + rest)

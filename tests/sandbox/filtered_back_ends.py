@@ -17,7 +17,7 @@ from tests.sandbox.filtered import filter_this_thread
 from vhostuser.backend import Backend
 from vhostuser.sandbox.allowed import for_device
 from vhostuser.sandbox.preload import preload
-from vhostuser.transport.loop import Waker
+from vhostuser.transport.loop import SignalWaker
 
 served = count()
 """Counts front-ends."""
@@ -28,7 +28,7 @@ filtered = threading.local()
 _serve_socket = Backend._serve_socket
 
 
-def serve_filtered(self: Backend, sock: socket.socket, stop: Waker) -> None:
+def serve_filtered(self: Backend, sock: socket.socket, stop: SignalWaker) -> None:
     """Serve a front-end, with the filter from now on. Pytest's own thread, which goes on to the next test, has none."""
     if threading.current_thread() is not threading.main_thread():
         if not hasattr(filtered, "once"):

@@ -26,7 +26,7 @@ from ..sandbox.keeper import hold, ready
 from ..sandbox.preload import preload
 from ..transport.fds import OwnedFd
 from ..transport.listen import adopt, systemd_fd
-from ..transport.loop import Waker
+from ..transport.loop import SignalWaker
 from ..transport.socket import wait
 from .fs_arguments import PROGRAM
 from .fs_options import FsOptions, parse_options
@@ -156,7 +156,7 @@ def _handles(options: FsOptions) -> Handles:
 def _serve(device: Device, options: FsOptions, sock: socket.socket, *, listening: bool) -> None:
     """Serve until the front-end goes, or a signal comes."""
     backend = Backend(device)
-    with Waker() as waker:
+    with SignalWaker() as waker, waker.alert():
 
         def stop() -> None:
             waker.set()
@@ -179,7 +179,7 @@ def _log_stats(device: Device, backend: Backend) -> None:
     log.info("%s", json.dumps(backend.counters.as_dict()))
 
 
-def _serve_socket(backend: Backend, sock: socket.socket, waker: Waker, *, listening: bool, once: bool) -> None:
+def _serve_socket(backend: Backend, sock: socket.socket, waker: SignalWaker, *, listening: bool, once: bool) -> None:
     if listening:
         log.info("Waiting for vhost-user socket connection...")
     if listening and not once:
@@ -193,10 +193,13 @@ def _serve_socket(backend: Backend, sock: socket.socket, waker: Waker, *, listen
     log.info("Client disconnected, shutting down")
 
 
-def _first(listener: socket.socket, waker: Waker) -> socket.socket | None:
+def _first(listener: socket.socket, waker: SignalWaker) -> socket.socket | None:
     """The first connection, or None if a signal came before it."""
     listener.setblocking(False)
-    while waker.fileno() not in wait((listener, waker), None):
+    while not waker.is_set:
+        if waker.fileno() in wait((listener, waker), None):
+            waker.clear()
+            continue
         try:
             front = listener.accept()[0]
         except BlockingIOError:

@@ -14,7 +14,7 @@ from ..trace.moment import before_the_end
 from ..trace.proxy import Proxy
 from ..trace.session import session
 from ..transport.listen import AddressError
-from ..transport.loop import Waker
+from ..transport.loop import SignalWaker
 from .outcome import CommandError
 from .trace_ends import BackEnd, FrontEnds
 
@@ -86,7 +86,7 @@ class OfProxy(Feed):
         self._opened = contextlib.ExitStack()
         self._proxy: Proxy | None = None
         with contextlib.ExitStack() as opened:
-            self._waker = opened.enter_context(Waker())
+            self._waker = opened.enter_context(SignalWaker())
             self._front_ends = opened.enter_context(contextlib.closing(_front_ends(listen, self._waker)))
             self._back_end = opened.enter_context(contextlib.closing(BackEnd(connect)))
             self._opened = opened.pop_all()
@@ -123,7 +123,7 @@ class OfProxy(Feed):
                 break
 
 
-def _front_ends(where: str, waker: Waker) -> FrontEnds:
+def _front_ends(where: str, waker: SignalWaker) -> FrontEnds:
     try:
         return FrontEnds(where, waker)
     except AddressError as error:

@@ -26,7 +26,7 @@ from ..trace.requests import KINDS
 from ..trace.session import session
 from ..trace.verdict import Alter, Verdict, both
 from ..transport.listen import AddressError
-from ..transport.loop import Waker
+from ..transport.loop import SignalWaker
 from .arguments import Parser
 from .children import Child
 from .filters import add_filter, filter_of
@@ -133,7 +133,7 @@ class Tracer:
         self._rules = [_rule(text) for text in options.inject]
         self._alter = _all_of([*(Addon(path, _report) for path in options.script), *_injectors(self._rules)])
         self.outputs = opened.enter_context(Outputs(PROGRAM))
-        self._waker = opened.enter_context(Waker())
+        self._waker = opened.enter_context(SignalWaker())
         self._proxy: Proxy | None = None
         self._ended, self._sessions, self._began = False, 0, time.monotonic()
 
@@ -211,7 +211,7 @@ class Tracer:
         complain(PROGRAM, "; ".join([counted, *self.outputs.written, *done]))
 
 
-def _front_ends(where: str, waker: Waker) -> FrontEnds:
+def _front_ends(where: str, waker: SignalWaker) -> FrontEnds:
     try:
         return FrontEnds(where, waker)
     except AddressError as error:

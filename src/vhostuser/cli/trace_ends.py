@@ -12,21 +12,19 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from ..transport.listen import AddressError, adopt, connect, listen
-from ..transport.loop import Waker
+from ..transport.loop import SignalWaker
 from .children import Child, child
 from .outcome import CommandError, Exit, undone
 
 PATIENCE: Final = 10.0
 """Seconds that a back-end which this command started may take until it listens."""
-LOOK: Final = 500
-"""Milliseconds after which it is seen that a signal came just before a wait: Python calls its handlers between steps."""
 _FD: Final = "fd:"
 
 
 class FrontEnds:
     """Front-ends, one after the other: those that connect to a socket, or the one that is connected already."""
 
-    def __init__(self, where: str, waker: Waker) -> None:
+    def __init__(self, where: str, waker: SignalWaker) -> None:
         self._waker = waker
         self._given: socket.socket | None = None
         self._listener: socket.socket | None = None
@@ -50,10 +48,11 @@ class FrontEnds:
         poll = select.poll()
         poll.register(self._listener, select.POLLIN)
         poll.register(self._waker, select.POLLIN)
-        with _watched(process, poll):
+        with _watched(process, poll), self._waker.alert():
             while not ended():
                 gone = process is not None and process.poll() is not None
-                ready = [fd for fd, _ in poll.poll(0 if gone else LOOK)]
+                ready = [fd for fd, _ in poll.poll(0 if gone else None)]
+                self._waker.clear()
                 if self._listener.fileno() in ready:
                     return self._listener.accept()[0]
                 if gone:

@@ -19,9 +19,9 @@ from .seccomp import Barred, Given, Policy
 
 _BYTES: Final = (
     *("read", "write", "readv", "writev", "pread64", "pwrite64", "preadv", "pwritev", "preadv2", "pwritev2", "lseek"),
-    *("fallocate", "ftruncate", "fsync", "fdatasync", "close", "dup", "dup2", "dup3", "eventfd2"),
+    *("fallocate", "ftruncate", "fsync", "fdatasync", "close", "dup", "dup2", "dup3", "eventfd2", "pipe2"),
 )
-"""Of what is open: a disk, an image, an area of memory, eventfds."""
+"""Of what is open: a disk, an image, an area of memory, eventfds, a pipe for signals."""
 _LOOKS: Final = ("stat", "fstat", "lstat", "newfstatat", "statx", "fstatfs")
 """How large a file is, and of what kind. The C library asks for what is open by the calls that can be given a name, too."""
 _FILES: Final = (

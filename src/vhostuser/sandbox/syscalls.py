@@ -158,6 +158,7 @@ NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "epoll_pwait": (281, 22),
     "epoll_pwait2": (441, 441),
     "eventfd2": (290, 19),
+    "pipe2": (293, 59),
     # Sockets
     "accept": (43, 202),
     "accept4": (288, 242),

@@ -16,7 +16,7 @@ from typing import Final
 
 from .. import _native
 from ..protocol.rules import Channel
-from ..transport.loop import Waker
+from ..transport.loop import SignalWaker
 from . import clock
 from .clock import now
 from .describe import described
@@ -69,7 +69,7 @@ class Proxy:
         self._turns = Turns()
         self._waiting: deque[Event] = deque()
         self._record = self._waiting.append
-        self._waker = Waker()
+        self._waker = SignalWaker()
         self._poll = select.epoll()
         self._poll.register(self._waker, select.EPOLLIN)
         self._passer = self._passing() if _native.accelerated and alter is None and watch is None else None
@@ -84,8 +84,9 @@ class Proxy:
         try:
             self._record(Remark(now(), self.connection, Remarkable.OPENED, who(self._main)))
             self._add(self._main)
-            while not self._main.over and not self._reason:
-                self._turn(self._timeout() if self._paused else QUIET if self._waiting else -1.0)
+            with self._waker.alert():
+                while not self._main.over and not self._reason:
+                    self._turn(self._timeout() if self._paused else QUIET if self._waiting else -1.0)
             for _ in range(LAST):
                 if self._reason or not self._turn(0):
                     break

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
+import signal
 import threading
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
 
 class Waker:
-    """An eventfd that any thread, or a signal handler, may set to end another thread's wait."""
+    """An eventfd that any thread, or a signal handler, may set to end a wait."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # re-entrant: a signal handler may set what its own thread closes
@@ -43,6 +46,53 @@ class Waker:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+class SignalWaker(Waker):
+    """A Waker that signals set as well while the main thread is `alert`: those that Python has handlers for.
+
+    Python calls a handler between two steps of its own: of a signal that comes just before a wait it would know at the
+    wait's end only. So who is woken clears this, and looks whether there is anything: `is_set` tells what `set` has done.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._fd, self._end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # Python writes a byte, which no eventfd takes
+        self.is_set = False
+        """`set` was called."""
+
+    def set(self) -> None:
+        """As Waker."""
+        with self._lock:
+            self.is_set = True
+            if self._fd >= 0:
+                with contextlib.suppress(BlockingIOError):  # full, so it is readable
+                    os.write(self._end, b"\0")
+
+    def clear(self) -> None:
+        """Forget what woke; what was set stays set."""
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._fd, select.PIPE_BUF):
+                pass
+
+    def close(self) -> None:
+        """Close the fds."""
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._end)
+            super().close()
+
+    @contextlib.contextmanager
+    def alert(self) -> Iterator[None]:
+        """Within the block signals set this, if this is the main thread: no other one is called for a signal."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.set_wakeup_fd(self._end, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
 
 
 class Poller:

@@ -58,10 +58,12 @@ def _ask(channel: int, data: bytes, make: Callable[[], int] | None) -> None:
         return
     fds = [make()] if make else []
     control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    with socket.socket(fileno=os.dup(channel)) as sock:
-        sock.sendmsg([data], control, socket.MSG_NOSIGNAL)
-    for fd in fds:
-        os.close(fd)
+    try:
+        with socket.socket(fileno=os.dup(channel)) as sock:
+            sock.sendmsg([data], control, socket.MSG_NOSIGNAL)
+    finally:  # the front-end may be gone already
+        for fd in fds:
+            os.close(fd)
 
 
 def _file(pages: int = 2) -> int:
