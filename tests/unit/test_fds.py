@@ -76,3 +76,8 @@ def test_close_all_closes_all() -> None:
 def test_a_file_is_a_number_or_has_one() -> None:
     with OwnedFd(fresh()) as fd:
         assert fileno_of(fd) == fileno_of(fd.fileno())
+
+
+def test_what_is_true_is_no_file() -> None:
+    with pytest.raises(TypeError, match="True is no fd"):
+        fileno_of(True)

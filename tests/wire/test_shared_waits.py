@@ -24,8 +24,8 @@ from vhostuser.testing.wire import ACK
 from vhostuser.transport.fds import OwnedFd, close_all
 from vhostuser.transport.socket import wait
 
+from .raw_sharers import BODY, ID, SHARED, found, gives, hostile, owning
 from .sharers import Sharer, during, sharing, waited_in
-from .test_shared_wrong import BODY, ID, SHARED, found, gives, hostile, owning
 
 if TYPE_CHECKING:
     from _typeshed import TraceFunction

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import threading
@@ -11,61 +10,22 @@ from uuid import UUID
 
 import pytest
 
-from vhostuser import DeadlineExpired, Disconnected, Frontend, RemoteProtocolError, SharedObjects, answering, lending
+from vhostuser import DeadlineExpired, Disconnected, RemoteProtocolError, SharedObjects, answering, lending
 from vhostuser.errors import VhostUserError
 from vhostuser.protocol.framing import Frame
 from vhostuser.protocol.numbers import MAP_RW, PAGE, BackendRequest, FrontendRequest, ProtocolFeature, mask
-from vhostuser.protocol.payloads import U64, Config, Mmap, Uuid
+from vhostuser.protocol.payloads import U64, Config, Mmap
 from vhostuser.testing import DEADLINE, RawBackend, ServedRawFrontend, Wire, memory_file, message, raw_frontend, wait_until
-from vhostuser.testing.raw_backend import PROTOCOL_FEATURES
 from vhostuser.testing.wire import ACK
 from vhostuser.transport.fds import OwnedFd, close_all
 
 from .devices import MIB
+from .raw_sharers import BODY, ID, SHARED, found, gives, hostile, owning
 from .sharers import Sharer, sharing, waited_in
 
 Q, B, F = FrontendRequest, BackendRequest, ProtocolFeature
 ADD, REMOVE, LOOKUP = B.SHARED_OBJECT_ADD, B.SHARED_OBJECT_REMOVE, B.SHARED_OBJECT_LOOKUP
-SHARED = PROTOCOL_FEATURES | mask((F.SHARED_OBJECT,))
-ID = UUID(int=0x1234 << 100)
-BODY = Uuid(ID.bytes)
 SIZES = (0, 8, 15, 17, 32, 256)
-
-
-@contextlib.contextmanager
-def hostile(table: SharedObjects, *, reply_timeout: float = DEADLINE, protocol: int = SHARED) -> Iterator[RawBackend]:
-    """A raw back-end at a front-end with a table."""
-    with (
-        RawBackend(protocol_features=protocol) as raw,
-        raw.frontend(shared_objects=table, partial_timeout=0.2, reply_timeout=reply_timeout),
-    ):
-        yield raw
-
-
-def found(wire: Wire, body: Uuid | bytes = BODY, *, fds: list[OwnedFd] | None = None, flags: int = 1) -> tuple[int, int]:
-    """What a lookup is answered: the number, and how many fds came."""
-    frame = wire.reply(LOOKUP, body, fds=fds or (), flags=flags)
-    close_all(frame.fds)
-    return U64.unpack(frame.payload).value, len(frame.fds)
-
-
-def gives(raw: RawBackend, payload: bytes = b"", *files: OwnedFd) -> None:
-    """It has an object, and answers GET_SHARED_OBJECT like this."""
-    raw.channel.accepted(ADD, BODY)
-    raw.answers[Q.GET_SHARED_OBJECT] = payload
-    raw.files[Q.GET_SHARED_OBJECT] = files
-
-
-@contextlib.contextmanager
-def owning(table: SharedObjects, *, reply_timeout: float = DEADLINE) -> Iterator[tuple[RawBackend, Frontend]]:
-    """A raw back-end that has added an object and gives it, and its front-end."""
-    with (
-        memory_file(1) as file,
-        RawBackend(protocol_features=SHARED) as raw,
-        raw.frontend(shared_objects=table, reply_timeout=reply_timeout) as frontend,
-    ):
-        gives(raw, b"", file)
-        yield raw, frontend
 
 
 @pytest.fixture(autouse=True)

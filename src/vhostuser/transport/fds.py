@@ -82,5 +82,7 @@ def close_all(fds: Iterable[OwnedFd]) -> None:
 
 
 def fileno_of(file: int | HasFileno) -> int:
-    """The fd behind a number or a file object."""
+    """The fd behind a number or a file object. TypeError for a bool, which is meant as something else."""
+    if isinstance(file, bool):
+        raise TypeError(f"{file} is no fd")
     return file if isinstance(file, int) else file.fileno()
