@@ -13,7 +13,7 @@ from .errors import LocalProtocolError
 from .objects import Objects
 from .port import Port
 from .shared_memory import SharedMemory
-from .transport.fds import HasFileno
+from .transport.fds import HasFileno, OwnedFd, duplicated
 from .virtio.chain import DescriptorChain
 
 if TYPE_CHECKING:
@@ -132,6 +132,11 @@ class Device:
         None if there is none. What is raised says the same to the front-end.
         """
         return None
+
+    def object_fd(self, uuid: UUID) -> OwnedFd | None:
+        """A new fd of what `shared_object` gives, for the front-end."""
+        found = self.shared_object(uuid)
+        return None if found is None else duplicated(found)
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Take a write to the configuration space; refused unless a subclass does better ("SET_CONFIG")."""

@@ -6,7 +6,6 @@ What is about memory and rings is in `ring_requests`, the rest is here.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -35,7 +34,7 @@ from .ring_requests import RingRequests, WithFd, body_of, take_fd
 from .rings import Rings
 from .shared_memory import SharedMemory
 from .transport.channel import Channel, OwnedFrame, OwnedMessage
-from .transport.fds import OwnedFd, close_all, fileno_of
+from .transport.fds import close_all
 from .transport.listen import AddressError, adopt
 from .transport.loop import SignalWaker
 from .transport.socket import wait
@@ -267,8 +266,8 @@ class Serving:
         return ShmemConfig({shmid: region.size for shmid, region in self._regions.items()})
 
     def on_get_shared_object(self, message: OwnedMessage) -> WithFd | None:
-        found = self._device.shared_object(UUID(bytes=body_of(message, Uuid).uuid))
-        return None if found is None else WithFd(None, OwnedFd(os.dup(fileno_of(found))))
+        fd = self._device.object_fd(UUID(bytes=body_of(message, Uuid).uuid))
+        return None if fd is None else WithFd(None, fd)
 
     # Configuration space and status
 

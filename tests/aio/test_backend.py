@@ -15,7 +15,7 @@ import pytest
 from tests.process.test_undrained import Rig
 from vhostuser import DescriptorChain, Disconnected, Frontend, LocalProtocolError, MapRequest, RequestFailed
 from vhostuser.aio import AsyncBackend, AsyncDevice, AsyncFrontend
-from vhostuser.aio.shared_memory import Mapper
+from vhostuser.aio.mapper import Mapper
 from vhostuser.protocol.numbers import FrontendRequest
 from vhostuser.protocol.payloads import Config, VringState
 from vhostuser.rings import Rings

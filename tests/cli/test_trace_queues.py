@@ -32,7 +32,7 @@ def test_a_disks_requests_are_shown(sock: Path, place: Path, kind: str) -> None:
     with listening(sock, "--blk-file", place / "disk", "--reconnect", module=BLK):
         shown = traced(sock, kind, "blk", "read", "8", "8")
     assert seen_or_lost(shown, READ) == 1
-    assert "note:" not in shown.replace("note: the tracer", "").replace("note: front-end", "")
+    assert not re.search("note: (?!the tracer|(front|back)-end )", shown)  # either may end its side of a channel first
 
 
 def test_a_shares_requests_are_shown(sock: Path, place: Path) -> None:

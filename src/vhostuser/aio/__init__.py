@@ -28,7 +28,8 @@ from __future__ import annotations
 from .backend import AsyncBackend
 from .device import AsyncDevice
 from .frontend import AsyncFrontend
+from .objects import AsyncObjects
 from .queue import AsyncQueue
 from .shared_memory import AsyncSharedMemory
 
-__all__ = ["AsyncBackend", "AsyncDevice", "AsyncFrontend", "AsyncQueue", "AsyncSharedMemory"]
+__all__ = ["AsyncBackend", "AsyncDevice", "AsyncFrontend", "AsyncObjects", "AsyncQueue", "AsyncSharedMemory"]

@@ -13,7 +13,9 @@ from typing import Final, Unpack
 from ..backend import Backend, BackendOptions
 from ..counters import Counters
 from .device import AsyncDevice, Bridge
-from .shared_memory import AsyncSharedMemory, Mapper
+from .mapper import Mapper
+from .objects import AsyncObjects
+from .shared_memory import AsyncSharedMemory
 
 NAME: Final = "vhost-user back-end"
 
@@ -28,6 +30,7 @@ class AsyncBackend:
         self.device = device
         self._bridge, self._mapper = Bridge(device), Mapper()
         self._backend = Backend(self._bridge, **options)
+        device.objects = AsyncObjects(self._bridge.objects, self._mapper)
         regions = self._bridge.shm.items()
         device.shm = MappingProxyType({shmid: AsyncSharedMemory(region, self._mapper) for shmid, region in regions})
 

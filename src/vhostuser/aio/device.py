@@ -10,17 +10,24 @@ from collections.abc import Callable, Coroutine
 from collections.abc import Mapping as MappingOf
 from concurrent.futures import Future
 from types import MappingProxyType
-from typing import ClassVar, Final
+from typing import ClassVar, Final, TypeVar
+from uuid import UUID
 
 from ..device import KEEP, Device, Keep
 from ..errors import DeadlineExpired, Disconnected, LocalProtocolError, VhostUserError
 from ..limited_log import LimitedLog
+from ..objects import Objects
+from ..port import Port
+from ..transport.fds import HasFileno, OwnedFd, duplicated
 from ..virtio.chain import DescriptorChain
+from .mapper import Mapper
+from .objects import AsyncObjects, close_late
 from .shared_memory import AsyncSharedMemory
 
 log = logging.getLogger(__name__)
 LOOP_TIMEOUT: Final = 5.0
 """Seconds that the event loop may take to turn to something that the front-end waits for."""
+T = TypeVar("T")
 
 
 class AsyncDevice:
@@ -38,6 +45,9 @@ class AsyncDevice:
     config: bytes = b""
     shm: MappingOf[int, AsyncSharedMemory] = MappingProxyType({})
     """The shared memory regions by shmid, once an AsyncBackend has the device."""
+    shared_objects: bool = False
+    objects: AsyncObjects = AsyncObjects(Objects(Port()), Mapper())
+    """Where it adds, withdraws and looks up objects, once an AsyncBackend has the device."""
 
     async def process(self, queue: int, chain: DescriptorChain) -> None:
         """Handle one request, while others are handled as well: read what the driver gave, write what it asked for.
@@ -53,6 +63,10 @@ class AsyncDevice:
     def reset(self) -> None:
         """The driver has reset the device, or is gone. Every mapping has vanished, every request was cancelled."""
 
+    def shared_object(self, uuid: UUID) -> int | HasFileno | None:
+        """As `Device.shared_object`. Another device waits for it, and for two seconds at most."""
+        return None
+
     def write_config(self, offset: int, data: bytes) -> None:
         """Take a write to the configuration space; refused unless a subclass does better ("SET_CONFIG")."""
         text = f"SET_CONFIG offset {offset} size {len(data)}: this device's configuration is read-only"
@@ -66,6 +80,7 @@ class Bridge(Device):
         self._device = device
         self.features, self.queue_sizes = device.features, device.queue_sizes
         self.shared_memory, self.drain_timeout = device.shared_memory, device.drain_timeout
+        self.shared_objects = device.shared_objects
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = LimitedLog(log)
@@ -136,19 +151,32 @@ class Bridge(Device):
         """Let the device take a write to its configuration space."""
         self._in_loop(lambda: self._device.write_config(offset, data))
 
+    def object_fd(self, uuid: UUID) -> OwnedFd | None:
+        """Let the device give an object: the fd is duplicated before the loop turns to anything else."""
+
+        def give() -> OwnedFd | None:
+            found = self._device.shared_object(uuid)
+            return None if found is None else duplicated(found)
+
+        return self._in_loop(give, close_late)
+
     def _running(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             raise Disconnected("no event loop runs this device any more")
         return self._loop
 
-    def _in_loop(self, function: Callable[[], None]) -> None:
-        """Call a function in the event loop and wait for its end; raises what it does."""
-        done: Future[None] = Future()
+    def _in_loop(self, function: Callable[[], T], given_up: Callable[[Future[T]], None] = lambda _: None) -> T:
+        """Call a function in the event loop and wait for its end; raises what it does.
+
+        If that takes too long `given_up` gets what it may come to all the same.
+        """
+        done: Future[T] = Future()
         self._running().call_soon_threadsafe(_call, function, done)
         try:
-            done.result(LOOP_TIMEOUT)
+            return done.result(LOOP_TIMEOUT)
         except TimeoutError:
             done.cancel()
+            given_up(done)
             raise DeadlineExpired(f"the event loop is busy for more than {LOOP_TIMEOUT:g} s") from None
 
     # In the event loop
@@ -170,12 +198,11 @@ class Bridge(Device):
         self._device.reset()
 
 
-def _call(function: Callable[[], None], done: Future[None]) -> None:
+def _call(function: Callable[[], T], done: Future[T]) -> None:
     if not done.set_running_or_notify_cancel():
         return
     try:
-        function()
-        done.set_result(None)
+        done.set_result(function())
     except Exception as error:
         done.set_exception(error)
 

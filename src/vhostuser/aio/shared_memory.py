@@ -2,45 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Final, TypeVar
+from collections.abc import Sequence
 
-from ..errors import Disconnected, RequestFailed
+from ..errors import RequestFailed
 from ..protocol.regions import Mapping
 from ..shared_memory import File, MapRequest, SharedMemory
-from ..transport.fds import OwnedFd, close_all, fileno_of
-
-NAME: Final = "vhost-user maps"
-T = TypeVar("T")
-
-
-class Mapper:
-    """The thread in which the requests of a device to its front-end are made: one after the other, as they are answered."""
-
-    def __init__(self) -> None:
-        self._executor: Executor | None = None
-
-    def start(self) -> None:
-        """Take requests. The thread begins with the first."""
-        self._executor = ThreadPoolExecutor(1, NAME)
-
-    def stop(self) -> None:
-        """Take no more. The front-end must be gone, so that those that wait fail at once."""
-        executor, self._executor = self._executor, None
-        if executor:
-            executor.shutdown(wait=False)
-
-    async def run(self, function: Callable[[], T], fds: Sequence[OwnedFd] = ()) -> T:
-        """Call a function there. `fds` are closed when it has ended, or will not begin."""
-        if self._executor is None:
-            close_all(fds)
-            raise Disconnected("no front-end is connected")
-        future = self._executor.submit(function)
-        future.add_done_callback(lambda _: close_all(fds))
-        return await asyncio.wrap_future(future)
+from ..transport.fds import OwnedFd, close_all, duplicated
+from .mapper import Mapper
 
 
 class AsyncSharedMemory:
@@ -63,7 +31,7 @@ class AsyncSharedMemory:
 
         The file stays yours; close it when you like, also after a cancellation.
         """
-        fd = OwnedFd(os.dup(fileno_of(file)))
+        fd = duplicated(file)
 
         def work() -> None:
             self._region.map(fd, shm_offset=shm_offset, len=len, fd_offset=fd_offset, writable=writable)
@@ -78,7 +46,7 @@ class AsyncSharedMemory:
         """`map` each, with all requests under way at once: a result each, None for done or the RequestFailed."""
         fds: list[OwnedFd] = []
         try:
-            fds.extend(OwnedFd(os.dup(fileno_of(request.file))) for request in requests)
+            fds.extend(duplicated(request.file) for request in requests)
         except BaseException:
             close_all(fds)
             raise

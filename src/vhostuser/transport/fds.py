@@ -86,3 +86,8 @@ def fileno_of(file: int | HasFileno) -> int:
     if isinstance(file, bool):
         raise TypeError(f"{file} is no fd")
     return file if isinstance(file, int) else file.fileno()
+
+
+def duplicated(file: int | HasFileno) -> OwnedFd:
+    """A new fd of a file."""
+    return OwnedFd(os.dup(fileno_of(file)))
