@@ -46,7 +46,7 @@ def stored() -> Told:
 def back_end_said(rule: Rule[BackendBench]) -> list[str]:
     """What the rule says to our back-end."""
     device = back.device_for(rule)
-    with Behind(device) as peer:
+    with back.offered_for(rule), Behind(device) as peer:
         return _said(rule, lambda rule: check_backend.check_one(rule, peer, back.offer_by(device.__name__), timeout=10.0))
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import socket
 import struct
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -13,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from vhostuser.conformance.backend_bench import BackendBench, Offer
-from vhostuser.conformance.check_backend import check_one
+from vhostuser.conformance.check_backend import check_back_end, check_one, offer_of
 from vhostuser.conformance.check_frontend import reach_of
 from vhostuser.conformance.command import crash_in_words
 from vhostuser.conformance.frontend_bench import Reach
@@ -21,6 +24,7 @@ from vhostuser.conformance.outcome import Result
 from vhostuser.conformance.peer import Listening, Started
 from vhostuser.conformance.rule import Level, Needs, Rule
 from vhostuser.conformance.scripted_backend import ScriptedBackend
+from vhostuser.errors import VhostUserError
 from vhostuser.protocol.numbers import FrontendRequest
 from vhostuser.protocol.payloads import U64, VringState
 from vhostuser.protocol.state import Role
@@ -162,3 +166,55 @@ def test_what_a_shell_has_started_ends_with_it() -> None:
         pid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
         assert runs(pid)
     wait_until(lambda: not runs(pid), "it has ended")
+
+
+_ANSWERS = """
+import os, socket, struct, sys, time
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+while True:
+    sock = listener.accept()[0]
+    while len(asked := sock.recv(12)) == 12:
+        number, _, size = struct.unpack("=III", asked)
+        if size:
+            sock.recv(size)
+        if number == 1:
+            sock.sendall(struct.pack("=IIIQ", 1, 5, 8, 0))
+        elif number == 2 and sys.argv[2] == "dies":
+            sock.close()
+            time.sleep(0.4)
+            os.abort()
+"""
+"""A back-end that has no feature, and dies some time after SET_FEATURES, if it is told to."""
+
+
+def sets_features(bench: BackendBench) -> None:
+    bench.request(Q.SET_FEATURES, bytes(8))
+
+
+def asks_only(bench: BackendBench) -> None:
+    bench.value(Q.GET_FEATURES)
+
+
+def test_a_death_that_comes_late_is_told_of_the_rule_that_was_run() -> None:
+    rules = [ruled(sets_features), ruled(asks_only)]
+    with Started([sys.executable, "-I", "-S", "-c", _ANSWERS, "{socket}", "dies"]) as peer:
+        outcomes = list(check_back_end(rules, peer, offer_of(peer)))
+    assert [outcome.result for outcome in outcomes] == [Result.CRASHED, Result.KEPT]
+    assert "SIGABRT" in outcomes[0].got
+
+
+def test_one_that_goes_into_the_background_is_told() -> None:
+    words = shlex.join([sys.executable, "-I", "-S", "-c", _ANSWERS])
+    with tempfile.TemporaryDirectory() as folder:
+        noted = Path(folder) / "pid"
+        starts = f'setsid {words} "$0" stays & echo $! > {noted}; while ! [ -S "$0" ]; do sleep 0.01; done'
+        try:
+            with (
+                Started(["sh", "-c", starts, "{socket}"]) as peer,
+                pytest.raises(VhostUserError, match="into the background"),
+            ):
+                list(check_back_end([ruled(asks_only)] * 3, peer, offer_of(peer)))
+        finally:
+            os.kill(int(noted.read_text()), signal.SIGKILL)

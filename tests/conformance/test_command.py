@@ -86,3 +86,13 @@ def test_ends_are_told_in_words() -> None:
         *("", "", "exit code 101, a panic", "killed by SIGSEGV", "killed by SIGABRT", "")
     ]
     assert crash_in_words(-15, (signal.SIGTERM,)) == ""
+
+
+def test_what_a_sanitizer_finds_is_a_death_by_a_signal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ASAN_OPTIONS", "detect_leaks=0")
+    monkeypatch.delenv("UBSAN_OPTIONS", raising=False)
+    seen = tmp_path / "seen"
+    command = Command(["sh", "-c", f'echo "$ASAN_OPTIONS $UBSAN_OPTIONS" > {seen}'], str(tmp_path / "s"))
+    command.start()
+    assert command.end(DEADLINE) == 0
+    assert seen.read_text() == "abort_on_error=1:detect_leaks=0 abort_on_error=1\n"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -16,8 +18,13 @@ from vhostuser.conformance.check_frontend import front_end_rules
 from vhostuser.conformance.frontend_bench import Reach
 from vhostuser.conformance.outcome import Outcome, Result
 from vhostuser.conformance.probes import PROBES
+from vhostuser.conformance.ring import Ring
 from vhostuser.conformance.scripted_backend import FEATURES, PROTOCOL
+from vhostuser.errors import VhostUserError
+from vhostuser.frontend import Frontend
 from vhostuser.protocol.numbers import FrontendRequest, ProtocolFeature
+from vhostuser.protocol.payloads import SingleRegion
+from vhostuser.testing import DEADLINE, memory_file
 from vhostuser.testing.files import message
 
 from .devices import Everything
@@ -80,3 +87,63 @@ def test_half_a_reply_is_broken_and_told(size: int, stays: bool) -> None:
 
 def test_no_reply_at_all_is_a_hang() -> None:
     assert broken_off(b"", stays=True).result is Result.HUNG
+
+
+def test_a_device_may_say_of_less_bytes_that_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    collected = Ring.collected
+
+    def less(ring: Ring) -> tuple[int, int] | None:
+        found = collected(ring)
+        return found and (found[0], found[1] - 1)
+
+    monkeypatch.setattr(Ring, "collected", less)
+    with Behind(Everything) as peer:
+        offer = offer_of(peer, probe=PROBES["echo"])
+        assert check_one(BACK["requests_come_back_in_a_split_ring"], peer, offer).result is Result.KEPT
+
+
+def test_a_back_end_that_offers_mq_may_be_asked_for_its_queues_at_once() -> None:
+    with Behind(Everything) as peer:
+        outcome = check_one(BACK["get_queue_num_is_not_obeyed_without_mq"], peer, offer_of(peer))
+    assert (outcome.result, outcome.got) == (Result.SKIPPED, "it offers MQ, and that is all this request needs")
+
+
+def test_a_back_end_without_protocol_features_is_not_asked_for_them() -> None:
+    def serve(sock: socket.socket) -> None:
+        while (asked := sock.recv(12)) and asked[:4] == Q.GET_FEATURES.to_bytes(4, "little"):
+            sock.sendall(message(Q.GET_FEATURES, bytes(8), flags=5))
+
+    with Scripted(serve) as peer:
+        offer = offer_of(peer)
+        for rule in BACK_END:
+            if rule.name.startswith("get_protocol_features_has") or "_is_not_offered_without_" in rule.name:
+                assert check_one(rule, peer, offer).result is Result.SKIPPED, rule.name
+
+
+def slots(*regions: tuple[int, int, int]) -> Callable[[socket.socket], None]:
+    """A front-end that adds a region for each (guest address, user address, bytes)."""
+
+    def drive(sock: socket.socket) -> None:
+        with contextlib.suppress(VhostUserError), Frontend(sock, reply_timeout=DEADLINE) as frontend:
+            frontend.share_memory(1 << 20)
+            with memory_file(1024) as file:
+                for guest, user, size in regions:
+                    added = message(Q.ADD_MEM_REG, SingleRegion(guest, size, user, 0))  # past what our front-end checks
+                    socket.send_fds(sock, [added], [file.fileno()])
+            frontend.start_queue(0, size=16)
+            frontend.serve()
+
+    return drive
+
+
+def test_regions_that_are_added_are_compared_with_those_that_are_there() -> None:
+    far, gib = 1 << 40, 1 << 30
+    for one, other, broken in (
+        ((far, far, 1 << 21), (far + gib, far + gib, 1 << 21), ""),
+        ((far, far, 1 << 21), (far + (1 << 20), far + gib, 1 << 21), "regions_do_not_overlap"),
+        ((far, far, 1 << 21), (far + gib, far + (1 << 20), 1 << 21), "user_addresses_are_apart"),
+    ):
+        for name in ("regions_do_not_overlap", "user_addresses_are_apart"):
+            with Driven(slots(one, other)) as peer:
+                outcome = check_front(FRONT[name], peer, REACH, rest=0.05)
+            assert outcome.result is (Result.BROKEN if name == broken else Result.KEPT), (name, outcome.got)

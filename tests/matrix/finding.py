@@ -55,7 +55,8 @@ def _report(peer: Peer, run: Run, cause: Cause, verdicts: Sequence[Verdict]) -> 
     if (FINDINGS / peer.name / capture).exists():
         yield from ("", f"Its capture, for `vhu read` and Wireshark: [{capture}]({capture})")
         if peer.side == BACK:
-            yield f"`vhu replay {capture} --as front-end SOCKET` sends the same to a back-end that listens at SOCKET."
+            yield f"`vhu replay {capture} --as front-end SOCKET` sends these messages to a back-end that listens there,"
+            yield "each in one piece, and without a driver: nothing is put into the rings."
 
 
 def reproduce(*commands: str) -> Iterator[str]:

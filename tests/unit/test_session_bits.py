@@ -20,6 +20,8 @@ GATED = [rule for rules in (FRONTEND, BACKEND) for rule in rules.values() if rul
 
 def opened_by(rule: Rule, bits: int) -> State:
     """A state in which only these bits are set of the mask that gates a rule."""
+    if rule.if_offered:
+        return State(protocol_offered=bits, offered=EVERYTHING, acknowledged=EVERYTHING, protocol_acknowledged=EVERYTHING)
     if isinstance(rule.gate, ProtocolFeature):
         return State(protocol_acknowledged=bits, offered=EVERYTHING, acknowledged=EVERYTHING, protocol_offered=EVERYTHING)
     if rule.gate is Gate.PROTOCOL_FEATURES_OFFERED:
@@ -36,7 +38,7 @@ def test_w29_one_bit_opens_a_gate_and_all_others_do_not(rule: Rule) -> None:
         bit = ACCESS_PLATFORM
     check_gate(rule, opened_by(rule, 1 << bit), RemoteProtocolError)
     for closed in (0, 1 << bit + 1, 1 << bit >> 1, EVERYTHING & ~(1 << bit)):
-        with pytest.raises(RemoteProtocolError, match="was not negotiated"):
+        with pytest.raises(RemoteProtocolError, match=r"was not (negotiated|offered)"):
             check_gate(rule, opened_by(rule, closed), RemoteProtocolError)
 
 

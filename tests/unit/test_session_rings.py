@@ -175,13 +175,14 @@ def test_w34_any_order_of_set_up_leads_to_a_ring_that_runs() -> None:
 
 
 def test_w34_ahead_of_negotiation_requests_are_refused_and_work_afterwards() -> None:
-    end = Session(Role.BACKEND, State(offered=1 << 30, protocol_offered=1 << F.BACKEND_REQ, rings=(Ring(),)))
-    for request, body, fds in ((Q.SET_VRING_ENABLE, VringState(0, 1), 0), (Q.SET_BACKEND_REQ_FD, None, 1)):
+    end = Session(Role.BACKEND, State(offered=1 << 30, protocol_offered=1 << F.BACKEND_REQ | 1 << F.STATUS, rings=(Ring(),)))
+    for request, body in ((Q.SET_VRING_ENABLE, VringState(0, 1)), (Q.SET_STATUS, U64(1))):
         with pytest.raises(RemoteProtocolError, match="was not negotiated"):
-            send(end, request, body, fds)
-    send(end, Q.SET_PROTOCOL_FEATURES, U64(1 << F.BACKEND_REQ))
+            send(end, request, body)
+    send(end, Q.SET_PROTOCOL_FEATURES, U64(1 << F.BACKEND_REQ | 1 << F.STATUS))
     send(end, Q.SET_FEATURES, U64(1 << 30))
     assert send(end, Q.SET_VRING_ENABLE, VringState(0, 1)).rings[0].enabled
+    assert send(end, Q.SET_STATUS, U64(1)).status == 1
     assert send(end, Q.SET_BACKEND_REQ_FD, fds=1).backend_channel
 
 

@@ -13,7 +13,7 @@ from vhostuser import Disconnected, Frontend, RemoteProtocolError
 from vhostuser.protocol.numbers import BackendRequest, FrontendRequest, ProtocolFeature, mask
 from vhostuser.protocol.payloads import U64, Inflight, Mmap
 from vhostuser.protocol.rules import BACKEND, FRONTEND, Fds, Reply, Rule
-from vhostuser.testing import RawBackend, ServedRawFrontend, message, sparse_file, usage
+from vhostuser.testing import RawBackend, ServedRawFrontend, message, sparse_file, usage, wait_until
 from vhostuser.testing.raw_backend import PROTOCOL_FEATURES
 from vhostuser.transport.channel import OwnedMessage
 from vhostuser.transport.fds import HasFileno
@@ -100,7 +100,7 @@ def test_w19_fds_of_a_back_end_are_closed_on_exec() -> None:
         with Looking(raw.theirs, inflight=True) as frontend:
             raw._serve_with(frontend)
             frontend.track_inflight(16)
-            assert list(flags_of(area)) == [fcntl.FD_CLOEXEC]
+            wait_until(lambda: list(flags_of(area)) == [fcntl.FD_CLOEXEC], "the back-end has closed what it was sent")
             raw.channel.accepted(B.SHMEM_MAP, Mmap(0, 0, 0, PAGE), fds=[file])
             assert frontend.flags == (fcntl.FD_CLOEXEC,)
             assert list(flags_of(file)) == []

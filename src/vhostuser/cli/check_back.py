@@ -11,7 +11,7 @@ from ..conformance.back_end.all_rules import MODULES
 from ..conformance.backend_bench import BACK_END, BackendBench
 from ..conformance.check_backend import TIMEOUT, check_back_end, offer_of
 from ..conformance.outcome import Outcome, under
-from ..conformance.peer import Listening, Peer, Started
+from ..conformance.peer import Listening, Started, WatchedPeer
 from ..conformance.probes import PROBES
 from ..conformance.profiles import BACK_END_PROFILES
 from ..conformance.rule import Rule
@@ -57,7 +57,7 @@ def _parser() -> Parser:
 
 
 @contextlib.contextmanager
-def _peer(options: argparse.Namespace) -> Iterator[Peer]:
+def _peer(options: argparse.Namespace) -> Iterator[WatchedPeer]:
     """The back-end; one that we have started ends with us, whatever ends us."""
     if not options.run:
         yield Listening(options.socket, patience=options.timeout)

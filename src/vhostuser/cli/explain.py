@@ -167,7 +167,8 @@ def _gate(rule: Rule) -> str:
     gate = rule.gate
     if gate is None:
         return "none"
-    return gate.value if isinstance(gate, Gate) else f"protocol feature {gate.name} (bit {int(gate)})"
+    offered = " offered" if rule.if_offered else ""
+    return gate.value if isinstance(gate, Gate) else f"protocol feature {gate.name} (bit {int(gate)}){offered}"
 
 
 def _protocol_feature(bit: int, known: list[str]) -> Meaning:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from ..errors import VhostUserError
 from ..protocol.numbers import FrontendRequest, ProtocolFeature, VhostFeature
@@ -15,7 +16,7 @@ from ..trace.event import Event
 from ..virtio.numbers import DeviceId
 from .backend_bench import BackendBench, Offer
 from .outcome import UNUSABLE, Deviation, NotApplicable, Outcome, Result
-from .peer import Peer
+from .peer import Peer, WatchedPeer
 from .probes import Probe
 from .rule import Rule
 from .wire import RecordedWire, bound
@@ -44,26 +45,67 @@ def offer_of(peer: Peer, *, device: DeviceId | None = None, probe: Probe | None 
 
 
 def check_back_end(
-    rules: Iterable[Rule[BackendBench]], peer: Peer, offer: Offer, *, timeout: float = TIMEOUT
+    rules: Iterable[Rule[BackendBench]], peer: WatchedPeer, offer: Offer, *, timeout: float = TIMEOUT
 ) -> Iterator[Outcome]:
-    """Run `rules` one after the other. VhostUserError if the back-end does not come back."""
+    """Run `rules` one after the other. VhostUserError if the back-end does not come back.
+
+    What came of one is told once the back-end is met for the next: only then it is known that it has not died of it late.
+    """
+    last: Outcome | None = None
+    skipped: list[Outcome] = []
     for rule in rules:
-        yield check_one(rule, peer, offer, timeout=timeout)
+        if lacking := offer.lacks(rule.needs):
+            skipped.append(_skipped(rule, lacking))
+            continue
+        try:
+            sock = bound(_met(peer, timeout), timeout)
+        except (VhostUserError, KeyboardInterrupt):
+            yield from _told(last, peer.take_death(), skipped)
+            raise
+        with sock:
+            yield from _told(last, peer.take_death(), skipped)
+            skipped.clear()
+            last = _run(rule, peer, sock, offer, timeout)
+    yield from _told(last, "" if last is None else peer.crashed(), skipped)
 
 
 def check_one(rule: Rule[BackendBench], peer: Peer, offer: Offer, *, timeout: float = TIMEOUT) -> Outcome:
     """Run one rule."""
     if lacking := offer.lacks(rule.needs):
-        return Outcome(rule, Result.SKIPPED, got=f"it does not offer {lacking}")
+        return _skipped(rule, lacking)
+    with bound(_met(peer, timeout), timeout) as sock:
+        return _run(rule, peer, sock, offer, timeout)
+
+
+def _skipped(rule: Rule[BackendBench], lacking: str) -> Outcome:
+    return Outcome(rule, Result.SKIPPED, got=f"it does not offer {lacking}")
+
+
+def _told(last: Outcome | None, death: str, skipped: Sequence[Outcome]) -> Iterator[Outcome]:
+    """What came of the last rule that was run, and the back-end may have died of since; then those that were skipped."""
+    if last is not None:
+        yield _dead(last, death) if death and last.result is not Result.CRASHED else last
+    yield from skipped
+
+
+def _dead(outcome: Outcome, death: str) -> Outcome:
+    """A rule that the back-end died of."""
+    got = f"{outcome.got}; {death}" if outcome.got else death
+    return replace(outcome, result=Result.CRASHED, expected=outcome.expected or outcome.rule.text, got=got)
+
+
+def _run(rule: Rule[BackendBench], peer: Peer, sock: socket.socket, offer: Offer, timeout: float) -> Outcome:
+    """Run one rule on a connection that is served."""
     began = time.monotonic()
     events: list[Event] = []
-    with BackendBench(bound(_met(peer, timeout), timeout), offer, events, deadline=timeout) as bench:
+    with BackendBench(sock, offer, events, deadline=timeout) as bench:
         result, expected, got = _tried(rule, bench)
+    outcome = Outcome(rule, result, expected or rule.text if got else "", got, time.monotonic() - began, tuple(events))
     if death := peer.crashed():
-        result, got = Result.CRASHED, f"{got}; {death}" if got else death
+        outcome = _dead(outcome, death)
     elif result is Result.HUNG:
         peer.renew()
-    return Outcome(rule, result, expected or rule.text if got else "", got, time.monotonic() - began, tuple(events))
+    return outcome
 
 
 def _met(peer: Peer, timeout: float) -> socket.socket:

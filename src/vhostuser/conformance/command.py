@@ -15,6 +15,8 @@ from ..errors import VhostUserError
 
 RUST_PANIC: Final = 101
 SHELL: Final = 128
+SANITIZERS: Final = ("ASAN_OPTIONS", "HWASAN_OPTIONS", "MSAN_OPTIONS", "TSAN_OPTIONS", "UBSAN_OPTIONS")
+"""Where the sanitizers of compilers look. What they find is to be a death by a signal: else it is an exit like any other."""
 
 
 class Command:
@@ -26,7 +28,8 @@ class Command:
 
     def __init__(self, words: Sequence[str], path: str, *, quiet: bool = True) -> None:
         self._words = [word.replace("{socket}", path) for word in words]
-        self._environment = {**os.environ, "socket": path}
+        aborting = {name: f"abort_on_error=1:{os.environ.get(name, '')}".rstrip(":") for name in SANITIZERS}
+        self._environment = {**os.environ, **aborting, "socket": path}
         self._output = subprocess.DEVNULL if quiet else None
         self._process: subprocess.Popen[bytes] | None = None
         self.starts = 0

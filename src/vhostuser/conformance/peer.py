@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 from ..errors import VhostUserError
+from ..testing.usage import is_listened_on
 from ..transport.listen import AddressError, connect
 from .command import Command, crash_in_words, end_in_words, words_of
 
@@ -37,6 +38,13 @@ class Peer(Protocol):
         """It has hung: end it, if it can be started again."""
 
 
+class WatchedPeer(Peer, Protocol):
+    """One that is looked at between rules as well."""
+
+    def take_death(self) -> str:
+        """What a process of it died of before another took its place, told once; empty if none did."""
+
+
 class Listening:
     """A back-end that listens on a path, whoever started it."""
 
@@ -49,6 +57,10 @@ class Listening:
 
     def crashed(self) -> str:
         """Nobody can know."""
+        return ""
+
+    def take_death(self) -> str:
+        """As WatchedPeer: nobody can know."""
         return ""
 
     def renew(self) -> None:
@@ -92,7 +104,7 @@ class Started:
         self._command.code(within=seconds)
 
     def take_death(self) -> str:
-        """What one of its processes died of before another took its place, told once; empty if none did."""
+        """As WatchedPeer."""
         death, self._death = self._death, ""
         return death
 
@@ -118,10 +130,16 @@ class Started:
 
     def _connect(self) -> socket.socket:
         if not self._command.runs:
+            self._check_foreground()
             self._death = self._death or self._end()
             self._make_room()
             self._command.start()
         return connect(self._path, wait=APPEARS, check=self._check)
+
+    def _check_foreground(self) -> None:
+        """Nothing that it has left behind serves: what goes into the background can be neither watched nor ended."""
+        if self._command.code() == 0 and is_listened_on(self._path):
+            raise Daemonized(self._command.name)
 
     def _make_room(self) -> None:
         """Take the socket of one that has ended away; nothing else that lies there."""
@@ -141,6 +159,16 @@ class Started:
         """How it ended, if it was by a signal or a panic."""
         code = self._command.code()
         return "" if code is None else crash_in_words(code)
+
+
+class Daemonized(VhostUserError):
+    """The command has ended, and what it has left behind serves."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"{name} has gone into the background, where it is neither watched nor ended, and serves from there"
+        )
+        self.advice = "try: its option to stay in the foreground"
 
 
 class _Ended(Exception):

@@ -86,6 +86,8 @@ class Rule:
     answer_fds: range = range(1)
     """How many fds may come with the answer: a range to test with `in`."""
     gate: F | Gate | None = None
+    if_offered: bool = False
+    """The back-end has to offer the protocol feature that gates it, and no more: so the text has it for some."""
     other_answers: tuple[type[Payload], ...] = ()
     """Payloads that peers give the answer where the text has `answer`: they are told apart by their size."""
     variants: tuple[tuple[F, PayloadType], ...] = ()
@@ -152,11 +154,11 @@ _FRONTEND = (
     Rule(Q.SET_VRING_ERR, U64, Fds.UNLESS_NO_FD),
     Rule(Q.GET_PROTOCOL_FEATURES, None, reply=Reply.OWN, gate=Gate.PROTOCOL_FEATURES_OFFERED),
     Rule(Q.SET_PROTOCOL_FEATURES, U64, gate=Gate.PROTOCOL_FEATURES_OFFERED),
-    Rule(Q.GET_QUEUE_NUM, None, reply=Reply.OWN, gate=F.MQ),
+    Rule(Q.GET_QUEUE_NUM, None, reply=Reply.OWN, gate=F.MQ, if_offered=True),
     Rule(Q.SET_VRING_ENABLE, VringState, gate=Gate.PROTOCOL_FEATURES),
-    Rule(Q.SEND_RARP, U64, gate=F.RARP),
-    Rule(Q.NET_SET_MTU, U64, gate=F.MTU),
-    Rule(Q.SET_BACKEND_REQ_FD, None, Fds.ONE, gate=F.BACKEND_REQ),
+    Rule(Q.SEND_RARP, U64, gate=F.RARP, if_offered=True),
+    Rule(Q.NET_SET_MTU, U64, gate=F.MTU, if_offered=True),
+    Rule(Q.SET_BACKEND_REQ_FD, None, Fds.ONE, gate=F.BACKEND_REQ, if_offered=True),
     Rule(Q.IOTLB_MSG, Iotlb, reply=Reply.OWN, gate=Gate.IOMMU_PLATFORM),
     Rule(Q.SET_VRING_ENDIAN, VringState, gate=F.CROSS_ENDIAN),
     Rule(Q.GET_CONFIG, Config, reply=Reply.OWN, answer=Config, gate=F.CONFIG),

@@ -155,14 +155,16 @@ def check_gate(rule: Rule, state: State, refusal: type[ProtocolError]) -> None:
     if gate is None:
         return
     if isinstance(gate, ProtocolFeature):
-        open_, name = state.has(gate), f"protocol feature {gate.name} (bit {int(gate)})"
+        mask = state.protocol_offered if rule.if_offered else state.protocol_acknowledged
+        open_, name = bool(mask >> gate & 1), f"protocol feature {gate.name} (bit {int(gate)})"
     elif gate is Gate.IOMMU_PLATFORM:
         open_, name = bool(state.acknowledged >> ACCESS_PLATFORM & 1), "VIRTIO_F_ACCESS_PLATFORM"
     else:
         mask = state.offered if gate is Gate.PROTOCOL_FEATURES_OFFERED else state.acknowledged
         open_, name = bool(mask >> VhostFeature.PROTOCOL_FEATURES & 1), "VHOST_USER_F_PROTOCOL_FEATURES (bit 30)"
     if not open_:
-        text = f"{rule.name} (request {rule.id}) needs {name}, which was not negotiated"
+        was = "offered" if rule.if_offered else "negotiated"
+        text = f"{rule.name} (request {rule.id}) needs {name}, which was not {was}"
         raise refusal(text, request=rule.name, field="request", value=rule.id, limit=name)
 
 

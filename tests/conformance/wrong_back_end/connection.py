@@ -33,21 +33,21 @@ def taking(flags: int) -> Wrong:
     return Wrong(lambda: alter)
 
 
-def changing() -> Wrong:
-    """Each reply is another one: its payload counts them."""
-    return Wrong(_changing)
+def changing(request: FrontendRequest) -> Wrong:
+    """Each reply to this request is another one: its payload counts them."""
 
+    def make() -> Alter:
+        times = [0]
 
-def _changing() -> Alter:
-    times = [0]
+        def alter(sent: Message, fds: Sequence[int]) -> Verdict | None:
+            if sent.asks or sent.request != request:
+                return None
+            times[0] += 1
+            return Verdict("changed", data=message(request, U64(times[0]), flags=sent.flags))
 
-    def alter(sent: Message, fds: Sequence[int]) -> Verdict | None:
-        if sent.asks or len(sent.payload) != 8:
-            return None
-        times[0] += 1
-        return Verdict("changed", data=message(sent.request, U64(times[0]), flags=sent.flags))
+        return alter
 
-    return alter
+    return Wrong(make)
 
 
 def without(bits: int) -> Wrong:
@@ -90,8 +90,24 @@ def agreeing_on(feature: ProtocolFeature) -> Wrong:
     return Wrong(lambda: alter)
 
 
-def _gate(request: FrontendRequest) -> Wrong:
+def _gate(request: FrontendRequest, feature: ProtocolFeature) -> Wrong:
     """A request that is done without its feature: it is answered as if it had it."""
+    if FRONTEND[request].if_offered:
+        return both(without(1 << feature), _obeying(request))
+    return _obeying(request)
+
+
+def both(one: Wrong, other: Wrong) -> Wrong:
+    """Wrong in two ways."""
+
+    def make() -> Alter:
+        alters = [wrong.alter() for wrong in (one, other) if wrong.alter]
+        return lambda sent, fds: next((verdict for alter in alters if (verdict := alter(sent, fds))), None)
+
+    return Wrong(make)
+
+
+def _obeying(request: FrontendRequest) -> Wrong:
     if request is Q.GET_INFLIGHT_FD:
         return agreeing_on(F.INFLIGHT_SHMFD)
     rule = FRONTEND[request]
@@ -155,9 +171,9 @@ WRONG: dict[str, Wrong] = {
     "fds_come_with_the_first_byte_of_a_header_in_pieces": no_to(Q.SET_VRING_CALL),
     "sixteen_messages_may_come_at_once": swapping(),
     "acknowledgements_come_in_the_order_of_the_requests": swapping(),
-    "get_features_has_the_same_answer_each_time": changing(),
-    "get_protocol_features_has_the_same_answer_each_time": changing(),
-    "the_number_of_queues_stays": changing(),
+    "get_features_has_the_same_answer_each_time": changing(Q.GET_FEATURES),
+    "get_protocol_features_has_the_same_answer_each_time": changing(Q.GET_PROTOCOL_FEATURES),
+    "the_number_of_queues_stays": changing(Q.GET_QUEUE_NUM),
     "protocol_features_are_told_before_set_features": leaving_at(Q.GET_PROTOCOL_FEATURES),
     "protocol_features_are_taken_before_set_features": leaving_at(Q.SET_PROTOCOL_FEATURES),
     "reply_ack_counts_at_once": silent_to(Q.SET_OWNER),
@@ -191,6 +207,6 @@ WRONG: dict[str, Wrong] = {
     **{f"{request.name.lower()}_is_refused_with_an_fd": yes_to(request) for request, _, _ in fds.WITHOUT},
     **{f"{request.name.lower()}_is_refused_without_an_fd": yes_to(request) for request, _, _ in fds.WITH_ONE},
     **{f"{request.name.lower()}_is_refused_with_2_fds": yes_to(request) for request, _, _ in fds.WITH_ONE},
-    **{gates.rule_name(request, feature): _gate(request) for request, feature, _ in gates.GATED},
+    **{gates.rule_name(request, feature): _gate(request, feature) for request, feature, _ in gates.GATED},
 }
 """By the rule's name."""

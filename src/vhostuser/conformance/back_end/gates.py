@@ -9,6 +9,7 @@ from ...protocol.payloads import Config, DeviceState, Inflight, SingleRegion, Vr
 from ...protocol.rules import FRONTEND, Reply
 from ..backend_bench import BACK_END, FEATURES, PROTOCOL, BackendBench, Body
 from ..family import declare
+from ..outcome import NotApplicable
 from ..rule import Level
 
 F, Q = ProtocolFeature, FrontendRequest
@@ -46,14 +47,18 @@ def rule_name(request: FrontendRequest, feature: ProtocolFeature) -> str:
 
 
 def _gate(request: FrontendRequest, feature: ProtocolFeature, body: Body) -> None:
-    own = FRONTEND[request].reply is Reply.OWN
+    rule = FRONTEND[request]
+    own = rule.reply is Reply.OWN
 
     def check(bench: BackendBench) -> None:
+        if rule.if_offered and bench.value(Q.GET_PROTOCOL_FEATURES) >> feature & 1:
+            raise NotApplicable(f"it offers {feature.name}, and that is all this request needs")
         bench.agree(protocol=PROTOCOL & ~mask(_with_dependents(feature)))
         fds = [bench.memory_file()] if request in WITH_FD else []
         (bench.declined if own else bench.refused)(request, body, fds=fds)
 
-    text = f"{request.name} has a meaning once {feature.name} was negotiated: without it, it is not obeyed."
+    word = "offered" if rule.if_offered else "negotiated"
+    text = f"{request.name} has a meaning once {feature.name} was {word}: without it, it is not obeyed."
     declare(
         BACK_END, "Protocol features", rule_name(request, feature), text, check, level=Level.ADVICE, protocol=[F.REPLY_ACK]
     )

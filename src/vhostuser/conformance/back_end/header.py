@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ...protocol.numbers import NEED_REPLY, REPLY, VERSION, FrontendRequest, ProtocolFeature, VhostFeature
+from ...protocol.payloads import U64
 from ...testing.files import message
+from ...virtio.numbers import Status
 from ..backend_bench import BACK_END, BackendBench
 from ..family import declare
 from ..outcome import Deviation
@@ -98,9 +100,8 @@ def fds_come_with_the_first_byte_of_a_header_in_pieces(bench: BackendBench) -> N
 def an_answer_does_not_come_before_the_whole_request(bench: BackendBench) -> None:
     """A message is whole once its payload is there: a request without the last byte is no request yet."""
     bench.agree()
-    data = message(
-        Q.SET_STATUS if bench.has(ProtocolFeature.STATUS) else Q.SET_FEATURES, bench.acknowledged.to_bytes(8, "little")
-    )
+    known = bench.has(ProtocolFeature.STATUS)
+    data = message(Q.SET_STATUS, U64(Status.ACKNOWLEDGE)) if known else message(Q.SET_FEATURES, U64(bench.acknowledged))
     bench.send(data[:-1])
     if bench.comes_within(0.02):
         raise Deviation("silence until the request is whole", "a message, or the end")

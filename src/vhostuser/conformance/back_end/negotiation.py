@@ -18,6 +18,8 @@ NEGOTIATION: Final = "Protocol features"
 
 def _constant(request: FrontendRequest) -> None:
     def check(bench: BackendBench) -> None:
+        if request == Q.GET_PROTOCOL_FEATURES:
+            _need_protocol_features(bench)
         first, second = bench.value(request), bench.value(request)
         if first != second:
             raise Deviation(f"the same answer to {request.name} twice", f"{first:#x}, then {second:#x}")
@@ -124,7 +126,7 @@ def no_protocol_feature_is_offered_that_has_no_meaning(bench: BackendBench) -> N
         raise Deviation(f"protocol features within {known:#x}", f"{unknown:#x} besides")
 
 
-@BACK_END.rule("Multiple queue support", protocol=[F.MQ])
+@BACK_END.rule("Multiple queue support", protocol=[F.MQ], level=Level.SHOULD)
 def there_is_a_queue_and_no_more_than_256(bench: BackendBench) -> None:
     """GET_QUEUE_NUM tells how many queues there may be; an index of a ring has eight bits in SET_VRING_KICK."""
     bench.agree()
@@ -152,6 +154,7 @@ def in_band_notifications_without_what_they_need_end_the_connection(bench: Backe
 
 def _requirement(feature: ProtocolFeature, needed: ProtocolFeature, level: Level) -> None:
     def check(bench: BackendBench) -> None:
+        _need_protocol_features(bench)
         offered = bench.value(Q.GET_PROTOCOL_FEATURES)
         if offered >> feature & 1 and not offered >> needed & 1:
             raise Deviation(f"{needed.name} offered with {feature.name}", f"protocol features {offered:#x}")

@@ -186,7 +186,12 @@ def _check_gates(bench: FrontendBench) -> None:
         rule = FRONTEND.get(seen.request)
         if seen.request == Q.SET_FEATURES:
             acknowledged = seen.number
-        state = State(offered=bench.features, acknowledged=acknowledged, protocol_acknowledged=seen.protocol)
+        state = State(
+            offered=bench.features,
+            acknowledged=acknowledged,
+            protocol_offered=bench.protocol,
+            protocol_acknowledged=seen.protocol,
+        )
         if rule is None or rule.gate is Gate.PROTOCOL_FEATURES:  # QEMU enables rings first, then acknowledges features
             continue
         try:

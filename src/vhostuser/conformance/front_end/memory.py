@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from itertools import combinations
 from typing import Final
 
+from ...errors import RemoteProtocolError
 from ...protocol.numbers import END_OF_ADDRESSES, MAX_REGIONS, FrontendRequest, ProtocolFeature
 from ...protocol.payloads import U64, MemoryRegion, MemoryTable, SingleRegion
 from ...trace.event import FdNote
@@ -30,6 +32,26 @@ def _regions(bench: FrontendBench) -> Iterator[tuple[MemoryRegion, FdNote | None
         yield single.region, seen.fds[0] if seen.fds else None
 
 
+def _active(bench: FrontendBench) -> Iterator[list[MemoryRegion]]:
+    """The regions that are active together, after each request about them."""
+    active: list[MemoryRegion] = []
+    for seen in bench.seen.of(Q.SET_MEM_TABLE, Q.ADD_MEM_REG, Q.REM_MEM_REG):
+        with contextlib.suppress(RemoteProtocolError):
+            body = seen.body()
+            if isinstance(body, MemoryTable):
+                active = [*body.regions]
+            elif isinstance(body, SingleRegion) and seen.request == Q.ADD_MEM_REG:
+                active.append(body.region)
+            elif isinstance(body, SingleRegion):
+                active = [each for each in active if not _is_same(each, body.region)]
+            yield active
+
+
+def _is_same(one: MemoryRegion, other: MemoryRegion) -> bool:
+    """What REM_MEM_REG names a region by."""
+    return (one.guest_addr, one.user_addr, one.size) == (other.guest_addr, other.user_addr, other.size)
+
+
 def _shared(bench: FrontendBench) -> list[tuple[MemoryRegion, FdNote | None]]:
     """The same once the rings run; not applicable if there is none."""
     bench.start()
@@ -52,6 +74,7 @@ def memory_is_shared_before_a_ring_starts(bench: FrontendBench) -> None:
 @FRONT_END.rule(TABLE, queues=1)
 def a_table_has_one_to_eight_regions(bench: FrontendBench) -> None:
     """A memory table has between one and eight regions."""
+    bench.offer(bench.protocol & ~(1 << F.CONFIGURE_MEM_SLOTS))
     bench.start()
     for seen in bench.seen.of(Q.SET_MEM_TABLE):
         count = int.from_bytes(seen.payload[:4], "little")
@@ -70,10 +93,10 @@ def regions_have_bytes_and_do_not_wrap(bench: FrontendBench) -> None:
 
 @FRONT_END.rule(REGION, queues=1)
 def regions_do_not_overlap(bench: FrontendBench) -> None:
-    """No two regions of a table have a guest address in common."""
-    bench.start()
-    for _, table in bench.seen.bodies(MemoryTable, Q.SET_MEM_TABLE):
-        for one, other in combinations(table.regions, 2):
+    """No two regions that are active at a time have a guest address in common."""
+    _shared(bench)
+    for regions in _active(bench):
+        for one, other in combinations(regions, 2):
             if one.guest_addr < other.guest_addr + other.size and other.guest_addr < one.guest_addr + one.size:
                 raise Deviation("regions apart from each other", f"{_words(one)} and {_words(other)}")
 
@@ -81,9 +104,9 @@ def regions_do_not_overlap(bench: FrontendBench) -> None:
 @FRONT_END.rule(REGION, queues=1)
 def user_addresses_are_apart(bench: FrontendBench) -> None:
     """A user address is in one region at most, so that a ring's place can be found."""
-    bench.start()
-    for _, table in bench.seen.bodies(MemoryTable, Q.SET_MEM_TABLE):
-        for one, other in combinations(table.regions, 2):
+    _shared(bench)
+    for regions in _active(bench):
+        for one, other in combinations(regions, 2):
             if one.user_addr < other.user_addr + other.size and other.user_addr < one.user_addr + one.size:
                 raise Deviation("user addresses apart from each other", f"{_words(one)} and {_words(other)}")
 

@@ -89,7 +89,7 @@ def an_object_can_be_withdrawn_and_added_again(bench: FrontendBench) -> None:
         bench.accepted(request, OBJECT)
 
 
-@FRONT_END.rule(REMOVING, protocol=ANSWERED)
+@FRONT_END.rule(REMOVING, level=Level.SHOULD, protocol=ANSWERED)
 def withdrawing_what_was_not_added_is_refused(bench: FrontendBench) -> None:
     """Only who has added an object may take it out: the answer is not 0 if that was somebody else, or nobody."""
     _agrees(bench)
