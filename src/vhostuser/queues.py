@@ -50,11 +50,12 @@ class Queues:
         self._finish_reset()
         if index in self._suspended:
             return self._go_on(index, size, indirect=indirect)
-        queue = Queue(index, size, arena, self._asking, features, indirect=indirect)
+        queue, runs = Queue(index, size, arena, self._asking, features, indirect=indirect), self._runs(index)
         try:
             self._set_up(queue, queue.base)
         except BaseException:
-            self._take_back(index)
+            if not runs:  # the one that runs is another one, and is left alone
+                self._take_back(index)
             queue.close()
             raise
         if old := self._started.get(index):
@@ -64,10 +65,13 @@ class Queues:
 
     def _take_back(self, index: int) -> None:
         """Stop a ring that was set up half the way: its memory is given back, and it may be set up again."""
-        rings = self._session.state.rings
-        if index < len(rings) and rings[index].started:
+        if self._runs(index):
             with contextlib.suppress(VhostUserError, OSError):
                 self._asking.request(Q.GET_VRING_BASE, VringState(index, 0))
+
+    def _runs(self, index: int) -> bool:
+        rings = self._session.state.rings
+        return index < len(rings) and rings[index].started
 
     def stop(self, index: int) -> int:
         """Stop a queue, or suspend it; the base that the back-end says ("GET_VRING_BASE").

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.virtio_rig import DESCRIPTOR, INDIRECT
+from vhostuser.errors import LocalProtocolError
 from vhostuser.memory.mapping import map_file
 from vhostuser.protocol.numbers import FrontendRequest as Q
 from vhostuser.protocol.numbers import VhostFeature, mask
@@ -290,3 +291,16 @@ def test_q06_a_size_for_packed_rings_is_none_for_a_split_one() -> None:
         raw.accepted(Q.SET_FEATURES, U64(features_for(SPLIT)))
         raw.accepted(Q.SET_VRING_ADDR, VringAddr(0, 0, 0, 0x2000, 0x1000, 0))
         raw.refused(Q.SET_VRING_KICK, U64(0), fds=[raw.eventfd()])
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_a_queue_that_is_started_twice_goes_on(packed: bool) -> None:
+    with joined(Scripted(), packed=packed) as (frontend, _):
+        frontend.share_memory(1 << 20)
+        queue = frontend.start_queue(0, size=16)
+        for _ in range(2):
+            with pytest.raises(LocalProtocolError, match="must be stopped"):
+                frontend.start_queue(0, size=16)
+            assert queue.exchange(b"on and on", 9) == b"on and on"
+        frontend.reset()
+        assert frontend.start_queue(0, size=16).exchange(b"again", 5) == b"again"

@@ -128,3 +128,16 @@ def test_a_signal_that_says_something_else_ends_nothing(
     backend.serve(path, once=once)
     thread.join(DEADLINE)
     assert done
+
+
+def test_a_signal_while_it_closes_writes_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    waker = SignalWaker()
+    close = os.close
+
+    def close_and_set(fd: int) -> None:
+        close(fd)
+        waker.set()  # what a handler does
+
+    monkeypatch.setattr(os, "close", close_and_set)
+    waker.close()
+    assert waker.fileno() == -1

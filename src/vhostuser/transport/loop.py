@@ -65,7 +65,7 @@ class SignalWaker(Waker):
         """As Waker."""
         with self._lock:
             self.is_set = True
-            if self._fd >= 0:
+            if self._end >= 0:
                 with contextlib.suppress(BlockingIOError):  # full, so it is readable
                     os.write(self._end, b"\0")
 
@@ -76,10 +76,11 @@ class SignalWaker(Waker):
                 pass
 
     def close(self) -> None:
-        """Close the fds."""
+        """Close the fds. A signal handler that comes between finds nothing to write to, rather than somebody else's fd."""
         with self._lock:
-            if self._fd >= 0:
-                os.close(self._end)
+            end, self._end = self._end, -1
+            if end >= 0:
+                os.close(end)
             super().close()
 
     @contextlib.contextmanager
