@@ -71,10 +71,8 @@ LIBVHOST_USER: Final = _rows(
             "postcopy_listen_is_not_obeyed_without_pagefault",
             "reset_device_is_not_obeyed_without_reset_device",
             "vring_kick_is_not_obeyed_without_inband_notifications",
-            "get_queue_num_is_not_obeyed_without_mq",
             "get_max_mem_slots_is_not_obeyed_without_configure_mem_slots",
             "postcopy_end_is_not_obeyed_without_pagefault",
-            "set_backend_req_fd_is_not_obeyed_without_backend_req",
         ),
         "a second fd is not looked at": (
             "add_mem_reg_is_refused_with_2_fds",
