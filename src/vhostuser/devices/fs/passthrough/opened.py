@@ -18,6 +18,8 @@ class OpenFile:
 
     inode: Inode
     fd: Fd
+    appends: bool = False
+    """Whether the host lets nothing be written but to the file's end."""
 
 
 @dataclass(slots=True)
