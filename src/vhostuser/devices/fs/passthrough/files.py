@@ -74,7 +74,7 @@ class Files:
             self._state.after(inode, 0, 0)
         elif self._state.window is not None:
             self._state.seen(inode, os.fstat(fd.number))
-        return self._state.opened.add_file(OpenFile(inode, fd, appends)), fd
+        return self._state.add_file(inode, fd, appends=appends), fd
 
     def _reopen(self, inode: Inode, flags: int) -> tuple[Fd, bool]:
         """An inode opened anew, and whether only with O_APPEND, as a file must be that can only be appended to."""
@@ -123,7 +123,7 @@ class Files:
         found = look_at(fd.number)
         path = os.open(b"%d" % fd.number, os.O_PATH | os.O_CLOEXEC, dir_fd=self._state.proc.number)
         inode = self._state.adopt(self._state.kept(path), found, parent.mount)
-        fh = self._state.opened.add_file(OpenFile(inode, fd))
+        fh = self._state.add_file(inode, fd)
         return self._attributes.entry(inode, parent, found) + self._opened(inode, fh, fd)
 
     def _existing(self, parent: Inode, name: bytes, given: s.CreateIn) -> bytes:
@@ -180,7 +180,7 @@ class Files:
         return self._state.agreed & InitFlag.WRITEBACK_CACHE
 
     def release(self, call: Call) -> None:
-        """Close a file."""
+        """Close a file. Nobody hears what fails of it, so nobody is told."""
         given, nodeid = arguments(call, s.ReleaseIn), call.header.nodeid
         file = self._state.opened.file(given.fh, nodeid)
         self._state.opened.release_file(given.fh, nodeid)
