@@ -231,6 +231,33 @@ def test_ids_are_mapped_into_the_namespace(sock: Path, shared: Path) -> None:
 
 
 @users
+@namespaces
+@pytest.mark.parametrize("inside", [0, 5])
+def test_without_root_its_one_id_is_another_in_the_namespace(sock: Path, shared: Path, inside: int) -> None:
+    own = f":{inside}:{NOBODY}:1:"
+    with _as_nobody(sock, shared, "--uid-map", own, "--gid-map", own) as back, asking(sock) as probe:
+        assert probe.ask("state")["ids"] == [inside, inside]
+        assert probe.ask("write", "new", "x", 0o600) == 1
+        made = (shared / "new").stat()
+        assert (made.st_uid, made.st_gid) == (NOBODY, NOBODY)
+        back.signal(signal.SIGTERM)
+        assert back.end() == 0
+
+
+@root_only
+@namespaces
+@pytest.mark.parametrize("maps", [["--uid-map"], ["--gid-map"], ["--uid-map", "--gid-map"]])
+def test_root_alone_is_mapped_into_the_namespace(sock: Path, shared: Path, maps: list[str]) -> None:
+    options = [word for each in maps for word in (each, ":0:0:1:")]
+    with listening(sock, "--shared-dir", shared, *options, module=FS) as back, asking(sock) as probe:
+        assert probe.ask("state")["ids"] == [0, 0]
+        assert probe.ask("write", "new", "x", 0o600) == 1
+        assert (shared / "new").stat().st_uid == 0
+        back.signal(signal.SIGTERM)
+        assert back.end() == 0
+
+
+@users
 def test_what_fails_is_named_with_something_to_try(sock: Path, shared: Path) -> None:
     command = [sys.executable, "-m", FS, "--as", str(NOBODY), "--socket-path", str(sock), "--shared-dir", str(shared)]
     done = subprocess.run([*command, "--sandbox", "chroot"], capture_output=True, text=True, timeout=SECONDS, check=False)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.virtio_rig import BUFFERS, RIGS, Rig
 from vhostuser.devices import vectors
-from vhostuser.devices.vectors import MOST_BUFFERS, read_into, write_from
+from vhostuser.devices.vectors import MOST_BUFFERS, append_from, read_into, write_from
 from vhostuser.testing import memory_file
 from vhostuser.virtio.chain import DescriptorChain, cut
 
@@ -62,6 +62,15 @@ def test_a_part_of_the_readable_bytes_is_written(rig: Rig, start: int, size: int
         assert os.pread(fd.fileno(), 22, 0) == (bytes(4) + DATA[start : start + there]).ljust(22, b"\0")
 
 
+@pytest.mark.parametrize(("start", "size"), SPANS)
+def test_a_part_of_the_readable_bytes_is_appended(rig: Rig, start: int, size: int) -> None:
+    chain, there = taken(rig, SIZES, [2]), max(0, min(size, 16 - start))
+    with memory_file(1, fill=b"") as fd:
+        assert append_from(chain, fd.fileno(), start=start, size=size) == there
+        assert os.pread(fd.fileno(), PAGE + 22, PAGE) == DATA[start : start + there]
+        assert os.lseek(fd.fileno(), 0, os.SEEK_CUR) == 0
+
+
 def test_a_file_that_ends_gives_fewer_bytes(rig: Rig) -> None:
     chain = taken(rig, [], SIZES)
     with memory_file(1, fill=b"") as fd:
@@ -88,6 +97,12 @@ def test_more_buffers_than_one_system_call_takes() -> None:
         chain = DescriptorChain(0, [], views(filled, 3))
         assert read_into(chain, fd.fileno(), 100, start=0, size=len(DATA)) == len(DATA)
     assert filled == DATA
+
+
+def test_more_buffers_than_one_system_call_takes_are_appended() -> None:
+    with memory_file(1, fill=b"") as fd:
+        assert append_from(DescriptorChain(0, views(DATA, 3), []), fd.fileno(), start=0, size=len(DATA)) == len(DATA)
+        assert os.pread(fd.fileno(), 2 * len(DATA), PAGE) == DATA
 
 
 @pytest.mark.parametrize(("number", "fails"), [(errno.ENOSPC, False), (errno.EFAULT, True)])

@@ -49,6 +49,24 @@ def test_a_source_is_what_follows_the_arguments(share: StandIn, content: bytes, 
     assert os.pread(share.fd, 300, 0) == content[:77] + data[80 : 80 + size] + content[77 + size : 300]
 
 
+@pytest.mark.parametrize("sizes", [[80, 100], [40, 40, 50, 50]])
+def test_a_source_is_appended_wherever_others_have_put_the_end(
+    share: StandIn, content: bytes, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, data = os.pwritev, bytearray(os.urandom(180))
+
+    def little(fd: int, parts: Sequence[memoryview], offset: int, flags: int) -> int:
+        done = whole(fd, [parts[0][:30]], offset, flags)
+        whole(fd, [b"other"], 0, os.RWF_APPEND)
+        return done
+
+    monkeypatch.setattr(os, "pwritev", little)
+    assert ChainSource(DescriptorChain(0, views(data, sizes), []), 180).append(share.fd, 70) == 70
+    appended = os.pread(share.fd, 1000, len(content))
+    assert appended.replace(b"other", b"") == data[80:150]
+    assert os.pread(share.fd, len(content), 0) == content
+
+
 def test_more_buffers_than_a_system_call_takes_are_filled_whole(share: StandIn, content: bytes) -> None:
     memory = bytearray(sum(MANY))
     room = ChainRoom(DescriptorChain(0, [], views(memory, MANY)), len(memory))
@@ -98,5 +116,7 @@ def test_nothing_is_moved_that_does_not_fit(share: StandIn, size: int, offset: i
         room.preadv(share.fd, size, offset)
     with pytest.raises(OSError, match="WRITE") as written:
         source.pwritev(share.fd, size, offset)
+    with pytest.raises(OSError, match="WRITE"):
+        source.append(share.fd, 101)
     assert read.value.errno == errno.EINVAL
     assert written.value.errno == (errno.EFBIG if size <= 100 else errno.EINVAL)

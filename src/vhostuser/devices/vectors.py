@@ -38,6 +38,19 @@ def write_from(chain: DescriptorChain, fd: int, offset: int, *, start: int, size
     return move(os.pwritev, fd, cut(chain.readable, start, size), offset)
 
 
+def append_from(chain: DescriptorChain, fd: int, *, start: int, size: int) -> int:
+    """Write `size` of the request's readable bytes, from `start` on, to the end of the file, wherever others have put that.
+
+    A part that is left goes to the end that there is then. Else as `write_from`.
+    """
+    return move(_append, fd, cut(chain.readable, start, size), 0)
+
+
+def _append(fd: int, views: Sequence[memoryview], offset: int) -> int:
+    """As os.pwritev, but for the offset."""
+    return os.pwritev(fd, views, offset, os.RWF_APPEND)
+
+
 def move(call: Callable[[int, Sequence[memoryview], int], int], fd: int, views: Sequence[memoryview], offset: int) -> int:
     """Repeat `call`, which may do a part only, until all is done, or no more can be: how many bytes it were."""
     done = 0

@@ -89,10 +89,10 @@ def enter(root: int, plan: Plan, outside: Outside) -> Inside:
     if threading.active_count() > 1:
         raise RuntimeError("a sandbox is entered by one thread: others would stay outside")
     notes = _limit_files(plan.open_files)
-    _new_namespaces(plan)
+    groups = _new_namespaces(plan)
     alive = split(outside, plan.seccomp, () if plan.syslog is None else (plan.syslog,))
     inside = _change_root(root, plan)
-    become_inner(plan.maps)
+    become_inner(plan.maps, groups=groups)
     notes += _confine(inside[0], plan)
     follow(alive)
     os.umask(0)
@@ -124,13 +124,13 @@ def _nr_open() -> int:
         return OPEN_FILES
 
 
-def _new_namespaces(plan: Plan) -> None:
-    """What must be made before the fork: those whose first process the child is to be."""
+def _new_namespaces(plan: Plan) -> bool:
+    """What must be made before the fork: those whose first process the child is to be. Whether it may change its groups."""
     if plan.mode is not Mode.NAMESPACE:
-        return
-    if os.geteuid() or any(plan.maps):
-        enter_user_namespace(plan.maps)
+        return True
+    groups = not (os.geteuid() or any(plan.maps)) or enter_user_namespace(plan.maps)
     unshare(NEW_PIDS, "a pid namespace", ADVICE)
+    return groups
 
 
 def _change_root(root: int, plan: Plan) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from .system import NEW_USERS, SandboxError, unshare
@@ -47,8 +47,11 @@ OWN: Final = Maps()
 """Those of this process alone."""
 
 
-def enter_user_namespace(maps: Maps) -> None:
-    """Make a user namespace and be in it, with these ids; where none are given with this process's own alone."""
+def enter_user_namespace(maps: Maps) -> bool:
+    """Make a user namespace and be in it, with these ids; where none are given with this process's own alone.
+
+    Returns whether a process in it may change its groups: not if its maps were made without privileges.
+    """
     own = Maps(
         maps.uids or (IdRange(os.geteuid(), os.geteuid(), 1),), maps.gids or (IdRange(os.getegid(), os.getegid(), 1),)
     )
@@ -58,17 +61,39 @@ def enter_user_namespace(maps: Maps) -> None:
         _write("setgroups", "deny")
         _write("uid_map", str(own.uids[0]))
         _write("gid_map", str(own.gids[0]))
-        return
-    _enter_with_help(own)
+    else:
+        _enter_with_help(own)
+    return not _groups_are_denied()
 
 
-def become_inner(maps: Maps) -> None:
-    """Be user and group 0 of the namespace, or the first ones that it has, if it was given some."""
+def _groups_are_denied() -> bool:
+    """By us, or by newgidmap."""
+    try:
+        with open("/proc/self/setgroups", encoding="ascii") as file:
+            return file.read().strip() == "deny"
+    except OSError:
+        return False
+
+
+def become_inner(maps: Maps, *, groups: bool) -> None:
+    """Be user and group 0 of the namespace, or the first ones that it has, if it was given some; in no other groups, if
+    `groups` can be changed.
+    """
     if maps.gids:
-        os.setgroups([])
-        os.setresgid(*[_first(maps.gids)] * 3)
+        if groups:
+            _change("leave the groups of the host", lambda: os.setgroups([]))
+        gid = _first(maps.gids)
+        _change(f"be group {gid} of the user namespace", lambda: os.setresgid(gid, gid, gid))
     if maps.uids:
-        os.setresuid(*[_first(maps.uids)] * 3)
+        uid = _first(maps.uids)
+        _change(f"be user {uid} of the user namespace", lambda: os.setresuid(uid, uid, uid))
+
+
+def _change(what: str, call: Callable[[], None]) -> None:
+    try:
+        call()
+    except OSError as error:
+        raise SandboxError(what, error.errno or 0, ADVICE) from None
 
 
 def _first(ranges: Sequence[IdRange]) -> int:

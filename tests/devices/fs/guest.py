@@ -48,6 +48,9 @@ class Source:
     def pwritev(self, fd: int, size: int, offset: int) -> int:
         return os.pwrite(fd, self.data[:size], offset)
 
+    def append(self, fd: int, size: int) -> int:
+        return os.pwritev(fd, [self.data[:size]], 0, os.RWF_APPEND)
+
 
 class Guest:
     """Its share, and who makes the requests."""
@@ -146,8 +149,9 @@ class Guest:
         self.share.read(self.call(entry.nodeid, s.ReadIn(entry.fh, offset, size, 0, 0, 0)), room)
         return room.data
 
-    def write(self, entry: Entry, data: bytes, offset: int = 0, flags: int = 0) -> int:
-        given = s.WriteIn(entry.fh, offset, len(data), flags, 0, 0)
+    def write(self, entry: Entry, data: bytes, offset: int = 0, flags: int = 0, open_flags: int = 0) -> int:
+        """`flags` are of WriteFlag, `open_flags` those that the file has in the guest now."""
+        given = s.WriteIn(entry.fh, offset, len(data), flags, 0, open_flags)
         return self.share.write(self.call(entry.nodeid, given), Source(data))
 
     def release(self, entry: Entry) -> None:

@@ -69,7 +69,7 @@ def test_stores_get_to_the_file_by_write_back(guest: Guest, file: HostFile, path
     guest.store(5, b"Tail", at=0)
     before = path.read_bytes()
     assert before.count(b"stored") == 0
-    guest.do(lambda: guest.window.write_back((1, 1)))
+    guest.sync((1, 1))
     wanted = bytearray(before)
     wanted[PAGE + 10 : PAGE + 16] = b"stored"
     wanted[4 * PAGE :] = b"Tail"
@@ -99,7 +99,7 @@ def test_what_others_wrote_to_pages_that_the_guest_left_alone_stays(guest: Guest
     with open(path, "r+b") as host:
         host.seek(2 * PAGE)
         host.write(b"host")
-    guest.do(lambda: guest.window.write_back((1, 1)))
+    guest.sync((1, 1))
     found = path.read_bytes()
     assert (found[PAGE : PAGE + 5], found[2 * PAGE : 2 * PAGE + 4]) == (b"guest", b"host")
 
@@ -108,7 +108,7 @@ def test_a_file_never_grows_by_stores(guest: Guest, file: HostFile, path: Path) 
     guest.show(file, 4, 0, pages=2, writable=True)
     guest.store(0, b"x" * PAGE)
     guest.store(1, b"y" * PAGE)
-    guest.do(guest.window.write_back)
+    guest.sync()
     assert path.stat().st_size == 4 * PAGE + 4
     assert path.read_bytes()[4 * PAGE :] == b"xxxx"
 
@@ -123,7 +123,7 @@ def test_growth_shows_zeroes_whatever_was_stored_behind_the_end(guest: Guest, fi
     guest.do(lambda: guest.window.after((1, 1), 4 * PAGE + 100, 4 * PAGE + 103))
     wanted = (b"xxxx" + bytes(96) + b"end").ljust(PAGE, b"\0")
     assert guest.read(0) == wanted
-    guest.do(guest.window.write_back)
+    guest.sync()
     assert path.read_bytes()[4 * PAGE :] == wanted[:103]
 
 
@@ -155,7 +155,7 @@ def test_what_the_host_changed_is_seen_also_after_stores_were_written_back(guest
         host.write(b"host")
     os.utime(path, (1, 1))
     guest.store(1, b"guest")
-    guest.do(lambda: guest.window.write_back((1, 1)))
+    guest.sync((1, 1))
     found = path.stat()
     guest.do(lambda: guest.window.refresh((1, 1), found.st_size, found.st_mtime_ns))
     assert [guest.read(at)[:5] for at in (0, 1)] == [b"hostA", b"guest"]
@@ -184,7 +184,7 @@ def test_our_own_changes_are_no_reason_to_read_a_file_again(
 
     guest.show(file, 0, 0, pages=3, writable=True)
     guest.store(1, b"guest")
-    guest.do(lambda: guest.window.write_back((1, 1)))
+    guest.sync((1, 1))
     guest.do(lambda: guest.window.before((1, 1)))
     with open(path, "r+b") as host:
         host.write(b"written")
@@ -224,7 +224,7 @@ def test_what_is_stored_elsewhere_is_not_written_before_a_read(guest: Guest, fil
         guest.store(at, b"stored")
     guest.do(lambda: guest.window.before((1, 1), PAGE + 3, 2 * PAGE + 1))
     assert [path.read_bytes()[at * PAGE :][:6] for at in range(4)] == [b"AAAAAA", b"stored", b"stored", b"DDDDDD"]
-    guest.do(guest.window.write_back)
+    guest.sync()
     assert [path.read_bytes()[at * PAGE :][:6] for at in range(4)] == [b"stored"] * 4
 
 
@@ -239,7 +239,7 @@ def test_stores_elsewhere_outlive_a_write_that_makes_the_file_longer(guest: Gues
     guest.store(8, b"stored", at=100)
     write(guest, path, 6 * PAGE, b"end")
     assert guest.read(8)[100:106] == b"stored"
-    guest.do(guest.window.write_back)
+    guest.sync()
     assert path.read_bytes()[4 * PAGE + 100 :][:6] == b"stored"
 
 
@@ -249,7 +249,7 @@ def test_what_the_guest_stores_where_it_made_a_file_longer_is_kept(guest: Guest,
     os.utime(path, (1, 1))
     write(guest, path, 6 * PAGE, b"end")
     guest.store(5, b"stored")
-    guest.do(guest.window.write_back)
+    guest.sync()
     assert path.read_bytes()[5 * PAGE :][:6] == b"stored"
     guest.store(5, b"again!")
     found = path.stat()
@@ -270,7 +270,7 @@ def test_what_others_append_is_the_guests_once_it_looks(guest: Guest, file: Host
     found = path.stat()
     guest.do(lambda: guest.window.refresh((1, 1), found.st_size, found.st_mtime_ns))
     guest.store(5, b"stored")
-    guest.do(guest.window.write_back)
+    guest.sync()
     assert path.read_bytes()[5 * PAGE :][:6] == b"stored"
 
 
@@ -282,7 +282,7 @@ def test_what_others_append_is_not_the_guests_before_it_looks(guest: Guest, file
         host.seek(5 * PAGE)
         host.write(b"host...")
     write(guest, path, 0, b"guest")
-    guest.do(guest.window.write_back)
+    guest.sync()
     assert path.read_bytes()[5 * PAGE :] == b"host..."
     assert path.read_bytes()[:5] == b"guest"
 
@@ -302,7 +302,7 @@ def test_two_mappings_of_the_same_bytes_agree_once_they_are_written_back(guest: 
     guest.show(file, 1, 5, writable=True)
     guest.store(0, b"one")
     guest.store(5, b"two", at=10)
-    guest.do(guest.window.write_back)
+    guest.sync()
     wanted = b"one" + b"B" * 7 + b"two"
     assert [guest.read(at)[:13] for at in (0, 5)] == [wanted, wanted]
     assert path.read_bytes()[PAGE : PAGE + 13] == wanted
@@ -331,7 +331,7 @@ def test_a_mapping_becomes_writable_where_it_is(guest: Guest, file: HostFile, pa
     guest.store(1, b"now")
     guest.show(file, 0, 0, pages=2, writable=True)
     assert guest.read(1)[:3] == b"now"
-    guest.do(guest.window.write_back)
+    guest.sync()
     assert path.read_bytes()[PAGE : PAGE + 3] == b"now"
 
 
@@ -343,10 +343,10 @@ def test_f35_a_write_back_that_fails_is_told_once_and_the_page_stays(guest: Gues
     try:
         guest.do(lambda: guest.window.before((1, 1)))
         with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
-            guest.do(lambda: guest.window.write_back((1, 1)))
+            guest.sync((1, 1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    guest.do(lambda: guest.window.write_back((1, 1)))
+    guest.sync((1, 1))
     assert path.read_bytes()[:6] == b"stored"
 
 

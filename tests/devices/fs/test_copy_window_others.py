@@ -75,7 +75,7 @@ def test_a_change_of_the_guest_hides_none_of_the_host(
     change(path, b"host", 2 * PAGE)
     if how == "store":
         guest.store(8, b"TAIL")
-        guest.do(lambda: guest.window.write_back(KEY))
+        guest.sync(KEY)
     else:
         write(guest, path, b"guest", 3 * PAGE + (100 if how == "grow" else 0))
     look(guest, path)
@@ -89,7 +89,7 @@ def test_what_was_stored_behind_the_end_does_not_overwrite_what_the_host_appends
     guest.store(0, b"behind", at=200)
     guest.store(1, b"behind")
     change(path, b"h" * 2 * PAGE, 3 * PAGE + 4)
-    guest.do(guest.window.write_back)
+    guest.sync()
     look(guest, path)
     wanted = b"tail" + b"h" * (2 * PAGE - 4)
     assert path.read_bytes()[3 * PAGE : 5 * PAGE] == wanted

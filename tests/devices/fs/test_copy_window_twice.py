@@ -62,7 +62,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 
 def sync(guest: Guest) -> None:
-    guest.do(lambda: guest.window.write_back(KEY))
+    guest.sync(KEY)
 
 
 @both

@@ -105,7 +105,7 @@ def test_stores_are_in_the_file_at_once_and_those_into_the_tail_by_write_back(
     assert path.read_bytes()[UNIT + 10 :][:6] == b"stored"
     guest.store(2, b"TAIL and more", at=PAGE)
     assert path.read_bytes()[-4:] == b"tail"
-    guest.do(lambda: guest.window.write_back(KEY))
+    guest.sync(KEY)
     assert path.read_bytes()[-4:] == b"TAIL"
     assert path.stat().st_size == 2 * UNIT + PAGE + 4
 
@@ -253,7 +253,7 @@ def test_k5_no_front_end_has_a_page_that_a_truncate_takes(guest: Guest, file: Ho
     guest.do(truncate)
     assert guest.read(0, 3) == (content(1) + b"\2" * (PAGE + 1)).ljust(3 * UNIT, b"\0")
     guest.store(1, b"end", at=PAGE)
-    guest.do(lambda: guest.window.write_back(KEY))
+    guest.sync(KEY)
     assert path.read_bytes()[-1:] == b"e"
     guest.truncate(file, 0)
     assert guest.read(0, 3) == bytes(3 * UNIT)

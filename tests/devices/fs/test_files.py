@@ -6,7 +6,8 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from vhostuser.devices.fs.options import Cache, ShareOptions
 from vhostuser.devices.fs.passthrough import calls
 from vhostuser.fuse import structs as s
-from vhostuser.fuse.numbers import ROOT_ID, FopenFlag, InitFlag
+from vhostuser.fuse.numbers import ROOT_ID, FopenFlag, InitFlag, WriteFlag
 
 from .failing import fails
 from .guest import WILD, Entry, Guest, Room, Source
@@ -217,16 +218,74 @@ def test_a_write_back_cache_reads_what_is_only_written_and_knows_the_end(root: P
             (root / "file").touch()
         file = guest.create(b"file", os.O_WRONLY | os.O_APPEND)
         assert [flags & (os.O_ACCMODE | os.O_APPEND) for flags in flags_of(file, root)] == [os.O_RDWR]
-        guest.write(file, b"xy")
-        guest.write(file, b"z")
+        guest.write(file, b"xy", open_flags=os.O_APPEND)
+        guest.write(file, b"z", open_flags=os.O_APPEND)
         assert guest.read(file, 9) == b"zy"
 
 
-def test_append_is_kept_without_one(guest: Guest, root: Path) -> None:
-    file = guest.create(b"file", os.O_WRONLY | os.O_APPEND)
-    guest.write(file, b"xy")
-    guest.write(file, b"z")
-    assert (root / "file").read_bytes() == b"xyz"
+def opened_to_append(guest: Guest, root: Path, how: str) -> Entry:
+    """`file`, which has 4 bytes, opened anew, or by CREATE, or made."""
+    if how == "made":
+        file = guest.create(b"file", os.O_RDWR | os.O_APPEND)
+        guest.write(file, b"0123")
+        return file
+    (root / "file").write_bytes(b"0123")
+    if how == "created":
+        return guest.create(b"file", os.O_RDWR | os.O_APPEND)
+    file = guest.lookup(b"file")
+    return file._replace(fh=guest.open(file.nodeid, os.O_RDWR | os.O_APPEND))
+
+
+ways = pytest.mark.parametrize("how", ["opened", "created", "made"])
+
+
+@ways
+def test_what_is_appended_goes_to_the_end_that_the_host_knows_of(guest: Guest, root: Path, how: str) -> None:
+    file = opened_to_append(guest, root, how)
+    with (root / "file").open("ab") as host:
+        host.write(b"host")
+    assert guest.write(file, b"guest", 4, open_flags=os.O_APPEND) == 5
+    assert (root / "file").read_bytes() == b"0123hostguest"
+
+
+@ways
+@pytest.mark.parametrize(("flags", "open_flags"), [(WriteFlag.CACHE, 0), (WriteFlag.CACHE, os.O_APPEND), (0, 0)])
+def test_a_page_of_the_cache_and_a_write_after_fcntl_go_where_they_belong(
+    guest: Guest, root: Path, how: str, flags: int, open_flags: int
+) -> None:
+    """Although the file was opened with O_APPEND: it was mapped and synced, or it has lost the flag."""
+    file = opened_to_append(guest, root, how)
+    assert guest.write(file, b"ab", 1, flags, open_flags) == 2
+    assert (root / "file").read_bytes() == b"0ab3"
+
+
+def test_what_loses_suid_is_appended_too(guest: Guest, root: Path) -> None:
+    file = opened_to_append(guest, root, "opened")
+    guest.write(file, b"45", 0, WriteFlag.KILL_SUIDGID, os.O_APPEND)
+    assert (root / "file").read_bytes() == b"012345"
+
+
+@pytest.fixture
+def append_only(root: Path) -> Iterator[Path]:
+    """A file with `chattr +a`, as logs have it."""
+    path = root / "file"
+    path.write_bytes(b"0123")
+    if subprocess.run(["chattr", "+a", path], capture_output=True, check=False).returncode:
+        pytest.skip("no file can be made append-only here: it needs root, and a file system that has this")
+    yield path
+    subprocess.run(["chattr", "-a", path], check=True)
+
+
+def test_what_can_only_be_appended_to_is_only_appended_to(guest: Guest, append_only: Path) -> None:
+    nodeid = guest.lookup(b"file").nodeid
+    with fails(errno.EPERM):
+        guest.open(nodeid, os.O_RDWR)
+    file = guest.lookup(b"file")._replace(fh=guest.open(nodeid, os.O_RDWR | os.O_APPEND))
+    guest.write(file, b"45", 0, open_flags=os.O_APPEND)
+    for flags, open_flags in ((WriteFlag.CACHE, os.O_APPEND), (0, 0)):
+        with fails(errno.EPERM):
+            guest.write(file, b"xx", 0, flags, open_flags)
+    assert append_only.read_bytes() == b"012345"
 
 
 def test_open_can_make_nothing(guest: Guest, root: Path) -> None:

@@ -89,9 +89,9 @@ def test_f35_it_is_in_the_file_once_an_fsync_succeeds_and_not_before(
     lose_place(guest, file, path, how)
     for _ in range(2):
         with fails(errno.ENOSPC):
-            guest.do(lambda: guest.window.write_back(KEY))
+            guest.sync(KEY)
     disk.full = False
-    guest.do(lambda: guest.window.write_back(KEY))
+    guest.sync(KEY)
     assert path.read_bytes()[:20] == STORED
 
 
@@ -108,8 +108,8 @@ def test_f35_the_guest_sees_it_where_it_maps_the_range_again(
     assert guest.read(5)[:20] == b"A" * 10 + b"stmore" + b"A" * 4
     disk.full = False
     with fails(errno.ENOSPC):  # of before
-        guest.do(lambda: guest.window.write_back(KEY))
-    guest.do(lambda: guest.window.write_back(KEY))
+        guest.sync(KEY)
+    guest.sync(KEY)
     assert path.read_bytes()[:20] == b"A" * 10 + b"stmore" + b"A" * 4
 
 
@@ -137,7 +137,7 @@ def test_what_the_guest_has_taken_back_is_not_written_after_all(
     guest.store(5, b"A" * PAGE)
     disk.full = False
     with fails(errno.ENOSPC):
-        guest.do(lambda: guest.window.write_back(KEY))
+        guest.sync(KEY)
     assert path.read_bytes()[:PAGE] == b"A" * PAGE
 
 
@@ -148,7 +148,7 @@ def test_what_is_stored_elsewhere_later_is_not_overwritten(guest: Guest, file: H
     disk.full, disk.failures = False, 1
     for _ in range(2):
         with suppress(OSError):
-            guest.do(lambda: guest.window.write_back(KEY))
+            guest.sync(KEY)
     assert path.read_bytes()[:20] == b"A" * 10 + b"later " + b"A" * 4
 
 
@@ -170,7 +170,7 @@ def test_what_is_written_later_stays(guest: Guest, file: HostFile, path: Path, d
     guest.do(lambda: guest.window.after(KEY, 12, 14))
     disk.full = False
     with fails(errno.ENOSPC):
-        guest.do(lambda: guest.window.write_back(KEY))
+        guest.sync(KEY)
     assert path.read_bytes()[:20] == b"A" * 10 + b"st--ed" + b"A" * 4
 
 
@@ -184,7 +184,7 @@ def test_nothing_is_written_behind_the_end(guest: Guest, file: HostFile, path: P
         os.truncate(path, 13)
     disk.full = False
     with fails(errno.ENOSPC):
-        guest.do(lambda: guest.window.write_back(KEY))
+        guest.sync(KEY)
     assert path.read_bytes() == b"A" * 10 + b"sto" + bytes(7 if by_guest else 0)
 
 
@@ -196,7 +196,7 @@ def test_a_file_is_open_as_long_as_something_is_owed_to_it(guest: Guest, file: H
     assert is_open()
     disk.full = False
     with fails(errno.ENOSPC):
-        guest.do(guest.window.write_back)
+        guest.sync()
     assert not is_open()
 
 
@@ -236,7 +236,7 @@ def test_f32_no_more_is_kept_than_there_is_room_for(
     assert "too many could not be written" in caplog.text
     disk.full = False
     with fails(errno.ENOSPC):
-        guest.do(lambda: guest.window.write_back(KEY))
+        guest.sync(KEY)
     assert path.read_bytes()[: PAGE + 8] == STORED + b"A" * (PAGE - 20) + b"B" * 8
 
 

@@ -59,7 +59,7 @@ def test_what_was_taken_back_is_mapped_again(tmp_path: Path, window: Callable[[]
             guest.do(guest.window.ready)
             assert guest.read(0) == b"A" * PAGE
             assert guest.read(2) == b"TAIL".ljust(PAGE, b"\0")
-        guest.do(guest.window.write_back)
+        guest.sync()
     assert path.read_bytes() == b"A" * PAGE + b"TAIL"
 
 
@@ -93,7 +93,7 @@ def test_f27_nothing_is_read_into_a_window_that_was_taken_back_and_refused(
         monkeypatch.setattr(Moody, "refuses", False)
         guest.show(file, 1, 1)
         assert guest.read(0, 2) == b"a" + b"A" * (PAGE - 1) + b"B" * PAGE
-        guest.do(guest.window.write_back)
+        guest.sync()
     assert path.read_bytes()[:2] == b"aA"
 
 

@@ -62,6 +62,7 @@ class Guest:
         self.device, self.region, self._ask = device, region, ask
         self.unit = unit
         """Bytes that are mapped at a time, at least."""
+        self._told: dict[tuple[int, int] | None, int] = {}
 
     @property
     def window(self) -> AnyWindow:
@@ -102,6 +103,13 @@ class Guest:
     def store(self, moffset: int, data: bytes, at: int = 0) -> None:
         """What the guest does by mmap."""
         self.region.write(moffset * self.unit + at, data)
+
+    def sync(self, key: tuple[int, int] | None = None) -> None:
+        """What FSYNC of an open file does, which was opened first of all; or SYNCFS."""
+        self.do(lambda: self.window.write_back(key))
+        self._told[key], error = self.window.failures.after(key, self._told.get(key, 0))
+        if error:
+            raise OSError(error, os.strerror(error))
 
 
 @contextmanager

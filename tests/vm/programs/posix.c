@@ -533,6 +533,9 @@ static void test_opens(void)
     ENDS(EBADF, read(fd, text, 1), "read from what is open for writing");
     must(pwrite(fd, "ab", 2, 0), "pwrite");
     SAME(12, stat_of("data").st_size, "with O_APPEND every write appends");
+    must(fcntl(fd, F_SETFL, 0), "fcntl");
+    must(pwrite(fd, "AB", 2, 0), "pwrite");
+    SAME(12, stat_of("data").st_size, "without it no more, from then on");
     close(fd);
     fd = open("data", O_RDWR | O_TRUNC);
     SAME(0, stat_of("data").st_size, "O_TRUNC truncates");
@@ -572,6 +575,26 @@ static void test_opens(void)
     memset(name_256, 'n', 256);
 }
 
+/* `content`, which has 8192 bytes, opened to append: a page that is stored into is no write that appends. */
+static void test_appended_and_mapped(void)
+{
+    char text[8];
+    int fd = open("content", O_RDWR | O_APPEND);
+    char *map = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+    check(map != MAP_FAILED, strerror(errno), "a shared mapping of a file with O_APPEND");
+    if (map == MAP_FAILED)
+        return;
+    memcpy(map + 200, "page", 4);
+    ENDS(0, msync(map, 8192, MS_SYNC), "msync of it");
+    munmap(map, 8192);
+    close(fd);
+    SAME(8192, stat_of("content").st_size, "a page is not appended");
+    fd = open("content", O_RDONLY);
+    SAME(1, pread(fd, text, 4, 200) == 4 && !memcmp(text, "page", 4), "it is where it was stored");
+    close(fd);
+}
+
 static void test_contents(void)
 {
     char *map, text[8192];
@@ -591,6 +614,7 @@ static void test_contents(void)
         SAME(1, pread(fd, text, 6, 100) == 6 && !memcmp(text, "mapped", 6), "what is stored is read");
         munmap(map, 8192);
     }
+    test_appended_and_mapped();
     map = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
     check(map != MAP_FAILED, strerror(errno), "a private mapping");
     if (map != MAP_FAILED) {

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from ...fuse.rules import IN_HEADER_SIZE, OUT_HEADER_SIZE
 from ...fuse.structs import WriteIn
 from ...virtio.chain import DescriptorChain
-from ..vectors import read_into, write_from
+from ..vectors import append_from, read_into, write_from
 
 WRITE_DATA: Final = IN_HEADER_SIZE + WriteIn.STRUCT.size
 """Where the data of a WRITE begin."""
@@ -38,6 +38,9 @@ class Incoming(Protocol):
 
     def pwritev(self, fd: int, size: int, offset: int) -> int:
         """Write its first `size` bytes to the file at `offset`; how many were taken. Raises OSError."""
+
+    def append(self, fd: int, size: int) -> int:
+        """Write them to the end of the file, over nothing that others append meanwhile."""
 
 
 class ChainRoom:
@@ -71,13 +74,22 @@ class ChainSource:
 
     def pwritev(self, fd: int, size: int, offset: int) -> int:
         """As Incoming."""
-        if size > self.size:
-            raise OSError(errno.EINVAL, f"WRITE size {size:#x}: {self.size:#x} bytes are there")
+        self._check(size)
         if offset + size > LARGEST_OFFSET:
             raise OSError(errno.EFBIG, f"WRITE offset {offset:#x} size {size:#x} passes the end of all files")
         if (done := write_from(self._chain, fd, offset, start=WRITE_DATA, size=size)) == size:
             return done
         return _rest(lambda at: write_from(self._chain, fd, offset + at, start=WRITE_DATA + at, size=size - at), done, size)
+
+    def append(self, fd: int, size: int) -> int:
+        """As Incoming."""
+        self._check(size)
+        done = append_from(self._chain, fd, start=WRITE_DATA, size=size)
+        return _rest(lambda at: append_from(self._chain, fd, start=WRITE_DATA + at, size=size - at), done, size)
+
+    def _check(self, size: int) -> None:
+        if size > self.size:
+            raise OSError(errno.EINVAL, f"WRITE size {size:#x}: {self.size:#x} bytes are there")
 
 
 def _rest(move: Callable[[int], int], done: int, size: int) -> int:

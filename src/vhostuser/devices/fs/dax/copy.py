@@ -19,12 +19,13 @@ from ....errors import VhostUserError
 from ....limited_log import LimitedLog
 from ....shared_memory import SharedMemory
 from ....transport.fds import OwnedFd
+from ..failures import Failures, Key
 from ..mapping import MappedFile
 from .churn import SECONDS, Churn
 from .contents import GRANULE, PAGE, Contents
 from .copied_file import CopiedFile
 from .segments import Segment
-from .stores import Key, Stores
+from .stores import Stores
 
 log = logging.getLogger(__name__)
 ALIGNMENT: Final = 21
@@ -55,6 +56,11 @@ class CopyWindow:
     def memory(self) -> OwnedFd:
         """What the front-end maps."""
         return self._stores.contents.file
+
+    @property
+    def failures(self) -> Failures:
+        """Write-backs that failed."""
+        return self._stores.failures
 
     def begin(self) -> None:
         """Map the window, if it is not. OSError if the front-end does not have it."""
@@ -149,8 +155,8 @@ class CopyWindow:
         """The file is about to be read or changed: have these bytes of it be what the guest stored; of whole pages, since
         what lies between two stores is written with them.
 
-        They may be none, where all that is changed is to be seen instead. What fails is told by the next `write_back`, too;
-        here it is the answer, as an errno.
+        They may be none, where all that is changed is to be seen instead. What fails is one of the `failures`, too; here its
+        errno is the answer.
         """
         if not self._write or key not in self._files:
             return 0
@@ -167,16 +173,12 @@ class CopyWindow:
             return error
 
     def write_back(self, key: Key | None = None) -> None:
-        """Write what the guest stored of a file, or of all, to the files. OSError if that failed, now or before."""
-        if not self._files and not self._stores.failed:
+        """Write what the guest stored of a file, or of all, to the files. What fails is one of the `failures`."""
+        if not self._files:
             return
         with self._lock:
-            keys = [key] if key is not None else [*self._files, *self._stores.failed]
-            for each in keys:
+            for each in [key] if key is not None else list(self._files):
                 self._write_file(each)
-            errors = [self._stores.failed.pop(each) for each in keys if each in self._stores.failed]
-        if errors:
-            raise OSError(errors[0], os.strerror(errors[0]))
 
     @contextmanager
     def shrinking(self, key: Key, size: int) -> Iterator[None]:
@@ -263,6 +265,7 @@ class CopyWindow:
         for owner in list(self._files.values()):
             self._release(owner)
         self._stores.failed.clear()
+        self._stores.failures.clear()
 
     # Files
 
@@ -275,6 +278,7 @@ class CopyWindow:
         """Close a file of which nothing is in the window, and to which nothing is owed."""
         if not self._stores.segments.count(owner) and owner.key in self._files and owner.key not in self._stores.owed:
             del self._files[owner.key]
+            self._stores.failed.discard(owner.key)
             owner.fd.close()
 
     def _drop(self, parts: list[Segment[CopiedFile]]) -> None:
@@ -313,6 +317,7 @@ class CopyWindow:
 
     def _write_file(self, key: Key) -> None:
         if (owner := self._files.get(key)) and owner.writable:
+            self._stores.failed.discard(key)
             self._stores.pay(owner, 0, END_OF_FILES)
             self._stores.settle(list(self._stores.of(owner)))
             self._release(owner)

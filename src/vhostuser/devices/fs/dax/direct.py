@@ -20,10 +20,10 @@ from ....memory.mapping import sealed_file
 from ....shared_memory import MapRequest, SharedMemory
 from ....transport.fds import OwnedFd
 from ....transport.socket import NothingSent
+from ..failures import Failures, Key
 from ..mapping import MappedFile
 from .copy import ALIGNMENT, END_OF_FILES, CopyWindow
 from .granules import PAGE, Granule, Source, whole_pages
-from .stores import Key
 
 log = logging.getLogger(__name__)
 MOST_MAPPINGS: Final = 504
@@ -159,12 +159,17 @@ class DirectWindow:
             finally:
                 self._forget(gone)
 
+    @property
+    def failures(self) -> Failures:
+        """Write-backs that failed."""
+        return self._copies.failures
+
     def before(self, key: Key, start: int = 0, end: int = END_OF_FILES) -> int:
-        """Have the file say what the guest stored of it into copies. What fails is told by the next `write_back`, too."""
+        """Have the file say what the guest stored of it into copies. What fails is one of the `failures`, too."""
         return self._copies.before(key, start, end)
 
     def write_back(self, key: Key | None = None) -> None:
-        """Write what the guest stored into copies of a file, or of all. OSError if that failed, now or before."""
+        """Write what the guest stored into copies of a file, or of all. What fails is one of the `failures`."""
         self._copies.write_back(key)
 
     def after(self, key: Key, start: int, end: int) -> None:
@@ -327,7 +332,7 @@ class DirectWindow:
         """Read what is not the file itself, once what was stored in the place before is written back."""
         start, end = granule.copied
         if granule.split:
-            with suppress(OSError):  # which is told by the next `write_back`
+            with suppress(OSError):  # which is one of the `failures`
                 self._copies.remove([(granule.moffset, granule.split)])
         if start < end:
             foffset = granule.foffset + granule.split

@@ -11,13 +11,11 @@ import errno
 from collections.abc import Iterator, Sequence
 
 from ....limited_log import LimitedLog
+from ..failures import Failures, Key
 from .contents import Contents
 from .copied_file import CopiedFile
 from .owed import Owed
 from .segments import Segment, Segments
-
-Key = tuple[int, int]
-"""st_dev and st_ino: mappings of the same file are one."""
 
 
 class Stores:
@@ -27,8 +25,10 @@ class Stores:
         self.contents, self._log = Contents(size), limited
         self.segments: Segments[CopiedFile] = Segments()
         self.owed = Owed()
-        self.failed: dict[Key, int] = {}
-        """The errno of a write-back that nobody was told of yet."""
+        self.failed: set[Key] = set()
+        """Files that lack bytes which the window has, as far as is known."""
+        self.failures = Failures()
+        """Of which those are told who have the files open."""
 
     def of(self, owner: CopiedFile) -> Iterator[Segment[CopiedFile]]:
         """The segments of a file."""
@@ -49,7 +49,7 @@ class Stores:
             try:
                 self._store(part)
             except OSError as failure:
-                error = self.failed[part.file.key] = failure.errno or errno.EIO
+                error = self._fail(part.file.key, failure)
                 self._log.warning(f"a page that the guest stored is not written: {failure.strerror}")
         return error
 
@@ -82,8 +82,14 @@ class Stores:
                 owner.write(data[: max(0, min(owner.end, owner.size) - offset)], offset)
                 self.owed.cut(owner.key, offset, offset + len(data))
         except OSError as failure:
-            error = self.failed[owner.key] = failure.errno or errno.EIO
+            error = self._fail(owner.key, failure)
         owner.changed()
+        return error
+
+    def _fail(self, key: Key, failure: OSError) -> int:
+        error = failure.errno or errno.EIO
+        self.failed.add(key)
+        self.failures.add(key, error)
         return error
 
     def leave(self, parts: Sequence[Segment[CopiedFile]]) -> int:

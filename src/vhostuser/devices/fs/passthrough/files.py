@@ -68,20 +68,26 @@ class Files:
             self._state.before(inode, 0, 0)
         shortening = self._state.shrinking(inode, 0) if flags & os.O_TRUNC else nullcontext()
         with shortening, WithoutFsetid() if open_flags & OpenFlag.KILL_SUIDGID else nullcontext():
-            fd = self._state.reopen(inode, flags)
+            fd, appends = self._reopen(inode, flags)
         if flags & os.O_TRUNC:
             self._capability.drop(fd)
             self._state.after(inode, 0, 0)
         elif self._state.window is not None:
             self._state.seen(inode, os.fstat(fd.number))
-        return self._state.opened.add_file(OpenFile(inode, fd)), fd
+        return self._state.add_file(inode, fd, appends=appends), fd
+
+    def _reopen(self, inode: Inode, flags: int) -> tuple[Fd, bool]:
+        """An inode opened anew, and whether only with O_APPEND, as a file must be that can only be appended to."""
+        try:
+            return self._state.reopen(inode, flags & ~os.O_APPEND), False
+        except PermissionError:
+            if not flags & os.O_APPEND:
+                raise
+            return self._state.reopen(inode, flags), True
 
     def _flags(self, flags: int) -> int:
-        """The flags to open a file with, given those of the guest.
-
-        With a write-back cache its kernel reads what is only written, and knows itself where the end is.
-        """
-        if self._state.agreed & InitFlag.WRITEBACK_CACHE:
+        """The flags to open a file with, given those of the guest; with a write-back cache it reads what is only written."""
+        if self._knows_the_end():
             flags &= ~os.O_APPEND
             if flags & os.O_ACCMODE == os.O_WRONLY:
                 flags = flags & ~os.O_ACCMODE | os.O_RDWR
@@ -117,7 +123,7 @@ class Files:
         found = look_at(fd.number)
         path = os.open(b"%d" % fd.number, os.O_PATH | os.O_CLOEXEC, dir_fd=self._state.proc.number)
         inode = self._state.adopt(self._state.kept(path), found, parent.mount)
-        fh = self._state.opened.add_file(OpenFile(inode, fd))
+        fh = self._state.add_file(inode, fd)
         return self._attributes.entry(inode, parent, found) + self._opened(inode, fh, fd)
 
     def _existing(self, parent: Inode, name: bytes, given: s.CreateIn) -> bytes:
@@ -154,22 +160,34 @@ class Files:
         self._state.before(file.inode, given.offset, given.offset + given.size)
         self._capability.drop(file.fd)
         if not given.write_flags & WriteFlag.KILL_SUIDGID:
-            written = source.pwritev(file.fd.number, given.size, given.offset)
+            written = self._put(file, given, source)
         else:
             with WithoutFsetid():
-                written = source.pwritev(file.fd.number, given.size, given.offset)
+                written = self._put(file, given, source)
         self._state.after(file.inode, given.offset, given.offset + written)
         return written
 
+    def _put(self, file: OpenFile, given: s.WriteIn, source: Incoming) -> int:
+        """Write to the end, if the guest's file has O_APPEND now and it is no page of its cache, which has its place."""
+        if given.flags & os.O_APPEND and not given.write_flags & WriteFlag.CACHE and not self._knows_the_end():
+            return source.append(file.fd.number, given.size)
+        if file.appends:
+            raise failed(errno.EPERM)
+        return source.pwritev(file.fd.number, given.size, given.offset)
+
+    def _knows_the_end(self) -> int:
+        """Whether the guest has a write-back cache, and so knows itself where files end."""
+        return self._state.agreed & InitFlag.WRITEBACK_CACHE
+
     def release(self, call: Call) -> None:
-        """Close a file."""
+        """Close a file. Nobody hears what fails of it, so nobody is told."""
         given, nodeid = arguments(call, s.ReleaseIn), call.header.nodeid
         file = self._state.opened.file(given.fh, nodeid)
         self._state.opened.release_file(given.fh, nodeid)
         self._state.write_back(file.inode)
 
 
-_CREATED: Final = os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_DIRECT | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
+_CREATED: Final = os.O_ACCMODE | os.O_TRUNC | os.O_DIRECT | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
 
 
 def check_range(offset: int, size: int) -> None:

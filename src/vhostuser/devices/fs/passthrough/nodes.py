@@ -127,8 +127,7 @@ class Nodes:
         """Write out the file system of an inode, and what the guest changed in the window."""
         arguments(call, s.SyncfsIn)
         inode = self._state.inode(call)
-        if self._state.window is not None:
-            self._state.window.write_back()
+        self._state.write_back_all()
         file = self._state.reopen(inode, os.O_RDONLY)
         calls.syncfs(file.number)
 

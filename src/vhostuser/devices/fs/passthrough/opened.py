@@ -12,12 +12,16 @@ from .calls import failed
 from .inodes import Fd, Inode
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OpenFile:
     """An open regular file."""
 
     inode: Inode
     fd: Fd
+    appends: bool = False
+    """Whether the host lets nothing be written but to the file's end."""
+    told: int = 0
+    """The last failed write-back that it was told of."""
 
 
 @dataclass(slots=True)

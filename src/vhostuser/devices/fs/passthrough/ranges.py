@@ -43,6 +43,7 @@ class Ranges:
         file = self._state.opened.file(given.fh, nodeid)
         self._locks.end(file.inode, given.lock_owner)
         self._state.write_back(file.inode)
+        self._state.check(file)
         os.close(os.dup(file.fd.number))
 
     def fsync(self, call: Call) -> None:
@@ -50,6 +51,7 @@ class Ranges:
         given = arguments(call, s.FsyncIn)
         file = self._state.opened.file(given.fh, call.header.nodeid)
         self._state.write_back(file.inode)
+        self._state.tell(file)
         _sync(file.fd.number, given)
 
     def fsyncdir(self, call: Call) -> None:

@@ -15,11 +15,12 @@ from ....fuse.numbers import ROOT_ID
 from ....fuse.rules import Call
 from ....protocol.layout import Payload
 from ....transport.fds import OwnedFd
+from ..failures import Failures
 from ..options import Handles, ShareOptions
 from .calls import FileHandle, failed, mount_id, name_to_handle, open_by_handle
 from .found import Found
 from .inodes import Fd, Inode, Inodes
-from .opened import Opened
+from .opened import Opened, OpenFile
 
 log = logging.getLogger(__name__)
 RESERVE: Final = 32
@@ -74,7 +75,11 @@ class Mappings(Protocol):
         """The file was looked at, and so it is."""
 
     def write_back(self, key: tuple[int, int] | None = None) -> None:
-        """Write what the guest changed of this file, or of all, to the file. OSError if that failed."""
+        """Write what the guest changed of this file, or of all, to the file. What fails is one of the `failures`."""
+
+    @property
+    def failures(self) -> Failures:
+        """Write-backs that failed."""
 
     def serves(self, *, writable_file: bool) -> bool:
         """Whether such a file is mapped at all."""
@@ -116,7 +121,7 @@ class State:
         self._root = root
         self._mounts: dict[int, Fd] = {}
         self._spare = _Spare()
-        self._limit = self._plenty = 0
+        self._limit = self._plenty = self._told = 0
         try:
             self.reset()
             if options.inode_file_handles is Handles.MANDATORY:
@@ -292,6 +297,37 @@ class State:
             self.window.refresh(inode.file, found.st_size, found.st_mtime_ns)
 
     def write_back(self, inode: Inode) -> None:
-        """Write what the guest changed in the window of a file."""
+        """Write what the guest changed in the window of a file. Whether it failed, `check` and `tell` say."""
         if self.window is not None and inode.type == stat.S_IFREG:
             self.window.write_back(inode.file)
+
+    def write_back_all(self) -> None:
+        """Write what the guest changed in the window. OSError if any of it failed since this was called last."""
+        if self.window is not None:
+            self.window.write_back()
+            self._told, error = self.window.failures.after(None, self._told)
+            _raise(error)
+
+    def add_file(self, inode: Inode, fd: Fd, *, appends: bool = False) -> int:
+        """The `fh` of a file that was just opened."""
+        told = self.window.failures.begin(inode.file) if self.window is not None else 0
+        return self.opened.add_file(OpenFile(inode, fd, appends, told))
+
+    def check(self, file: OpenFile) -> None:
+        """OSError if what was stored in the file could not be written, and this open one was not told.
+
+        A FLUSH asks, and any process that has it open, if only by a fork, causes one: its FSYNC is to be told still.
+        """
+        if self.window is not None:
+            _raise(self.window.failures.after(file.inode.file, file.told)[1])
+
+    def tell(self, file: OpenFile) -> None:
+        """The same, and then it was told."""
+        if self.window is not None:
+            file.told, error = self.window.failures.tell(file.inode.file, file.told)
+            _raise(error)
+
+
+def _raise(error: int) -> None:
+    if error:
+        raise failed(error)
