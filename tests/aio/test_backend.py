@@ -9,12 +9,14 @@ import tempfile
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from tests.process.test_undrained import Rig
 from vhostuser import DescriptorChain, Disconnected, Frontend, LocalProtocolError, MapRequest, RequestFailed
 from vhostuser.aio import AsyncBackend, AsyncDevice, AsyncFrontend
+from vhostuser.aio.device import Bridge
 from vhostuser.aio.mapper import Mapper
 from vhostuser.protocol.numbers import FrontendRequest
 from vhostuser.protocol.payloads import Config, VringState
@@ -328,6 +330,96 @@ def test_a_loop_that_is_blocked_does_not_hold_up_the_front_end_for_ever(monkeypa
             await asyncio.sleep(0)
             assert device.writes == 0, "what was refused is not done later"
             await asyncio.to_thread(frontend.close)
+
+    run(work())
+
+
+class Told(Scripted):
+    """Knows when it was reset."""
+
+    def reset(self) -> None:
+        super().reset()
+        self.seen.append(b"reset")
+
+
+def test_a_reset_is_late_while_the_loop_is_blocked_but_comes_before_the_next_driver(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vhostuser.aio.device.LOOP_TIMEOUT", 0.05)
+
+    async def work() -> None:
+        device, again = Told(wait), threading.Event()
+        device.drain_timeout = 0.05
+        async with serving(device) as (sock, _):
+            frontend = await asyncio.to_thread(Frontend, sock)
+            frontend.share_memory(1 << 20)
+            queue = await asyncio.to_thread(frontend.start_queue, 0, size=16)
+            queue.submit([b"old"])
+            queue.notify()
+            await until(lambda: device.at_work, "it is at work")
+
+            def take_again() -> None:
+                frontend.reset()
+                queue = frontend.start_queue(0, size=16)
+                queue.submit([b"now"], [8])
+                queue.notify()
+                again.set()
+
+            thread = threading.Thread(target=take_again)
+            thread.start()
+            assert again.wait(DEADLINE), "this blocks the loop on purpose"
+            thread.join()
+            assert not device.resets
+            await until(lambda: b"now" in device.seen, "the next driver's request has come")
+            assert device.seen == [b"ready", b"old", b"reset", b"ready", b"now"]
+            assert device.cancelled == 1
+            await asyncio.to_thread(frontend.close)
+
+    run(work())
+    assert "the device is reset once it turns to that" in caplog.text
+
+
+def test_what_a_late_reset_makes_of_it_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("vhostuser.aio.device.LOOP_TIMEOUT", 0.05)
+
+    class Failing(Scripted):
+        def reset(self) -> None:
+            super().reset()
+            raise ZeroDivisionError("on purpose")
+
+    async def work() -> None:
+        bridge = Bridge(device := Failing())
+        bridge.attach(asyncio.get_running_loop())
+        thread = threading.Thread(target=bridge.reset)
+        thread.start()
+        thread.join(DEADLINE)
+        assert not device.resets, "this blocks the loop on purpose"
+        await until(lambda: device.resets == 1, "the reset has come")
+        await bridge.detach()
+
+    run(work())
+    assert "Failing.reset failed" in caplog.text
+    assert "on purpose" in caplog.text
+
+
+@pytest.mark.parametrize("hook", ["reset", "write_config", "shared_object"])
+def test_a_device_s_own_time_limit_is_not_taken_for_a_busy_loop(hook: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def expire(*arguments: object) -> None:
+        raise TimeoutError("on purpose")
+
+    async def work() -> None:
+        device = Scripted()
+        monkeypatch.setattr(device, hook, expire)
+        bridge = Bridge(device)
+        bridge.attach(asyncio.get_running_loop())
+        calls = {
+            "reset": bridge.reset,
+            "write_config": lambda: bridge.write_config(0, b"x"),
+            "shared_object": lambda: bridge.object_fd(UUID(int=1)),
+        }
+        with pytest.raises(TimeoutError, match="on purpose"):
+            await asyncio.to_thread(calls[hook])
+        await bridge.detach()
 
     run(work())
 

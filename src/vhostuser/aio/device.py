@@ -143,9 +143,21 @@ class Bridge(Device):
             done.result()
 
     def reset(self) -> None:
-        """Cancel what is in progress, and tell the device."""
-        if self._loop is not None:
-            self._in_loop(self._reset)
+        """Cancel what is in progress, and tell the device; late if the loop is busy, but before the next driver comes."""
+        if self._loop is None:
+            return
+        done = self._post(self._reset)
+        if _ends_in_time(done):
+            done.result()
+        else:
+            self._log.warning(f"{_busy()}: the device is reset once it turns to that")
+            done.add_done_callback(self._tell_of_reset)
+
+    def _tell_of_reset(self, done: Future[None]) -> None:
+        try:
+            done.result()
+        except Exception:
+            self._log.exception(f"{type(self._device).__name__}.reset failed")
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Let the device take a write to its configuration space."""
@@ -168,16 +180,20 @@ class Bridge(Device):
     def _in_loop(self, function: Callable[[], T], given_up: Callable[[Future[T]], None] = lambda _: None) -> T:
         """Call a function in the event loop and wait for its end; raises what it does.
 
-        If that takes too long `given_up` gets what it may come to all the same.
+        If that takes too long it is not begun any more, and `given_up` gets what it may come to all the same.
         """
+        done = self._post(function)
+        if _ends_in_time(done):
+            return done.result()
+        done.cancel()
+        given_up(done)
+        raise DeadlineExpired(_busy())
+
+    def _post(self, function: Callable[[], T]) -> Future[T]:
+        """Have a function called in the event loop, behind all that was posted before."""
         done: Future[T] = Future()
         self._running().call_soon_threadsafe(_call, function, done)
-        try:
-            return done.result(LOOP_TIMEOUT)
-        except TimeoutError:
-            done.cancel()
-            given_up(done)
-            raise DeadlineExpired(f"the event loop is busy for more than {LOOP_TIMEOUT:g} s") from None
+        return done
 
     # In the event loop
 
@@ -196,6 +212,16 @@ class Bridge(Device):
     def _reset(self) -> None:
         self._cancel()
         self._device.reset()
+
+
+def _ends_in_time(done: Future[T]) -> bool:
+    """Whether the loop turns to something as soon as may be expected. A TimeoutError of the device's own is an end, too."""
+    concurrent.futures.wait([done], LOOP_TIMEOUT)
+    return done.done()
+
+
+def _busy() -> str:
+    return f"the event loop is busy for more than {LOOP_TIMEOUT:g} s"
 
 
 def _call(function: Callable[[], T], done: Future[T]) -> None:
