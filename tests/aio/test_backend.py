@@ -310,6 +310,72 @@ def test_a_device_that_fails_to_start_is_served_all_the_same(caplog: pytest.LogC
     assert "the start of the device failed" in caplog.text
 
 
+def test_a_start_that_is_no_coroutine_is_told_and_holds_up_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    class Plain(Scripted):
+        def driver_ready(self) -> None:  # type: ignore[override]
+            self.seen.append(b"plain")
+
+    async def work() -> None:
+        async with both(device := Plain()) as frontend:
+            queue = await frontend.start_queue(0, size=16)
+            assert await queue.exchange(b"even so", 8) == b"even so"
+            assert device.seen == [b"plain", b"even so"]
+
+    run(work())
+    assert "the start of the device failed" in caplog.text
+    assert "a coroutine was expected" in caplog.text
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["late", "lost"])
+def test_the_end_frees_what_waits_for_a_device_to_be_ready(lost: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop turns to the start only behind the end, or never if it is closed then."""
+
+    async def work() -> None:
+        loop, posted = asyncio.get_running_loop(), threading.Event()
+        bridge = Bridge(device := Scripted())
+        bridge.attach(loop)
+        post = loop.call_soon_threadsafe
+
+        def call(callback: Callable[..., object], *arguments: object) -> None:
+            if not lost:
+                post(callback, *arguments)
+            posted.set()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "call_soon_threadsafe", call)
+            thread = threading.Thread(target=bridge.driver_ready, daemon=True)
+            thread.start()
+            assert posted.wait(DEADLINE), "this blocks the loop on purpose"
+        await bridge.detach()
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+        await asyncio.sleep(0.01)
+        assert not device.seen, "nothing of the device runs any more"
+
+    run(work())
+
+
+def test_no_request_begins_behind_the_end() -> None:
+    class Counting(AsyncDevice):
+        begun = 0
+
+        async def process(self, queue: int, chain: DescriptorChain) -> None:
+            self.begun += 1
+
+    async def work() -> None:
+        bridge = Bridge(device := Counting())
+        bridge.attach(asyncio.get_running_loop())
+        thread = threading.Thread(target=bridge.process, args=(0, None))
+        thread.start()
+        thread.join(DEADLINE)
+        assert not thread.is_alive(), "this blocks the loop on purpose"
+        await bridge.detach()
+        await asyncio.sleep(0.01)
+        assert not device.begun
+
+    run(work())
+
+
 def test_a_loop_that_is_blocked_does_not_hold_up_the_front_end_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vhostuser.aio.device.LOOP_TIMEOUT", 0.05)
 

@@ -83,6 +83,8 @@ class Bridge(Device):
         self.shared_objects = device.shared_objects
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._starting: set[Future[None]] = set()
+        """What waits for the device to be ready."""
         self._log = LimitedLog(log)
 
     @property
@@ -112,9 +114,11 @@ class Bridge(Device):
         self._loop = loop
 
     async def detach(self) -> None:
-        """Cancel what still runs, and wait for its end."""
+        """Cancel what still runs, and wait for its end; what waits for the device to be ready does so no more."""
         self._loop = None
         self._cancel()
+        for done in list(self._starting):
+            done.cancel()
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -136,11 +140,15 @@ class Bridge(Device):
         return KEEP
 
     def driver_ready(self) -> None:
-        """Wait for the device to be ready; a reset ends the wait."""
+        """Wait for the device to be ready; a reset ends the wait, and so does the end."""
         done: Future[None] = Future()
-        self._running().call_soon_threadsafe(lambda: _chain(self._spawn(self._device.driver_ready()), done))
-        with contextlib.suppress(concurrent.futures.CancelledError):
-            done.result()
+        self._starting.add(done)  # before it is known whether a loop runs: `detach` looks here after it has said no
+        try:
+            self._running().call_soon_threadsafe(self._start, done)
+            with contextlib.suppress(concurrent.futures.CancelledError):
+                done.result()
+        finally:
+            self._starting.discard(done)
 
     def reset(self) -> None:
         """Cancel what is in progress, and tell the device; late if the loop is busy, but before the next driver comes."""
@@ -195,9 +203,19 @@ class Bridge(Device):
         self._running().call_soon_threadsafe(_call, function, done)
         return done
 
-    # In the event loop
+    # In the event loop: nothing begins any more after `detach`
+
+    def _start(self, done: Future[None]) -> None:
+        if self._loop is None:
+            return
+        try:
+            _chain(self._spawn(self._device.driver_ready()), done)
+        except Exception as error:
+            done.set_exception(error)
 
     def _begin(self, queue: int, chain: DescriptorChain) -> None:
+        if self._loop is None:
+            return
         self._spawn(self._handle(queue, chain)).add_done_callback(lambda _: self.complete(queue, chain))
 
     async def _handle(self, queue: int, chain: DescriptorChain) -> None:
@@ -234,12 +252,13 @@ def _call(function: Callable[[], T], done: Future[T]) -> None:
 
 
 def _chain(task: asyncio.Task[None], done: Future[None]) -> None:
-    """Let `done` become what the task does."""
+    """Let `done` become what the task does, unless nobody waits for it any more."""
 
     def copy(ended: asyncio.Task[None]) -> None:
-        if ended.cancelled():
+        error = None if ended.cancelled() else ended.exception()
+        if ended.cancelled() or done.cancelled():
             done.cancel()
-        elif error := ended.exception():
+        elif error:
             done.set_exception(error)
         else:
             done.set_result(None)
