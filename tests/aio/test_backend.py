@@ -14,9 +14,9 @@ from uuid import UUID
 import pytest
 
 from tests.process.test_undrained import Rig
-from vhostuser import DescriptorChain, Disconnected, Frontend, LocalProtocolError, MapRequest, RequestFailed
+from vhostuser import DescriptorChain, Device, Disconnected, Frontend, LocalProtocolError, MapRequest, RequestFailed
 from vhostuser.aio import AsyncBackend, AsyncDevice, AsyncFrontend
-from vhostuser.aio.device import Bridge
+from vhostuser.aio.device import MEANINGLESS, Bridge
 from vhostuser.aio.mapper import Mapper
 from vhostuser.protocol.numbers import FrontendRequest
 from vhostuser.protocol.payloads import Config, VringState
@@ -89,6 +89,60 @@ def test_many_requests_are_at_work_at_a_time(packed: bool) -> None:
             assert device.seen[0] == b"ready"
 
     run(work())
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_requests_come_back_as_they_are_done_unless_the_device_says_that_they_may_be_had_in_order(in_order: bool) -> None:
+    """A device whose requests wait for each other would wait for ever else."""
+
+    async def released(device: Scripted, request: bytes) -> bytes:
+        if request == b"wait":
+            await device.goes_on.wait()
+        elif request == b"release":
+            device.goes_on.set()
+        return b"ok"
+
+    async def work() -> None:
+        device = Scripted(released)
+        if in_order:
+            device.in_order = True
+        async with serving(device) as (sock, _), await AsyncFrontend.over(sock, in_order=True) as frontend:
+            assert ("IN_ORDER" in frontend.features) == in_order
+            await frontend.share_memory(1 << 20)
+            queue = await frontend.start_queue(0, size=16)
+            waiting = asyncio.create_task(queue.exchange(b"wait", 8))
+            await until(lambda: device.at_work, "it waits")
+            behind = asyncio.create_task(queue.exchange(b"behind", 8))
+            await until(lambda: b"behind" in device.seen and device.at_work == 1, "what came behind it is done")
+            if in_order:
+                assert not behind.done()
+            else:
+                assert await behind == b"ok"
+            for answer in (queue.exchange(b"release", 8), waiting, behind):
+                assert await answer == b"ok"
+
+    run(work())
+
+
+def test_what_a_device_of_coroutines_says_in_vain_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    class Choosy(Scripted):
+        spin = 0.0
+
+        def takes(self, queue: int) -> bool:
+            return False
+
+    AsyncBackend(Scripted())
+    assert not caplog.text
+    AsyncBackend(Choosy())
+    assert "Choosy.spin means nothing in an AsyncDevice" in caplog.text
+    assert "Choosy.takes means nothing in an AsyncDevice" in caplog.text
+
+
+def test_what_a_device_has_is_taken_over_or_said_to_mean_nothing() -> None:
+    """Whoever adds to `Device` decides which of the two it is."""
+    every = {name for name in vars(Device) if not name.startswith("_")}
+    ways_back = {"complete", "resume", "queues", "object_fd"}
+    assert every == {name for name in vars(AsyncDevice) if not name.startswith("_")} | set(MEANINGLESS) | ways_back
 
 
 def test_an_exception_fails_its_request_alone(caplog: pytest.LogCaptureFixture) -> None:

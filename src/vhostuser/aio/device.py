@@ -27,13 +27,17 @@ from .shared_memory import AsyncSharedMemory
 log = logging.getLogger(__name__)
 LOOP_TIMEOUT: Final = 5.0
 """Seconds that the event loop may take to turn to something that the front-end waits for."""
+MEANINGLESS: Final = ("queue_threads", "spin", "takes", "process_batch", "compiled")
+"""What a `Device` may say and an AsyncDevice says in vain."""
 T = TypeVar("T")
 
 
 class AsyncDevice:
     """A virtio device. Subclasses say what it is as in `Device`, and what it does in `process`.
 
-    All methods are called in the event loop, and so may not block it.
+    All methods are called in the event loop, and so may not block it. Requests are tasks: what is about threads in `Device`,
+    or about requests that the device keeps, has no meaning here: `queue_threads`, `spin`, `takes` and `resume`, KEEP and
+    `complete`, `process_batch`, `compiled`.
     """
 
     virtio_id: ClassVar[int] = 0
@@ -42,6 +46,9 @@ class AsyncDevice:
     queue_sizes: tuple[int, ...] = ()
     shared_memory: MappingOf[int, int] = MappingProxyType({})
     drain_timeout: float = Device.drain_timeout
+    in_order: bool = False
+    """As in `Device`, but false unless a subclass says so: requests are at work at a time, and each comes back once it is
+    done. True for a device none of whose requests waits for a later one."""
     config: bytes = b""
     shm: MappingOf[int, AsyncSharedMemory] = MappingProxyType({})
     """The shared memory regions by shmid, once an AsyncBackend has the device."""
@@ -80,12 +87,15 @@ class Bridge(Device):
         self._device = device
         self.features, self.queue_sizes = device.features, device.queue_sizes
         self.shared_memory, self.drain_timeout = device.shared_memory, device.drain_timeout
-        self.shared_objects = device.shared_objects
+        self.shared_objects, self.in_order = device.shared_objects, device.in_order
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting: set[Future[None]] = set()
         """What waits for the device to be ready."""
         self._log = LimitedLog(log)
+        for name in MEANINGLESS:
+            if hasattr(device, name):
+                self._log.warning(f"{type(device).__name__}.{name} means nothing in an AsyncDevice")
 
     @property
     def config(self) -> bytes:
