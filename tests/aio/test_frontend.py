@@ -24,7 +24,7 @@ from vhostuser import (
     RequestFailed,
 )
 from vhostuser.aio import AsyncFrontend
-from vhostuser.aio.worker import Worker
+from vhostuser.aio.worker import NAME, Worker
 from vhostuser.testing import DEADLINE, Served, leaving_nothing, sparse_file
 
 from .loops import run, until
@@ -334,6 +334,22 @@ def test_a_connection_that_is_cancelled_leaves_nothing(when: str) -> None:
 
     with leaving_nothing():
         run(work())
+
+
+def test_who_is_cancelled_while_nobody_listens_takes_no_back_end_that_comes_later() -> None:
+    async def work(path: str) -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await AsyncFrontend.connect(path, wait=2 * DEADLINE)
+        await until(lambda: not any(thread.name == NAME for thread in threading.enumerate()), "nobody connects any more")
+        served = Served(Echo())
+        await asyncio.to_thread(served.at, path, once=True)
+        async with await AsyncFrontend.connect(path) as frontend:
+            assert frontend.queue_count == 2
+        await asyncio.to_thread(served.join)
+
+    with tempfile.TemporaryDirectory(prefix="vhu-") as folder, leaving_nothing():
+        run(work(f"{folder}/s"))
 
 
 class Slow(Echo):

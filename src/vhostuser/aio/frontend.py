@@ -32,7 +32,8 @@ class AsyncFrontend:
     @classmethod
     async def connect(cls, path: str | os.PathLike[str], *, wait: float = 0.0, **options: Unpack[FrontendOptions]) -> Self:
         """Connect to a back-end that listens on `path`, trying for `wait` seconds; options as for `Frontend`."""
-        return await cls._made(Worker(), lambda: connect(path, wait=wait), options)
+        worker = Worker()
+        return await cls._made(worker, lambda: connect(path, wait=wait, check=worker.check), options)
 
     @classmethod
     async def over(cls, sock: socket.socket, **options: Unpack[FrontendOptions]) -> Self:

@@ -81,13 +81,17 @@ class Worker:
             raise Disconnected("the connection is over: closed")
         return self._frontend
 
+    def check(self) -> None:
+        """Disconnected once `stop` was called."""
+        if self._ending:
+            raise Disconnected("closed")
+
     def connect(self, reach: Callable[[], socket.socket], make: Callable[[socket.socket], Frontend]) -> None:
         """Connect, unless there is a socket already, and agree on features."""
         sock = self._sock or reach()
         with self._lock:
             self._sock = sock
-            if self._ending:
-                raise Disconnected("closed")
+            self.check()
         self._frontend = make(sock)
 
     def start_queue(self, index: int, size: int) -> Flights:
