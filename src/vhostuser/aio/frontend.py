@@ -81,7 +81,8 @@ class AsyncFrontend:
     async def run(self, function: Callable[[Frontend], T]) -> T:
         """Call a function with the blocking core, in its thread: for what has no coroutine here, like `config`.
 
-        A queue that is started so is not one of coroutines.
+        A queue that is started so is not one of coroutines. After `core.reconnect(...)` queues are to be started again: what
+        waits in those of before ends with Disconnected, and is not done again.
         """
         return await asyncio.wrap_future(self._worker.run(lambda: function(self._worker.frontend)))
 
