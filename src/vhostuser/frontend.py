@@ -152,6 +152,11 @@ class Frontend:
         return body.payload
 
     @property
+    def connections(self) -> int:
+        """How many connections it has had: one, and another for each back-end that `reconnect` has reached."""
+        return self._ends + 1
+
+    @property
     def counters(self) -> Counters:
         """What this side has counted so far."""
         total = self._answering.counters
@@ -370,13 +375,17 @@ class Frontend:
 
         May be called while another thread waits in this front-end: its call ends with Disconnected first.
         """
+        self.shutdown()
+        with self._driving.lock:
+            self._close()
+        self._driving.visit()
+
+    def shutdown(self) -> None:
+        """End the connection, from any thread, and do not wait for who waits in it; `close` gives back the rest."""
         self._closed = True
         self._driving.lose(Disconnected("closed"))
         self._driving.channel.shutdown()
         self._answering.shutdown()
-        with self._driving.lock:
-            self._close()
-        self._driving.visit()
 
     def _close(self) -> None:
         self._driving.close()

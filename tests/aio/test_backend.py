@@ -9,12 +9,14 @@ import tempfile
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from tests.process.test_undrained import Rig
-from vhostuser import DescriptorChain, Disconnected, Frontend, LocalProtocolError, MapRequest, RequestFailed
+from vhostuser import DescriptorChain, Device, Disconnected, Frontend, LocalProtocolError, MapRequest, RequestFailed
 from vhostuser.aio import AsyncBackend, AsyncDevice, AsyncFrontend
+from vhostuser.aio.device import MEANINGLESS, Bridge
 from vhostuser.aio.mapper import Mapper
 from vhostuser.protocol.numbers import FrontendRequest
 from vhostuser.protocol.payloads import Config, VringState
@@ -87,6 +89,60 @@ def test_many_requests_are_at_work_at_a_time(packed: bool) -> None:
             assert device.seen[0] == b"ready"
 
     run(work())
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_requests_come_back_as_they_are_done_unless_the_device_says_that_they_may_be_had_in_order(in_order: bool) -> None:
+    """A device whose requests wait for each other would wait for ever else."""
+
+    async def released(device: Scripted, request: bytes) -> bytes:
+        if request == b"wait":
+            await device.goes_on.wait()
+        elif request == b"release":
+            device.goes_on.set()
+        return b"ok"
+
+    async def work() -> None:
+        device = Scripted(released)
+        if in_order:
+            device.in_order = True
+        async with serving(device) as (sock, _), await AsyncFrontend.over(sock, in_order=True) as frontend:
+            assert ("IN_ORDER" in frontend.features) == in_order
+            await frontend.share_memory(1 << 20)
+            queue = await frontend.start_queue(0, size=16)
+            waiting = asyncio.create_task(queue.exchange(b"wait", 8))
+            await until(lambda: device.at_work, "it waits")
+            behind = asyncio.create_task(queue.exchange(b"behind", 8))
+            await until(lambda: b"behind" in device.seen and device.at_work == 1, "what came behind it is done")
+            if in_order:
+                assert not behind.done()
+            else:
+                assert await behind == b"ok"
+            for answer in (queue.exchange(b"release", 8), waiting, behind):
+                assert await answer == b"ok"
+
+    run(work())
+
+
+def test_what_a_device_of_coroutines_says_in_vain_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    class Choosy(Scripted):
+        spin = 0.0
+
+        def takes(self, queue: int) -> bool:
+            return False
+
+    AsyncBackend(Scripted())
+    assert not caplog.text
+    AsyncBackend(Choosy())
+    assert "Choosy.spin means nothing in an AsyncDevice" in caplog.text
+    assert "Choosy.takes means nothing in an AsyncDevice" in caplog.text
+
+
+def test_what_a_device_has_is_taken_over_or_said_to_mean_nothing() -> None:
+    """Whoever adds to `Device` decides which of the two it is."""
+    every = {name for name in vars(Device) if not name.startswith("_")}
+    ways_back = {"complete", "resume", "queues", "object_fd"}
+    assert every == {name for name in vars(AsyncDevice) if not name.startswith("_")} | set(MEANINGLESS) | ways_back
 
 
 def test_an_exception_fails_its_request_alone(caplog: pytest.LogCaptureFixture) -> None:
@@ -308,6 +364,72 @@ def test_a_device_that_fails_to_start_is_served_all_the_same(caplog: pytest.LogC
     assert "the start of the device failed" in caplog.text
 
 
+def test_a_start_that_is_no_coroutine_is_told_and_holds_up_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    class Plain(Scripted):
+        def driver_ready(self) -> None:  # type: ignore[override]
+            self.seen.append(b"plain")
+
+    async def work() -> None:
+        async with both(device := Plain()) as frontend:
+            queue = await frontend.start_queue(0, size=16)
+            assert await queue.exchange(b"even so", 8) == b"even so"
+            assert device.seen == [b"plain", b"even so"]
+
+    run(work())
+    assert "the start of the device failed" in caplog.text
+    assert "a coroutine was expected" in caplog.text
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["late", "lost"])
+def test_the_end_frees_what_waits_for_a_device_to_be_ready(lost: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop turns to the start only behind the end, or never if it is closed then."""
+
+    async def work() -> None:
+        loop, posted = asyncio.get_running_loop(), threading.Event()
+        bridge = Bridge(device := Scripted())
+        bridge.attach(loop)
+        post = loop.call_soon_threadsafe
+
+        def call(callback: Callable[..., object], *arguments: object) -> None:
+            if not lost:
+                post(callback, *arguments)
+            posted.set()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "call_soon_threadsafe", call)
+            thread = threading.Thread(target=bridge.driver_ready, daemon=True)
+            thread.start()
+            assert posted.wait(DEADLINE), "this blocks the loop on purpose"
+        await bridge.detach()
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+        await asyncio.sleep(0.01)
+        assert not device.seen, "nothing of the device runs any more"
+
+    run(work())
+
+
+def test_no_request_begins_behind_the_end() -> None:
+    class Counting(AsyncDevice):
+        begun = 0
+
+        async def process(self, queue: int, chain: DescriptorChain) -> None:
+            self.begun += 1
+
+    async def work() -> None:
+        bridge = Bridge(device := Counting())
+        bridge.attach(asyncio.get_running_loop())
+        thread = threading.Thread(target=bridge.process, args=(0, None))
+        thread.start()
+        thread.join(DEADLINE)
+        assert not thread.is_alive(), "this blocks the loop on purpose"
+        await bridge.detach()
+        await asyncio.sleep(0.01)
+        assert not device.begun
+
+    run(work())
+
+
 def test_a_loop_that_is_blocked_does_not_hold_up_the_front_end_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vhostuser.aio.device.LOOP_TIMEOUT", 0.05)
 
@@ -328,6 +450,96 @@ def test_a_loop_that_is_blocked_does_not_hold_up_the_front_end_for_ever(monkeypa
             await asyncio.sleep(0)
             assert device.writes == 0, "what was refused is not done later"
             await asyncio.to_thread(frontend.close)
+
+    run(work())
+
+
+class Told(Scripted):
+    """Knows when it was reset."""
+
+    def reset(self) -> None:
+        super().reset()
+        self.seen.append(b"reset")
+
+
+def test_a_reset_is_late_while_the_loop_is_blocked_but_comes_before_the_next_driver(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vhostuser.aio.device.LOOP_TIMEOUT", 0.05)
+
+    async def work() -> None:
+        device, again = Told(wait), threading.Event()
+        device.drain_timeout = 0.05
+        async with serving(device) as (sock, _):
+            frontend = await asyncio.to_thread(Frontend, sock)
+            frontend.share_memory(1 << 20)
+            queue = await asyncio.to_thread(frontend.start_queue, 0, size=16)
+            queue.submit([b"old"])
+            queue.notify()
+            await until(lambda: device.at_work, "it is at work")
+
+            def take_again() -> None:
+                frontend.reset()
+                queue = frontend.start_queue(0, size=16)
+                queue.submit([b"now"], [8])
+                queue.notify()
+                again.set()
+
+            thread = threading.Thread(target=take_again)
+            thread.start()
+            assert again.wait(DEADLINE), "this blocks the loop on purpose"
+            thread.join()
+            assert not device.resets
+            await until(lambda: b"now" in device.seen, "the next driver's request has come")
+            assert device.seen == [b"ready", b"old", b"reset", b"ready", b"now"]
+            assert device.cancelled == 1
+            await asyncio.to_thread(frontend.close)
+
+    run(work())
+    assert "the device is reset once it turns to that" in caplog.text
+
+
+def test_what_a_late_reset_makes_of_it_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("vhostuser.aio.device.LOOP_TIMEOUT", 0.05)
+
+    class Failing(Scripted):
+        def reset(self) -> None:
+            super().reset()
+            raise ZeroDivisionError("on purpose")
+
+    async def work() -> None:
+        bridge = Bridge(device := Failing())
+        bridge.attach(asyncio.get_running_loop())
+        thread = threading.Thread(target=bridge.reset)
+        thread.start()
+        thread.join(DEADLINE)
+        assert not device.resets, "this blocks the loop on purpose"
+        await until(lambda: device.resets == 1, "the reset has come")
+        await bridge.detach()
+
+    run(work())
+    assert "Failing.reset failed" in caplog.text
+    assert "on purpose" in caplog.text
+
+
+@pytest.mark.parametrize("hook", ["reset", "write_config", "shared_object"])
+def test_a_device_s_own_time_limit_is_not_taken_for_a_busy_loop(hook: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def expire(*arguments: object) -> None:
+        raise TimeoutError("on purpose")
+
+    async def work() -> None:
+        device = Scripted()
+        monkeypatch.setattr(device, hook, expire)
+        bridge = Bridge(device)
+        bridge.attach(asyncio.get_running_loop())
+        calls = {
+            "reset": bridge.reset,
+            "write_config": lambda: bridge.write_config(0, b"x"),
+            "shared_object": lambda: bridge.object_fd(UUID(int=1)),
+        }
+        with pytest.raises(TimeoutError, match="on purpose"):
+            await asyncio.to_thread(calls[hook])
+        await bridge.detach()
 
     run(work())
 

@@ -19,12 +19,13 @@ from vhostuser import (
     DescriptorChain,
     Device,
     Disconnected,
+    Frontend,
     LocalProtocolError,
     QueueBroken,
     RequestFailed,
 )
-from vhostuser.aio import AsyncFrontend
-from vhostuser.aio.worker import Worker
+from vhostuser.aio import AsyncFrontend, AsyncQueue
+from vhostuser.aio.worker import NAME, Worker
 from vhostuser.testing import DEADLINE, Served, leaving_nothing, sparse_file
 
 from .loops import run, until
@@ -257,6 +258,157 @@ def test_the_end_of_the_back_end_ends_everything_with_it() -> None:
     run(work())
 
 
+# Another back-end
+
+
+@asynccontextmanager
+async def followed(second: Device, *, noticed: bool = True) -> AsyncIterator[tuple[AsyncFrontend, AsyncQueue]]:
+    """A front-end that has gone on with a second back-end, and a queue of the first: that died before, or only then."""
+    later = Served(second)
+    try:
+        async with driving(device := Keeper()) as (frontend, served):
+            queue = await frontend.start_queue(0, size=4)
+            assert await queue.exchange(b"now", 8) == b"done"
+            if noticed:
+                lost = asyncio.create_task(queue.exchange(b"kept", 8))
+                await until(lambda: device.kept, "it is kept")
+                await asyncio.to_thread(served.stop)
+                with pytest.raises(Disconnected):
+                    await lost
+
+            def reconnect(core: Frontend) -> None:
+                served.backend.stop()
+                core.reconnect(later.connected(), wait=DEADLINE)
+
+            await frontend.run(reconnect)
+            yield frontend, queue
+    finally:
+        await asyncio.to_thread(later.stop)
+
+
+@pytest.mark.parametrize("noticed", [True, False], ids=["gone before", "gone meanwhile"])
+def test_after_a_reconnect_queues_are_started_again_and_the_back_end_is_answered(noticed: bool) -> None:
+    async def work() -> None:
+        async with followed(device := Recorder(), noticed=noticed) as (frontend, old):
+            with pytest.raises(Disconnected):
+                await old.exchange(b"too late", 8)
+            queues = [await frontend.start_queue(index, size=16) for index in (0, 1)]
+            requests = [b"%d" % number for number in range(50)]
+            assert await asyncio.gather(*(queues[at % 2].exchange(each, 8) for at, each in enumerate(requests))) == requests
+            with pytest.raises(Disconnected):
+                await old.exchange(b"too late", 8)
+            assert await frontend.stop_queue(0) == 25
+            queue = await frontend.start_queue(0, size=8)
+            assert await queue.exchange(b"again", 8) == b"again"
+            assert sorted(device.seen) == sorted([*requests, b"again"]), "what the first back-end had is not done again"
+
+    class Recorder(Device):
+        queue_sizes = (64, 64)
+
+        def __init__(self) -> None:
+            self.seen: list[bytes] = []
+
+        def process(self, queue: int, chain: DescriptorChain) -> None:
+            self.seen.append(request := chain.read())
+            chain.write(request)
+
+    run(work())
+
+
+def test_after_a_reconnect_mappings_are_answered_while_nothing_waits() -> None:
+    async def work() -> None:
+        first, later = Served(Echo()), Served(device := Echo())
+        async with await AsyncFrontend.over(first.connected()) as frontend:
+            await frontend.share_memory(1 << 20)
+            await frontend.start_queue(0, size=16)
+            await asyncio.to_thread(first.stop)
+            await frontend.run(lambda core: core.reconnect(later.connected(), wait=DEADLINE))
+            queue = await frontend.start_queue(0, size=16)
+            assert await queue.exchange(b"map", 8) == b"map"
+            with sparse_file(PAGE) as file:
+                await asyncio.to_thread(device.shm[0].map, file, shm_offset=PAGE, len=PAGE)
+            assert [each.shm_offset for each in frontend.shm[0].mappings] == [0, PAGE]
+        await asyncio.to_thread(later.stop)
+
+    with leaving_nothing():
+        run(work())
+
+
+@pytest.mark.parametrize("how", ["stopped", "stopped in the core", "reset"])
+def test_a_queue_of_before_a_reconnect_may_be_stopped_first(how: str) -> None:
+    async def work() -> None:
+        async with followed(Keeper()) as (frontend, _):
+            if how == "stopped":
+                await frontend.stop_queue(0)
+            elif how == "reset":
+                await frontend.reset()
+            else:
+                await frontend.run(lambda core: core.stop_queue(0))
+            queue = await frontend.start_queue(0, size=8)
+            assert await queue.exchange(b"now", 8) == b"done"
+
+    run(work())
+
+
+def test_a_reconnect_that_fails_may_be_tried_again() -> None:
+    async def work() -> None:
+        first, later = Served(Echo()), Served(Echo())
+        async with await AsyncFrontend.over(first.connected()) as frontend:
+            await frontend.share_memory(1 << 20)
+            queue = await frontend.start_queue(0, size=16)
+            await asyncio.to_thread(first.stop)
+            ours, theirs = socket.socketpair()
+            theirs.close()
+            with pytest.raises(Disconnected):
+                await frontend.run(lambda core: core.reconnect(ours, wait=DEADLINE))
+            with pytest.raises(Disconnected):
+                await queue.exchange(b"x", 8)
+            with pytest.raises(Disconnected):
+                await frontend.start_queue(0, size=16)
+            await frontend.run(lambda core: core.reconnect(later.connected(), wait=DEADLINE))
+            queue = await frontend.start_queue(0, size=16)
+            assert await queue.exchange(b"at last", 8) == b"at last"
+        await asyncio.to_thread(later.stop)
+
+    run(work())
+
+
+def test_close_ends_a_request_of_a_back_end_that_came_later() -> None:
+    async def work() -> None:
+        async with followed(device := Slow()) as (frontend, _):
+            task = asyncio.create_task(frontend.reset())
+            await asyncio.to_thread(device.entered.wait, DEADLINE)
+            async with asyncio.timeout(DEADLINE / 2):
+                await frontend.close()
+            assert not device.goes_on.is_set()
+            with pytest.raises(Disconnected):
+                await task
+            device.goes_on.set()
+
+    run(work())
+
+
+def test_close_ends_the_wait_for_another_back_end() -> None:
+    async def work(path: str) -> None:
+        async with driving(Echo()) as (frontend, served):
+            await asyncio.to_thread(served.stop)
+            begun = threading.Event()
+
+            def reconnect(core: Frontend) -> None:
+                begun.set()
+                core.reconnect(path, wait=2 * DEADLINE)
+
+            task = asyncio.create_task(frontend.run(reconnect))
+            await asyncio.to_thread(begun.wait, DEADLINE)
+            async with asyncio.timeout(DEADLINE / 2):
+                await frontend.close()
+            with pytest.raises((Disconnected, LocalProtocolError)):
+                await task
+
+    with tempfile.TemporaryDirectory(prefix="vhu-") as folder:
+        run(work(f"{folder}/s"))
+
+
 def test_a_queue_that_the_back_end_declares_broken_is_over_and_no_other() -> None:
     async def work() -> None:
         async with driving(Spoiler()) as (frontend, _):
@@ -336,8 +488,26 @@ def test_a_connection_that_is_cancelled_leaves_nothing(when: str) -> None:
         run(work())
 
 
-class Slow(Echo):
+def test_who_is_cancelled_while_nobody_listens_takes_no_back_end_that_comes_later() -> None:
+    async def work(path: str) -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await AsyncFrontend.connect(path, wait=2 * DEADLINE)
+        await until(lambda: not any(thread.name == NAME for thread in threading.enumerate()), "nobody connects any more")
+        served = Served(Echo())
+        await asyncio.to_thread(served.at, path, once=True)
+        async with await AsyncFrontend.connect(path) as frontend:
+            assert frontend.queue_count == 2
+        await asyncio.to_thread(served.join)
+
+    with tempfile.TemporaryDirectory(prefix="vhu-") as folder, leaving_nothing():
+        run(work(f"{folder}/s"))
+
+
+class Slow(Device):
     """Takes its time for a reset."""
+
+    queue_sizes = (16, 16)
 
     def __init__(self) -> None:
         self.entered, self.goes_on = threading.Event(), threading.Event()

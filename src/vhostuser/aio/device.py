@@ -27,13 +27,17 @@ from .shared_memory import AsyncSharedMemory
 log = logging.getLogger(__name__)
 LOOP_TIMEOUT: Final = 5.0
 """Seconds that the event loop may take to turn to something that the front-end waits for."""
+MEANINGLESS: Final = ("queue_threads", "spin", "takes", "process_batch", "compiled")
+"""What a `Device` may say and an AsyncDevice says in vain."""
 T = TypeVar("T")
 
 
 class AsyncDevice:
     """A virtio device. Subclasses say what it is as in `Device`, and what it does in `process`.
 
-    All methods are called in the event loop, and so may not block it.
+    All methods are called in the event loop, and so may not block it. Requests are tasks: what is about threads in `Device`,
+    or about requests that the device keeps, has no meaning here: `queue_threads`, `spin`, `takes` and `resume`, KEEP and
+    `complete`, `process_batch`, `compiled`.
     """
 
     virtio_id: ClassVar[int] = 0
@@ -42,6 +46,9 @@ class AsyncDevice:
     queue_sizes: tuple[int, ...] = ()
     shared_memory: MappingOf[int, int] = MappingProxyType({})
     drain_timeout: float = Device.drain_timeout
+    in_order: bool = False
+    """As in `Device`, but false unless a subclass says so: requests are at work at a time, and each comes back once it is
+    done. True for a device none of whose requests waits for a later one."""
     config: bytes = b""
     shm: MappingOf[int, AsyncSharedMemory] = MappingProxyType({})
     """The shared memory regions by shmid, once an AsyncBackend has the device."""
@@ -80,10 +87,15 @@ class Bridge(Device):
         self._device = device
         self.features, self.queue_sizes = device.features, device.queue_sizes
         self.shared_memory, self.drain_timeout = device.shared_memory, device.drain_timeout
-        self.shared_objects = device.shared_objects
+        self.shared_objects, self.in_order = device.shared_objects, device.in_order
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._starting: set[Future[None]] = set()
+        """What waits for the device to be ready."""
         self._log = LimitedLog(log)
+        for name in MEANINGLESS:
+            if hasattr(device, name):
+                self._log.warning(f"{type(device).__name__}.{name} means nothing in an AsyncDevice")
 
     @property
     def config(self) -> bytes:
@@ -112,9 +124,11 @@ class Bridge(Device):
         self._loop = loop
 
     async def detach(self) -> None:
-        """Cancel what still runs, and wait for its end."""
+        """Cancel what still runs, and wait for its end; what waits for the device to be ready does so no more."""
         self._loop = None
         self._cancel()
+        for done in list(self._starting):
+            done.cancel()
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -136,16 +150,32 @@ class Bridge(Device):
         return KEEP
 
     def driver_ready(self) -> None:
-        """Wait for the device to be ready; a reset ends the wait."""
+        """Wait for the device to be ready; a reset ends the wait, and so does the end."""
         done: Future[None] = Future()
-        self._running().call_soon_threadsafe(lambda: _chain(self._spawn(self._device.driver_ready()), done))
-        with contextlib.suppress(concurrent.futures.CancelledError):
-            done.result()
+        self._starting.add(done)  # before it is known whether a loop runs: `detach` looks here after it has said no
+        try:
+            self._running().call_soon_threadsafe(self._start, done)
+            with contextlib.suppress(concurrent.futures.CancelledError):
+                done.result()
+        finally:
+            self._starting.discard(done)
 
     def reset(self) -> None:
-        """Cancel what is in progress, and tell the device."""
-        if self._loop is not None:
-            self._in_loop(self._reset)
+        """Cancel what is in progress, and tell the device; late if the loop is busy, but before the next driver comes."""
+        if self._loop is None:
+            return
+        done = self._post(self._reset)
+        if _ends_in_time(done):
+            done.result()
+        else:
+            self._log.warning(f"{_busy()}: the device is reset once it turns to that")
+            done.add_done_callback(self._tell_of_reset)
+
+    def _tell_of_reset(self, done: Future[None]) -> None:
+        try:
+            done.result()
+        except Exception:
+            self._log.exception(f"{type(self._device).__name__}.reset failed")
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Let the device take a write to its configuration space."""
@@ -168,20 +198,34 @@ class Bridge(Device):
     def _in_loop(self, function: Callable[[], T], given_up: Callable[[Future[T]], None] = lambda _: None) -> T:
         """Call a function in the event loop and wait for its end; raises what it does.
 
-        If that takes too long `given_up` gets what it may come to all the same.
+        If that takes too long it is not begun any more, and `given_up` gets what it may come to all the same.
         """
+        done = self._post(function)
+        if _ends_in_time(done):
+            return done.result()
+        done.cancel()
+        given_up(done)
+        raise DeadlineExpired(_busy())
+
+    def _post(self, function: Callable[[], T]) -> Future[T]:
+        """Have a function called in the event loop, behind all that was posted before."""
         done: Future[T] = Future()
         self._running().call_soon_threadsafe(_call, function, done)
-        try:
-            return done.result(LOOP_TIMEOUT)
-        except TimeoutError:
-            done.cancel()
-            given_up(done)
-            raise DeadlineExpired(f"the event loop is busy for more than {LOOP_TIMEOUT:g} s") from None
+        return done
 
-    # In the event loop
+    # In the event loop: nothing begins any more after `detach`
+
+    def _start(self, done: Future[None]) -> None:
+        if self._loop is None:
+            return
+        try:
+            _chain(self._spawn(self._device.driver_ready()), done)
+        except Exception as error:
+            done.set_exception(error)
 
     def _begin(self, queue: int, chain: DescriptorChain) -> None:
+        if self._loop is None:
+            return
         self._spawn(self._handle(queue, chain)).add_done_callback(lambda _: self.complete(queue, chain))
 
     async def _handle(self, queue: int, chain: DescriptorChain) -> None:
@@ -198,6 +242,16 @@ class Bridge(Device):
         self._device.reset()
 
 
+def _ends_in_time(done: Future[T]) -> bool:
+    """Whether the loop turns to something as soon as may be expected. A TimeoutError of the device's own is an end, too."""
+    concurrent.futures.wait([done], LOOP_TIMEOUT)
+    return done.done()
+
+
+def _busy() -> str:
+    return f"the event loop is busy for more than {LOOP_TIMEOUT:g} s"
+
+
 def _call(function: Callable[[], T], done: Future[T]) -> None:
     if not done.set_running_or_notify_cancel():
         return
@@ -208,12 +262,13 @@ def _call(function: Callable[[], T], done: Future[T]) -> None:
 
 
 def _chain(task: asyncio.Task[None], done: Future[None]) -> None:
-    """Let `done` become what the task does."""
+    """Let `done` become what the task does, unless nobody waits for it any more."""
 
     def copy(ended: asyncio.Task[None]) -> None:
-        if ended.cancelled():
+        error = None if ended.cancelled() else ended.exception()
+        if ended.cancelled() or done.cancelled():
             done.cancel()
-        elif error := ended.exception():
+        elif error:
             done.set_exception(error)
         else:
             done.set_result(None)

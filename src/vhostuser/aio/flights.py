@@ -74,8 +74,10 @@ class Flights:
             self.end(error)
 
     def end(self, error: BaseException) -> None:
-        """No request is answered any more."""
+        """No request is answered any more, and none done again by another back-end."""
         self._over = self._over or error
+        for ticket in self._in_flight:
+            self.queue.give_up(ticket)
         requests = [*self._in_flight.values(), *self._waiting]
         self._in_flight.clear()
         self._waiting.clear()

@@ -32,7 +32,8 @@ class AsyncFrontend:
     @classmethod
     async def connect(cls, path: str | os.PathLike[str], *, wait: float = 0.0, **options: Unpack[FrontendOptions]) -> Self:
         """Connect to a back-end that listens on `path`, trying for `wait` seconds; options as for `Frontend`."""
-        return await cls._made(Worker(), lambda: connect(path, wait=wait), options)
+        worker = Worker()
+        return await cls._made(worker, lambda: connect(path, wait=wait, check=worker.check), options)
 
     @classmethod
     async def over(cls, sock: socket.socket, **options: Unpack[FrontendOptions]) -> Self:
@@ -80,7 +81,8 @@ class AsyncFrontend:
     async def run(self, function: Callable[[Frontend], T]) -> T:
         """Call a function with the blocking core, in its thread: for what has no coroutine here, like `config`.
 
-        A queue that is started so is not one of coroutines.
+        A queue that is started so is not one of coroutines. After `core.reconnect(...)` queues are to be started again: what
+        waits in those of before ends with Disconnected, and is not done again.
         """
         return await asyncio.wrap_future(self._worker.run(lambda: function(self._worker.frontend)))
 

@@ -35,7 +35,11 @@ class Worker:
         self._ending = self._ended = False
         self._sock = sock
         self._frontend: Frontend | None = None
+        self._connections = 0
+        """Those that the front-end had when this was looked at last."""
         self._flights: dict[int, Flights] = {}
+        self._left: set[int] = set()
+        """Queues of the connection before, which the front-end has taken along to this one."""
         self._lost: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=NAME, daemon=True)
         self._thread.start()
@@ -45,7 +49,7 @@ class Worker:
     def run(self, job: Callable[[], T]) -> Future[T]:
         """Do something in the thread, once it has done what came before. A future that is cancelled in time is not begun."""
         future: Future[T] = Future()
-        self._post(lambda: _settle(future, job))
+        self._post(lambda: self._do(future, job))
         return future
 
     def offer(self, flights: Flights, request: Request) -> None:
@@ -56,7 +60,9 @@ class Worker:
         """End the connection, and with it whatever waits in it, and then the thread."""
         with self._lock:
             self._ending = True
-            if self._sock:
+            if self._frontend:
+                self._frontend.shutdown()
+            elif self._sock:
                 with contextlib.suppress(OSError):
                     self._sock.shutdown(socket.SHUT_RDWR)
         self._waker.set()
@@ -81,17 +87,25 @@ class Worker:
             raise Disconnected("the connection is over: closed")
         return self._frontend
 
+    def check(self) -> None:
+        """Disconnected once `stop` was called."""
+        if self._ending:
+            raise Disconnected("closed")
+
     def connect(self, reach: Callable[[], socket.socket], make: Callable[[socket.socket], Frontend]) -> None:
         """Connect, unless there is a socket already, and agree on features."""
         sock = self._sock or reach()
         with self._lock:
             self._sock = sock
-            if self._ending:
-                raise Disconnected("closed")
-        self._frontend = make(sock)
+            self.check()
+        frontend = make(sock)
+        with self._lock:
+            self._frontend, self._connections = frontend, frontend.connections
 
     def start_queue(self, index: int, size: int) -> Flights:
         """Start a queue; what was in flight in its place is not answered any more."""
+        if index in self._left:
+            self.stop_queue(index)
         queue = self.frontend.start_queue(index, size=size)
         if old := self._flights.get(index):
             old.stop()
@@ -101,6 +115,7 @@ class Worker:
     def stop_queue(self, index: int) -> int:
         """Stop a queue."""
         base = self.frontend.stop_queue(index)
+        self._left.discard(index)
         if old := self._flights.pop(index, None):
             old.stop()
         return base
@@ -111,6 +126,19 @@ class Worker:
         for flights in self._flights.values():
             flights.stop()
         self._flights.clear()
+        self._left.clear()
+
+    def _do(self, future: Future[T], job: Callable[[], T]) -> None:
+        _settle(future, job)
+        if self._frontend and self._frontend.connections != self._connections:
+            self._begin_again(self._frontend.connections)
+
+    def _begin_again(self, connections: int) -> None:
+        """Another back-end is there, or was for a moment: the queues of the one before are over."""
+        self._lose(Disconnected("another back-end has come"))
+        self._left.update(self._flights)
+        self._flights.clear()
+        self._lost, self._connections = None, connections
 
     def _offer(self, flights: Flights, request: Request) -> None:
         if self._lost:
