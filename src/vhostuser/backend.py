@@ -90,13 +90,10 @@ class Backend:
         that front-end broke the protocol. The socket is unlinked in the end.
         """
         with self._stoppable() as stop, listen(path) as listener:
-            inode = os.stat(path).st_ino
             try:
                 self._serve_listener(listener, stop, once=once)
             finally:
-                with contextlib.suppress(OSError):
-                    if os.stat(path).st_ino == inode:
-                        os.unlink(path)
+                listener.remove_name()
 
     def serve_fd(self, fd: int, *, once: bool = False) -> None:
         """Serve the front-end at the other end of a connected socket, or those that come to a listening one.

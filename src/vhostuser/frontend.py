@@ -114,8 +114,7 @@ class Frontend:
             try:
                 return cls(accept(listener, timeout), **options)
             finally:
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
+                listener.remove_name()
 
     # What was agreed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from pathlib import Path
 
@@ -37,13 +38,15 @@ def test_writes_a_page_of_either_format(capture: Path, tmp_path: Path) -> None:
     assert text.startswith("<!doctype html>")
     assert "/srv/pictures/photo.raw" in text
     assert sorted(each.name for each in tmp_path.iterdir()) == sorted([page.name, capture.name])
-    assert page.stat().st_mode & 0o444 == 0o444 & ~current_umask()
 
 
-def current_umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def test_a_new_page_is_its_owner_s_alone_and_one_that_is_there_keeps_its_rights(capture: Path, tmp_path: Path) -> None:
+    page, old = tmp_path / "page.html", tmp_path / "old.html"
+    old.touch()
+    old.chmod(0o640)
+    for place in (page, old):
+        assert run(VHU, "report", capture, "-o", place).returncode == 0
+    assert [stat.S_IMODE(place.stat().st_mode) for place in (page, old)] == [0o600, 0o640]
 
 
 def test_writes_beside_the_capture_by_default(capture: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -139,6 +140,7 @@ def test_json_lines_are_written_whatever_they_are_called(reading: Reading, file:
 
 def test_a_trace_for_perfetto_is_written(reading: Reading, file: Path, place: Path) -> None:
     reading.written(file, "--chrome", place / "trace.json")
+    assert stat.S_IMODE((place / "trace.json").stat().st_mode) == 0o600
     names = {each["name"] for each in json.loads((place / "trace.json").read_text())["traceEvents"]}
     assert {"SHMEM_MAP", "SHMEM_MAP, refused", "mapped bytes"} <= names
 

@@ -8,6 +8,7 @@ import resource
 import shlex
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -108,6 +109,7 @@ def test_a_capture_has_all_that_passed(place: Path, form: str) -> None:
         it.exchange()
         it.exchange()
         assert f"f.{path.suffix[1:]}: 10 events" in ended(it.program)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
     events = list(open_capture(path))
     assert [each.data for each in events if isinstance(each, Message)] == [ASK, ANSWER] * 2
     assert [each.connection for each in events if isinstance(each, Message)] == [0, 0, 1, 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 from io import FileIO
@@ -38,6 +39,19 @@ def test_what_was_written_is_read_whatever_it_is_called_by_then(tmp_path: Path, 
     found = fill(path)
     assert list(open_capture(path)) == found
     assert list(open_capture(str(path.rename(tmp_path / "other.name")))) == found
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_new_capture_is_its_owner_s_alone_and_one_that_is_there_keeps_its_rights(tmp_path: Path, suffix: str) -> None:
+    new, old = tmp_path / f"new{suffix}", tmp_path / f"old{suffix}"
+    old.touch()
+    old.chmod(0o664)
+    umask = os.umask(0)
+    try:
+        assert fill(new) == fill(old)
+    finally:
+        os.umask(umask)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (new, old)] == [0o600, 0o664]
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

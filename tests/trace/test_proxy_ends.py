@@ -19,10 +19,11 @@ from vhostuser import Disconnected
 from vhostuser.protocol.numbers import BackendRequest, FrontendRequest
 from vhostuser.protocol.payloads import U64, Mmap
 from vhostuser.protocol.state import Role
-from vhostuser.testing import Wire, leaving_nothing, memory_file, message
+from vhostuser.testing import Wire, leaving_nothing, memory_file, message, wait_until
 from vhostuser.trace import flow
-from vhostuser.trace.event import Event, Remarkable
+from vhostuser.trace.event import Event, Message, Remarkable
 from vhostuser.trace.proxy import BACKLOG
+from vhostuser.trace.verdict import Verdict
 from vhostuser.transport.socket import send_some
 
 from .between import Between
@@ -138,6 +139,92 @@ def test_a_side_that_reads_no_more_stops_what_goes_its_way_and_nothing_else(who:
                 assert took(there) == (LARGEST, [])
             here.send(KICK)
             assert took(there) == (KICK, [])
+
+
+@pytest.mark.parametrize("who", Role, ids=name)
+def test_what_a_side_that_reads_no_more_never_gets_is_told_as_that(who: Role) -> None:
+    with Between() as between:
+        here, there = ends(between, who)
+        count = fill(here)
+        between.settle()
+        between.proxy.stop()
+        between.join()
+        got = drained(there)
+        (lost,) = between.remarks(Remarkable.LOST)
+        assert len(between.messages) < count
+        went = len(LARGEST) * (len(between.messages) - 1)
+        assert lost == (
+            f"not delivered: request 77{' reply' * (who is Role.BACKEND)} from the {who.value} on the front-end channel: "
+            f"{got - went} of {len(LARGEST)} bytes went"
+        )
+
+
+def drained(wire: Wire) -> int:
+    """Read to the end, which is there; the number of bytes."""
+    count = 0
+    while data := wire.socket.recv(1 << 16):
+        count += len(data)
+    return count
+
+
+def test_what_waits_when_a_side_dies_is_told_as_not_delivered() -> None:
+    with Between() as between:
+        fill(between.front)
+        between.settle()
+        between.back.close()
+        between.join()
+        (lost,) = between.remarks(Remarkable.LOST)
+        assert lost.startswith("not delivered: request 77 from the front-end on the front-end channel: ")
+        assert between.remarks(Remarkable.CLOSED) == ["the back-end closed the connection"]
+
+
+DELAYED = Verdict("delayed 10 s", delay=10_000_000_000)
+
+
+def test_what_is_delayed_beyond_the_end_is_told_as_not_delivered() -> None:
+    with Between(lambda told, fds: DELAYED) as between:
+        between.front.send(NUM)
+        wait_until(lambda: bool(between.messages), "the message was told")
+        between.settle()
+        between.proxy.stop()
+        between.back.closes()
+        between.join()
+        assert [told.note for told in between.messages] == ["delayed 10 s"]
+        assert between.remarks(Remarkable.LOST) == [
+            f"not delivered: SET_VRING_NUM from the front-end on the front-end channel: 0 of {len(NUM)} bytes went"
+        ]
+
+
+def test_who_has_not_heard_of_a_message_yet_hears_at_once_that_it_was_not_delivered() -> None:
+    def alter(told: Message, fds: Sequence[int]) -> Verdict:
+        between.proxy.stop()
+        return DELAYED
+
+    with Between(alter) as between:
+        between.front.send(NUM)
+        between.back.closes()
+        between.join()
+        (told,) = between.messages
+        assert (told.note, told.delivered) == ("delayed 10 s, not delivered", False)
+        assert between.remarks(Remarkable.LOST) == []
+
+
+def test_an_answer_in_a_peer_s_stead_that_nobody_reads_is_told_as_not_delivered() -> None:
+    answer = message(Q.SET_VRING_NUM, U64(1), flags=5)
+    dropped = Verdict("refused", data=b"", answer=answer)
+    with Between(lambda told, fds: dropped if told.data == NUM else None) as between:
+        fill(between.back)
+        between.front.send(NUM)
+        wait_until(lambda: any("stead" in told.note for told in between.messages), "it was answered")
+        between.settle()
+        between.proxy.stop()
+        between.join()
+        drained(between.front)
+        held, inserted = between.remarks(Remarkable.LOST)
+        assert held.startswith("not delivered: request 77 reply from the back-end ")
+        assert inserted == (
+            f"not delivered: SET_VRING_NUM reply from the back-end on the front-end channel: 0 of {len(answer)} bytes went"
+        )
 
 
 def fill(wire: Wire) -> int:

@@ -18,6 +18,7 @@ from ..protocol.dialects import RELEASED
 from ..sandbox.closed import close_up
 from ..sandbox.preload import preload
 from ..sandbox.seccomp import Action
+from ..transport.fds import OwnedFd
 from ..transport.listen import listen, systemd_fd
 from .arguments import Parser, between, dialect_of, one_of
 from .logs import add_log_level, log_to_stderr
@@ -118,13 +119,11 @@ def _listener(options: argparse.Namespace, program: str) -> Iterator[Callable[[]
         yield lambda: fd
         return
     with listen(options.socket_path) as listener:
-        inode = os.stat(options.socket_path).st_ino
         try:
-            yield listener.detach
+            with OwnedFd(os.dup(listener.fileno())) as served:  # the listener itself is open until its name is gone
+                yield served.detach
         finally:
-            with contextlib.suppress(OSError):
-                if os.stat(options.socket_path).st_ino == inode:
-                    os.unlink(options.socket_path)
+            listener.remove_name()
 
 
 def _given_fd(options: argparse.Namespace, program: str) -> int:

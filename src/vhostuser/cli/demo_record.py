@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from ..limited_log import printable
-from ..trace.capture import CaptureError, create_capture
+from ..trace.capture import CaptureError, create_capture, private
 from ..trace.event import Event
 from ..trace.report import write_report
 from ..vm.tree import cache_folder
@@ -49,7 +49,7 @@ def _write_capture(events: list[Event], place: Path) -> None:
 def _write_page(events: list[Event], place: Path) -> None:
     scratch = place.with_name(f"{os.getpid()}-{place.name}")
     try:
-        with scratch.open("w", encoding="utf-8") as page:
+        with open(scratch, "w", encoding="utf-8", opener=private) as page:
             write_report(events, page)
         scratch.replace(place)
     finally:

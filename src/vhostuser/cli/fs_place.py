@@ -14,7 +14,7 @@ from typing import Self
 
 from ..limited_log import printable
 from ..transport.fds import OwnedFd
-from ..transport.listen import listen
+from ..transport.listen import Name, listen
 from .outcome import CommandError, Exit
 
 _LOCK: int = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -25,8 +25,7 @@ class Place:
 
     def __init__(self) -> None:
         self._lock: OwnedFd | None = None
-        self._names: list[tuple[str, int]] = []
-        """Paths, and the inodes that they are of: another one there is somebody else's."""
+        self._names: list[Name] = []
 
     @property
     def fds(self) -> Collection[int]:
@@ -39,17 +38,12 @@ class Place:
         self._take_lock(path)
         umask = os.umask(0o177)
         try:
-            return listen(path, lambda: self._own(path, number))
+            sock = listen(path, lambda: None if number is None else _open_to_group(path, number))
         finally:
             os.umask(umask)
-
-    def _own(self, path: str, group: int | None) -> None:
-        """Take a socket's name that is new here, before anybody can connect to it. What else is there is not ours."""
-        found = os.lstat(path)
-        if stat.S_ISSOCK(found.st_mode):
-            self._names.append((path, found.st_ino))
-        if group is not None:
-            _open_to_group(path, group)
+        if sock.name:
+            self._names.append(sock.name)
+        return sock
 
     def _take_lock(self, path: str) -> None:
         """Lock PATH.pid, which says who has it."""
@@ -65,14 +59,13 @@ class Place:
             fd.close()
             raise
         self._lock = fd
-        self._names.append((name, os.fstat(fd.fileno()).st_ino))
+        self._names.append(Name.of(name))
 
     def clean_up(self) -> None:
         """Remove the names, the lock's last."""
-        for name, inode in reversed(self._names):
+        for name in reversed(self._names):
             with contextlib.suppress(OSError):
-                if os.lstat(name).st_ino == inode:
-                    os.unlink(name)
+                name.remove()
         self.abandon()
 
     def abandon(self) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 
 from ..limited_log import printable
 from ..protocol.dialects import Dialect
-from ..trace.capture import JSONL, STANDARD, create_capture, open_capture
+from ..trace.capture import JSONL, STANDARD, create_capture, open_capture, private
 from ..trace.chrome import write_chrome
 from ..trace.conversation import Conversation, Item
 from ..trace.event import Event, Remark, Remarkable
@@ -154,7 +154,7 @@ def _write_chrome(events: Iterable[Event], target: str, dialect: Dialect) -> Non
         write_chrome(events, _StandardOutput(), dialect=dialect)
         return
     try:
-        with open(target, "w", encoding="ascii") as file:
+        with open(target, "w", encoding="ascii", opener=private) as file:
             write_chrome(events, file, dialect=dialect)
     except OSError as error:
         raise CommandError(f"cannot write {printable(target)}: {error.strerror}", "try: another place") from None

@@ -97,13 +97,8 @@ def _connected(options: Namespace) -> Iterator[socket.socket]:
         yield reach(options.socket, lambda: connect(options.socket))
         return
     listener = reach(options.socket, lambda: listen(options.socket), listening=True)
-    with listener, undone(lambda: _unlink(options.socket)):
+    with listener, undone(listener.remove_name):
         yield accept(listener, options.timeout)
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)
 
 
 def _shown(play: Replay, *, as_json: bool) -> int:

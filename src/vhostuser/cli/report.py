@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import Final, TextIO
 
 from ..limited_log import printable
 from ..protocol.dialects import Dialect
-from ..trace.capture import STANDARD, CaptureError, open_capture
+from ..trace.capture import STANDARD, CaptureError, open_capture, private
 from ..trace.report import write_report
 from .arguments import Parser, add_dialect, dialect_of
 from .outcome import CommandError, Exit, complain, put_bytes
@@ -64,8 +65,10 @@ def write_page_to(place: Path, capture: str, dialect: Dialect) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name[:100]}.") as folder:
             scratch = Path(folder) / "page"
-            with scratch.open("w", encoding="utf-8") as page:
+            with open(scratch, "w", encoding="utf-8", opener=private) as page:
                 _write(capture, page, dialect)
+            if place.exists():
+                scratch.chmod(stat.S_IMODE(place.stat().st_mode))
             scratch.replace(place)
     except OSError as error:
         where = printable(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else str(place)

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from ..transport.listen import AddressError, adopt, connect, listen
+from ..transport.listen import AddressError, Listener, adopt, connect, listen
 from ..transport.loop import SignalWaker
 from .children import Child, child
 from .outcome import CommandError, Exit, undone
@@ -28,12 +28,11 @@ class FrontEnds:
         self._waker = waker
         self._given: socket.socket | None = None
         self._listener: socket.socket | None = None
-        self._path = ""
         if where.startswith(_FD):
             sock, listens = adopt(number_of(where, "--listen"))
             self._listener, self._given = (sock, None) if listens else (None, sock)
         else:
-            self._listener, self._path = listen(where), where
+            self._listener = listen(where)
 
     @property
     def only_one(self) -> bool:
@@ -61,12 +60,11 @@ class FrontEnds:
 
     def close(self) -> None:
         """Listen no more; a path goes."""
+        if isinstance(self._listener, Listener):
+            self._listener.remove_name()
         for sock in (self._listener, self._given):
             if sock is not None:
                 sock.close()
-        if self._path:
-            with contextlib.suppress(OSError):
-                os.unlink(self._path)
 
 
 @contextlib.contextmanager

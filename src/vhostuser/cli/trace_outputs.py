@@ -11,7 +11,7 @@ from functools import partial
 from io import FileIO
 from typing import BinaryIO, Final, Protocol, Self
 
-from ..trace.capture import CaptureError, Writer
+from ..trace.capture import CaptureError, Writer, private
 from ..trace.conversation import Conversation, Item
 from ..trace.event import Event, Message
 from ..trace.filter import Filter
@@ -45,7 +45,7 @@ class Captured:
 
     def __init__(self, path: str, make: Callable[[BinaryIO], Writer]) -> None:
         self.name = STANDARD_OUTPUT if path == STANDARD else path
-        self._file = FileIO(STDOUT, "wb", closefd=False) if path == STANDARD else FileIO(path, "wb")
+        self._file = FileIO(STDOUT, "wb", closefd=False) if path == STANDARD else FileIO(path, "wb", opener=private)
         try:
             self._writer = make(self._file)
         except BaseException:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import tempfile
@@ -59,9 +58,8 @@ class Awaited:
 
     def close(self) -> None:
         """Listen no more."""
+        self._listener.remove_name()
         self._listener.close()
-        with contextlib.suppress(OSError):
-            os.unlink(self._path)
 
     def __enter__(self) -> Self:
         return self
@@ -125,9 +123,8 @@ class Launched:
     def close(self) -> None:
         """End it, and listen no more."""
         self._finish()
+        self._listener.remove_name()
         self._listener.close()
-        with contextlib.suppress(OSError):
-            os.unlink(self._path)
         self._place.cleanup()
 
     def __enter__(self) -> Self:

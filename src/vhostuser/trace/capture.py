@@ -13,7 +13,7 @@ from .event import Event
 from .jsonl import JsonlWriter, read_jsonl
 from .pcapng import PcapngWriter, read_pcapng
 
-__all__ = ["CaptureError", "EndsEarly", "Writer", "create_capture", "open_capture"]
+__all__ = ["CaptureError", "EndsEarly", "Writer", "create_capture", "open_capture", "private"]
 
 STDIN, STDOUT = 0, 1
 PCAPNG, JSONL = ".pcapng", ".jsonl"
@@ -34,6 +34,14 @@ class Writer(Protocol):
 
 
 _FORMATS: Final[dict[str, Callable[[BinaryIO], Writer]]] = {PCAPNG: PcapngWriter, JSONL: JsonlWriter}
+
+
+def private(path: str, flags: int) -> int:
+    """Open a file that only its owner may read if it is a new one: what passes may hold keys and a guest's data.
+
+    An opener, as `open` and `FileIO` take one. What is there already keeps its rights.
+    """
+    return os.open(path, flags, 0o600)
 
 
 def open_capture(path: str | os.PathLike[str]) -> Iterator[Event]:
@@ -69,7 +77,7 @@ def create_capture(path: str | os.PathLike[str], *, suffix: str = "") -> Writer:
     make = _FORMATS.get(suffix or (PCAPNG if standard else Path(name).suffix))
     if make is None:
         raise CaptureError(f"{name}: a capture is called {PCAPNG} or {JSONL}, which says its format")
-    file = FileIO(STDOUT, "wb", closefd=False) if standard else FileIO(name, "wb")
+    file = FileIO(STDOUT, "wb", closefd=False) if standard else FileIO(name, "wb", opener=private)
     try:
         return make(file)
     except BaseException:

@@ -75,6 +75,11 @@ class Flow:
         return self.gone or not self.pieces
 
     @property
+    def left(self) -> int:
+        """Bytes of what is held that have not gone."""
+        return sum(len(data) for data, _ in self.pieces)
+
+    @property
     def done(self) -> bool:
         """Nothing more comes, and all has gone."""
         return self.ended and not (self.pieces or self.extra)
@@ -176,6 +181,9 @@ class Flow:
         if inserted_only and (self._started or not self.extra):
             return  # it goes behind what is half gone, for which `blocked` is to stay as it is
         self.blocked = False
+        if self.gone:
+            self.paused_until = 0
+            return
         if self.paused_until and time.monotonic_ns() < self.paused_until:
             return
         self.paused_until = 0
@@ -190,8 +198,8 @@ class Flow:
             data, fds = pieces[0]
             sent = self._send(data, fds)
             if self.gone:
-                pieces.clear()
-            elif sent == len(data):
+                return
+            if sent == len(data):
                 del pieces[0]
             elif sent:
                 pieces[0] = (memoryview(data)[sent:], [])

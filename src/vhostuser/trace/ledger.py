@@ -30,6 +30,7 @@ from ..protocol.state import Role
 from .conversation import Exchange, Item
 from .event import FdNote, Message, Remark, Remarkable
 from .history import Placed
+from .undelivered import means
 
 AnyRegion = MemoryRegion | XenMemoryRegion | SingleRegion | XenSingleRegion
 Slot = tuple[str | int, ...]
@@ -64,9 +65,7 @@ class Entry:
 
     index: int
     """The event of its message."""
-    connection: int
-    at: int
-    sender: Role
+    message: Message
     request: str
     fd: FdNote
     purpose: str = ""
@@ -75,6 +74,26 @@ class Entry:
     fate: str = ""
     leak: bool = False
     """Nothing in the protocol says that somebody closes it."""
+
+    @property
+    def connection(self) -> int:
+        """Where it passed."""
+        return self.message.connection
+
+    @property
+    def at(self) -> int:
+        """When it passed."""
+        return self.message.at
+
+    @property
+    def sender(self) -> Role:
+        """Whose it was."""
+        return self.message.sender
+
+    def kept_back(self, at: int) -> None:
+        """It stayed where it was, for its message was not delivered, which was known at a time."""
+        self.purpose, self.ended, self.leak = self.purpose or "none", at, False
+        self.fate = "its message was not delivered"
 
 
 class Ledger:
@@ -87,12 +106,16 @@ class Ledger:
         self._maps: dict[int, Entry] = {}
         """SHMEM_MAPs that were accepted, by the index of their event."""
         self._closed: dict[int, int] = {}
+        self._lost: list[Remark] = []
+        """What was said of messages that were not delivered, or not seen."""
 
     def take(self, item: Item) -> None:
         """Follow one item of the conversation."""
         if isinstance(item, Exchange):
             self._replies(item)
             self._requests(item)
+        elif isinstance(item, Remark) and item.about is Remarkable.LOST:
+            self._lost.append(item)
         elif isinstance(item, Remark) and item.about is Remarkable.CLOSED:
             self._closed[item.connection] = item.at
             self._release(item.connection, lambda slot: True, item.at, "the connection ended")
@@ -105,9 +128,19 @@ class Ledger:
                 with_it = mapping.end == self._closed.get(mapping.connection)
                 entry.ended = mapping.end
                 entry.fate = "still mapped when the connection ended" if with_it else "unmapped, or gone by a reset"
+        for remark in self._lost:
+            self._take_back(remark)
         for entry in self.entries:
             entry.fate = entry.fate or "in use at the end of the capture"
         return self.entries
+
+    def _take_back(self, remark: Remark) -> None:
+        """The fds of a message of which a remark says that it was not delivered stayed where they were."""
+        found = [entry for entry in self.entries if entry.at <= remark.at and means(remark, entry.message)]
+        last = max((entry.index for entry in found), default=-1)
+        for entry in found:
+            if entry.index == last:
+                entry.kept_back(remark.at)
 
     def _requests(self, exchange: Exchange) -> None:
         message, slots = exchange.message, list(_slots(exchange))
@@ -115,7 +148,9 @@ class Ledger:
         for place, note in enumerate(message.fds):
             entry = _entry(message, exchange.index, exchange.request.name, note)
             self.entries.append(entry)
-            if exchange.orphan or place >= len(slots):
+            if not message.delivered:
+                entry.kept_back(message.at)
+            elif exchange.orphan or place >= len(slots):
                 entry.purpose, entry.fate, entry.leak = "none", "nothing takes it: its receiver has to close it", True
             else:
                 self._used(exchange, entry, slots[place])
@@ -145,7 +180,9 @@ class Ledger:
         for place, note in enumerate(reply.message.fds):
             entry = _entry(reply.message, reply.index, f"{exchange.request.name} reply", note)
             self.entries.append(entry)
-            if use is None or place:
+            if not reply.message.delivered:
+                entry.kept_back(reply.message.at)
+            elif use is None or place:
                 entry.purpose, entry.fate, entry.leak = "none", "nothing takes it: its receiver has to close it", True
             else:
                 entry.purpose = use
@@ -154,7 +191,7 @@ class Ledger:
     def _ends(self, exchange: Exchange) -> None:
         """What this request makes superfluous."""
         message, body = exchange.message, exchange.request.body
-        if message.channel is not Channel.FRONTEND or exchange.refused or exchange.orphan:
+        if message.channel is not Channel.FRONTEND or exchange.refused or exchange.orphan or not message.delivered:
             return
         at, connection = exchange.settled, message.connection
         match message.request, body:
@@ -181,7 +218,7 @@ class Ledger:
 
 
 def _entry(message: Message, index: int, request: str, note: FdNote) -> Entry:
-    return Entry(index, message.connection, message.at, message.sender, request, note)
+    return Entry(index, message, request, note)
 
 
 def _slots(exchange: Exchange) -> Iterator[Slot]:

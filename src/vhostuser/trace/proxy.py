@@ -22,9 +22,11 @@ from .clock import now
 from .describe import described
 from .event import Event, FdNote, Message, Remark, Remarkable
 from .flow import Flow
+from .on_way import OnWay
 from .splice import Splice
 from .takeover import broken, taken_over, who
 from .turns import Turns
+from .undelivered import undelivered
 from .verdict import Alter, Verdict, Watch
 
 BACKLOG: Final = 1024
@@ -69,6 +71,7 @@ class Proxy:
         self._turns = Turns()
         self._waiting: deque[Event] = deque()
         self._record = self._waiting.append
+        self._on_way = OnWay(self._waiting)
         self._waker = SignalWaker()
         self._poll = select.epoll()
         self._poll.register(self._waker, select.EPOLLIN)
@@ -210,6 +213,7 @@ class Proxy:
         """Go on sending where it stopped."""
         flow.send()
         if flow.sent and not flow.paused_until:
+            self._on_way.settle(flow)
             flow.release()
         if flow.extra:
             flow.send(inserted_only=True)
@@ -227,12 +231,16 @@ class Proxy:
             verdict = self._obey(flow, Message(at, self.connection, flow.channel, flow.sender, flow.data, notes))
         if flow.fds and flow.whole and flow.hands_over and flow.pieces:
             notes = self._hand_over(flow) or notes
-        place = len(self._waiting)
+        place, total = len(self._waiting), flow.left if self._alter is not None else len(flow.data)
         flow.send()
         if flow.fds:
             notes = notes or tuple([described(fd.fileno()) for fd in flow.fds])
-        note = verdict.note if verdict else "not delivered" if flow.gone else ""
+        note = verdict.note if verdict else ""
         message = Message(at, self.connection, flow.channel, flow.sender, flow.data, notes, flow.whole, note)
+        if flow.gone and flow.left:
+            message = undelivered(message, total - flow.left, total)
+        elif flow.left:
+            self._on_way.holds(flow, message, total)
         self.messages += flow.whole
         self._show(flow, message, place)
         if flow.gone or not (flow.pieces or flow.paused_until):
@@ -288,8 +296,10 @@ class Proxy:
         back = splice.other(flow)
         back.insert(data)
         back.send(inserted_only=True)
+        message = Message(now(), self.connection, flow.channel, back.sender, data, note="answered in its stead")
+        self._record(message)
+        self._on_way.inserted(back, message)
         self._end(splice, back)
-        self._record(Message(now(), self.connection, flow.channel, back.sender, data, note="answered in its stead"))
 
     def _hand_over(self, flow: Flow) -> tuple[FdNote, ...]:
         """Keep the socket of the back-end channel, and let one of our own go on in its place; what the kept one is.
@@ -362,6 +372,7 @@ class Proxy:
             del self._at[fd]
         for flow in splice.flows:
             self._paused.pop(flow, None)
+            self._on_way.end(flow)
         splice.close()
 
     def _close(self) -> None:

@@ -16,7 +16,8 @@ from ..protocol.rules import Channel
 from ..protocol.state import Role
 from .conversation import Conversation, Exchange
 from .decoded import Decoded, decoded
-from .event import Event, Message
+from .event import Event, Message, Remark
+from .undelivered import means
 
 AHEAD: Final = 128
 """Messages of the capture that are looked at ahead of those that are due."""
@@ -106,11 +107,19 @@ class Script:
         while len(self._window) < AHEAD and (step := next(self._steps, None)):
             self._window.append(step)
 
+    def _withdraw(self, remark: Remark) -> None:
+        """Leave out the message of which a remark says that it was not delivered, unless its turn has come already."""
+        step = next((each for each in reversed(self._window) if means(remark, each.message)), None)
+        if step is not None and not step.done:
+            self._window.remove(step)
+
     def _read(self, events: Iterable[Event], role: Role, connection: int | None) -> Iterator[Step]:
         """The messages of a connection, the first one of the capture if none is named; not what was dropped on its way."""
         conversation, before = Conversation(), None
         for index, event in enumerate(events):
             items, self.end = conversation.take(event), index + 1
+            if isinstance(event, Remark):
+                self._withdraw(event)
             if not isinstance(event, Message) or not event.delivered:
                 continue
             connection = event.connection if connection is None else connection

@@ -50,7 +50,7 @@ class Splice:
         while there is something to be done about that.
         """
         comes, goes = self.from_and_to(sock)
-        reads = comes.reads and not goes.extra and not comes.over
+        reads = comes.reads and not (goes.extra and not goes.gone) and not comes.over
         if not reads and goes.over:
             return -1
         return (select.POLLIN if reads else 0) | (select.POLLOUT if goes.blocked and not goes.over else 0)

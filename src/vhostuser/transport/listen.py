@@ -10,8 +10,9 @@ import stat
 import struct
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from ..errors import DeadlineExpired, VhostUserError
 
@@ -21,6 +22,11 @@ CONNECT_TIMEOUT: Final = 5
 """Seconds that a connection may wait for room in the queue of a listener that is busy."""
 STEP: Final = 100_000
 """Microseconds of it at a time."""
+TURN: Final = 1.0
+"""Seconds that who begins to listen waits at most for another process that begins there, too."""
+_TRIES: Final = 3
+"""Times that a name is looked at again, which became another socket's while it was looked at."""
+_ANOTHER: Final = "try: another --socket-path"
 
 
 class AddressError(VhostUserError):
@@ -65,36 +71,103 @@ def _try_to_connect(name: str) -> socket.socket:
     return sock
 
 
-def listen(path: str | os.PathLike[str], prepare: Callable[[], object] | None = None) -> socket.socket:
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A name in the file system and what is there: another thing that gets it later is somebody else's."""
+
+    path: str
+    found: tuple[int, int, int]
+    """Device, inode, and when it was written last: a file system gives an inode's number to another one soon."""
+
+    @classmethod
+    def of(cls, path: str) -> Self:
+        """The name with what is there now. OSError if that is nothing."""
+        return cls(path, _identity(path))
+
+    @property
+    def is_same(self) -> bool:
+        """What was found is there still."""
+        try:
+            return _identity(self.path) == self.found
+        except OSError:
+            return False
+
+    def remove(self) -> bool:
+        """Remove the name if it is the same still; whether it was. OSError if that can't be done."""
+        if not self.is_same:
+            return False
+        os.unlink(self.path)
+        return True
+
+
+def _identity(path: str) -> tuple[int, int, int]:
+    status = os.lstat(path)
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+class Listener(socket.socket):
+    """A socket that listens on a name."""
+
+    name: Name | None = None
+    """Set by `listen`."""
+
+    def remove_name(self) -> None:
+        """Remove the name, unless it is somebody else's by now. Before `close`, or else it is a stale one for a moment."""
+        if self.name:
+            with contextlib.suppress(OSError):
+                self.name.remove()
+
+
+def listen(path: str | os.PathLike[str], prepare: Callable[[], object] | None = None) -> Listener:
     """A socket that listens on `path`. A stale socket there is replaced; anything else is left alone: AddressError.
 
     `prepare` is called when the name exists and nobody can connect yet, to give it an owner or rights. If it raises, the
     name is gone.
     """
     name = _checked(path, "cannot listen on")
-    _clear_stale(name)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    inode = None
+    sock = Listener(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.bind(name)
-        inode = os.lstat(name).st_ino
-        if prepare:
-            prepare()
-        sock.listen(1)
+        with _turn(name):
+            _clear_stale(name)
+            sock.bind(name)
+            sock.name = Name.of(name)
+            if prepare:
+                prepare()
+            sock.listen(1)
+            if not sock.name.is_same:
+                raise AddressError(f"cannot listen on {name}", "somebody else has taken the name meanwhile", _ANOTHER)
     except BaseException as error:
+        sock.remove_name()
         sock.close()
-        _unlink_same(name, inode)
         if isinstance(error, OSError):
-            raise AddressError(f"cannot listen on {name}", _words(error), "try: another --socket-path") from None
+            raise AddressError(f"cannot listen on {name}", _words(error), _ANOTHER) from None
         raise
     return sock
 
 
-def _unlink_same(name: str, inode: int | None) -> None:
-    """Remove `name` if it is that inode's still."""
-    with contextlib.suppress(OSError):
-        if os.lstat(name).st_ino == inode:
-            os.unlink(name)
+@contextlib.contextmanager
+def _turn(name: str) -> Iterator[None]:
+    """Until the end of the block other processes that `listen` on `name` wait, though no longer than a TURN.
+
+    The lock is an abstract socket: it takes no file, and is gone when its process is.
+    """
+    folder, base = os.path.split(name)
+    status = os.stat(folder or ".")
+    lock = b"\0vhostuser/%x/%x/%b" % (status.st_dev, status.st_ino, os.fsencode(base)[-50:])
+    deadline = time.monotonic() + TURN
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        while _is_taken(sock, lock) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        yield
+
+
+def _is_taken(sock: socket.socket, lock: bytes) -> bool:
+    """Somebody else has this lock; else it is `sock`'s, if there can be one."""
+    try:
+        sock.bind(lock)
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
+    return False
 
 
 def accept(listener: socket.socket, timeout: float | None = None) -> socket.socket:
@@ -147,18 +220,21 @@ def _checked(path: str | os.PathLike[str], what: str) -> str:
 
 
 def _clear_stale(name: str) -> None:
-    """Unlink a socket at `name` that nobody listens on; AddressError if something else is there."""
-    try:
-        mode = os.lstat(name).st_mode
-    except OSError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise AddressError(f"cannot listen on {name}", "something that is no socket is there", "try: another path")
-    owner = _listener(name)
-    if owner is None and _refuses(name):
-        os.unlink(name)
-        return
-    raise AddressError(f"cannot listen on {name}", f"it is in use{owner or ''}", "try: another --socket-path")
+    """Unlink a socket at `name` that nobody listens on, nor is about to; AddressError if something else is there."""
+    owner = None
+    for _ in range(_TRIES):
+        try:
+            found, mode = Name.of(name), os.lstat(name).st_mode
+        except OSError:
+            return
+        if not stat.S_ISSOCK(mode):
+            raise AddressError(f"cannot listen on {name}", "something that is no socket is there", "try: another path")
+        owner = _owner(name)
+        if owner is not None or not _refuses(name):
+            break
+        if found.remove():
+            return
+    raise AddressError(f"cannot listen on {name}", f"it is in use{owner or ''}", _ANOTHER)
 
 
 def _refuses(name: str) -> bool:
@@ -168,16 +244,16 @@ def _refuses(name: str) -> bool:
             probe.settimeout(1)
             probe.connect(name)
         except OSError as error:
-            return error.errno == errno.ECONNREFUSED
+            return error.errno in (errno.ECONNREFUSED, errno.ENOENT)
     return False
 
 
-def _listener(name: str) -> str | None:
-    """Who listens on `name`, in words, without disturbing it; None if the kernel's table shows nobody."""
-    listening = "00010000"
+def _owner(name: str) -> str | None:
+    """Who listens on `name` or is about to, in words, without disturbing it; None if the kernel's table shows nobody."""
+    unconnected = "01"  # of these, who has a name listens, or has not yet begun to
     for line in _lines("/proc/net/unix"):
         fields = line.split(None, 7)
-        if len(fields) == 8 and fields[3] == listening and fields[7] in (name, os.path.abspath(name)):
+        if len(fields) == 8 and fields[5] == unconnected and fields[7] in (name, os.path.abspath(name)):
             return _holder(fields[6])
     return None
 
