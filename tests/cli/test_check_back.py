@@ -49,6 +49,21 @@ def test_all_is_kept() -> None:
     assert "not kept" not in said
 
 
+def test_a_device_of_ones_own_is_told_by_a_request_that_it_answers() -> None:
+    with listening(Small()) as (path, _):
+        code, said, _ = check(path, "--device", "0:70696e67:4", "--rule", "^requests_(come|may_be)", "-v")
+    assert code == 0
+    assert said.count("kept    MUST") == 4, said
+
+
+@pytest.mark.parametrize("words", ["teapot", "0:7:4", "256:00:1", "0::0", "0:00:16385", "0:00:1:", f"0:{'00' * 16385}:1"])
+def test_a_request_that_is_none_is_told(words: str) -> None:
+    code, _, said = check("/nowhere", "--device", words)
+    assert code == 2
+    assert "argument --device: " in said
+    assert said.count("\n") == 1
+
+
 def test_what_is_not_kept_is_told_by_section(tmp_path: Path) -> None:
     report, captures = tmp_path / "report.xml", tmp_path / "captures"
     with listening(TooMuch()) as (path, _):

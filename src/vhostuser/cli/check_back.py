@@ -12,7 +12,7 @@ from ..conformance.backend_bench import BACK_END, BackendBench
 from ..conformance.check_backend import TIMEOUT, check_back_end, offer_of
 from ..conformance.outcome import Outcome, under
 from ..conformance.peer import Listening, Started, WatchedPeer
-from ..conformance.probes import PROBES
+from ..conformance.probes import OWN, PROBES, probe_named
 from ..conformance.profiles import BACK_END_PROFILES
 from ..conformance.rule import Rule
 from .arguments import Parser, checked
@@ -51,7 +51,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--run", type=checked(command_line), metavar="CMD", help="the back-end's command line, started when it is not there"
     )
-    parser.add_argument("--device", choices=PROBES, help="what it is: rules about rings send it a request")
+    what = f"what it is: {', '.join(PROBES)}; or a request that it answers, as {OWN}: rules about rings send it"
+    parser.add_argument("--device", type=checked(probe_named), metavar="DEVICE", help=what)
     add_options(parser, BACK_END_PROFILES, "back-end", TIMEOUT)
     return parser
 
@@ -70,6 +71,6 @@ def _peer(options: argparse.Namespace) -> Iterator[WatchedPeer]:
 def _outcomes(options: argparse.Namespace, rules: Sequence[BackendRule]) -> Generator[Outcome, None, None]:
     """Each rule's end, as the profile sees it."""
     with _peer(options) as peer:
-        offer = offer_of(peer, probe=PROBES[options.device] if options.device else None, timeout=options.timeout)
+        offer = offer_of(peer, probe=options.device, timeout=options.timeout)
         for outcome in check_back_end(rules, peer, offer, timeout=options.timeout):
             yield under(BACK_END_PROFILES[options.profile], outcome)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,3 +37,21 @@ PROBES: Final = {
     "vsock": Probe(1, _VSOCK_RST, 0, 0),
 }
 """By the word that --device takes. `echo` is a device that writes back what it reads, as the README's does."""
+OWN: Final = "QUEUE:HEX:ROOM"
+"""The request of a device that has no word here: the queue that takes it, its bytes, and room for the answer."""
+MOST: Final = 1 << 14
+"""Bytes that either may have."""
+_OWN: Final = re.compile(r"(\d{1,3}):((?:[0-9a-fA-F]{2})*):(\d{1,5})", re.ASCII)
+
+
+def probe_named(text: str) -> Probe:
+    """The probe of a device by its word, or one of its own as QUEUE:HEX:ROOM; ValueError if it is neither."""
+    if text in PROBES:
+        return PROBES[text]
+    found = _OWN.fullmatch(text)
+    if not found:
+        raise ValueError(f"{text[:80]!a} is none of {', '.join(PROBES)}, nor {OWN}, as in 0:70696e67:4")
+    queue, request, room = int(found[1]), bytes.fromhex(found[2]), int(found[3])
+    if queue > 255 or len(request) > MOST or room > MOST or not (request or room):
+        raise ValueError(f"{text[:80]!a}: a queue is below 256, and request or room have bytes, at most {MOST}")
+    return Probe(queue, request, room, None)

@@ -40,7 +40,7 @@ from ..conformance.frontend_bench import REST, FrontendBench, Reach
 from ..conformance.frontend_peer import Awaited, FrontendPeer, Launched
 from ..conformance.outcome import Outcome, Result, under
 from ..conformance.peer import Listening, Peer, Started
-from ..conformance.probes import PROBES, Probe
+from ..conformance.probes import OWN, PROBES, Probe, probe_named
 from ..conformance.profiles import BACK_END_PROFILES, SPEC, STRICT
 from ..conformance.report import TOLD, fails, lines_of
 from ..conformance.rule import Rule
@@ -70,7 +70,7 @@ HEADING = f"Captured {SECTION} call"
 """What pytest makes of that."""
 OPTIONS = {
     "vhost_user_run": ("CMD", "the back-end's command line, with {socket} in it: it is started when it is not there"),
-    "vhost_user_device": ("KIND", f"what it is, so that rules about rings send it a request: {', '.join(PROBES)}"),
+    "vhost_user_device": ("KIND", f"what it is, so that rules about rings send it a request: {', '.join(PROBES)}, or {OWN}"),
     "vhost_user_profile": ("NAME", f"a peer as it is (default {SPEC}): {', '.join(BACK_END_PROFILES)}"),
     "vhost_user_timeout": ("S", f"seconds that either may take for an answer (default {TIMEOUT:g})"),
     "vhost_user_front_run": ("CMD", "the front-end's command line, with {socket} in it: it is started for each rule"),
@@ -155,7 +155,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def settings_of(config: pytest.Config) -> Settings:
     """The settings; the command line goes before what a file says. UsageError names what is wrong."""
     run, device, profile, timeout, front_run, front_profile = (_setting(config, name) for name in OPTIONS)
-    _one_of("vhost_user_device", device, PROBES)
+    _device(device)
     _one_of("vhost_user_profile", profile, BACK_END_PROFILES)
     _one_of("vhost_user_front_profile", front_profile, FRONT_END_PROFILES)
     _command("vhost_user_run", run)
@@ -263,14 +263,22 @@ def _setting(config: pytest.Config, name: str) -> str:
 
 
 def _probe(device: str) -> Probe | None:
-    if device and device not in PROBES:
-        raise VhostUserError(f"back_end_device {device!r} is none of: {', '.join(PROBES)}")
-    return PROBES[device] if device else None
+    try:
+        return probe_named(device) if device else None
+    except ValueError as error:
+        raise VhostUserError(f"back_end_device {error}") from None
 
 
 def _one_of(name: str, word: str, words: Collection[str]) -> None:
     if word and word not in words:
         raise pytest.UsageError(f"{name} {word!r} is none of: {', '.join(words)}")
+
+
+def _device(text: str) -> None:
+    try:
+        _probe(text)
+    except VhostUserError as error:
+        raise pytest.UsageError(str(error).replace("back_end_device", "vhost_user_device", 1)) from None
 
 
 def _command(name: str, line: str) -> None:
