@@ -15,7 +15,7 @@ from .faults import device_faults
 from .limited_log import LimitedLog
 from .memory.table import AnyCore
 from .plain.choice import AnyServer, new_server
-from .plain.frames import EXPIRED, MOST_ASKED, MOST_WATCHED, NOT_TAKEN
+from .plain.frames import MOST_ASKED, MOST_WATCHED, NOT_TAKEN, TAKE, WAITING
 from .protocol.framing import reply_frame
 from .protocol.numbers import ProtocolFeature
 from .protocol.payloads import U64
@@ -129,6 +129,7 @@ class Answering:
     def serve_waiting(self) -> None:
         """Answer what the back-end has asked so far; one that never stops asking loses its channel."""
         deadline = time.monotonic() + (self._channel.reply_timeout if self._channel else 0)
+        self._finish()
         while self._channel and not self._busy and not self._put_off and wait((self._channel,), 0):
             if time.monotonic() > deadline:
                 self.end(RemoteProtocolError("the back-end does not stop asking", fatal=True))
@@ -157,6 +158,7 @@ class Answering:
 
     def _serve_all(self, others: Sequence[int], deadline: float | None) -> int | None:
         """Wait once, and answer one request the long way if there is one."""
+        self._finish()
         channel = self._channel
         ready = wait((*others, channel) if channel else others, deadline)
         if channel and channel.fileno() in ready:
@@ -166,10 +168,18 @@ class Answering:
 
     def _serve_plain(self, server: AnyServer, others: Sequence[int], deadline: float | None) -> int | None:
         """Let the plain way serve; then do what it left."""
-        ready = server.run(others, -1.0 if deadline is None else min(LONGEST_WAIT, max(0.0, deadline - time.monotonic())))
-        if ready < 0 and ready != EXPIRED and self._channel:
+        ready = WAITING
+        while ready == WAITING and self._server is server:  # a signal's handler may have closed it
+            left = -1.0 if deadline is None else min(LONGEST_WAIT, max(0.0, deadline - time.monotonic()))
+            ready = server.run(others, left)
+        if ready in (TAKE, NOT_TAKEN) and self._channel:
             self._take_over(server, self._channel, ready)
         return ready if ready >= 0 else None
+
+    def _finish(self) -> None:
+        """Let the plain way finish what an interrupt left half done: nothing may come before it."""
+        if not self._busy and self._server and self._server.unfinished:
+            self._serve_plain(self._server, (), time.monotonic())
 
     def _take_over(self, server: AnyServer, channel: Channel, result: int) -> None:
         """Handle the long way what the plain one left: a request that is not plain, or the end of the channel."""

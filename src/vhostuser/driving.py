@@ -8,11 +8,12 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from .answering import Answering
 from .errors import DeadlineExpired, Disconnected, LocalProtocolError, ProtocolError, RemoteProtocolError, RequestFailed
-from .lending import Lending, guest_timeout
+from .lending import Lending, lookup_deadline
 from .protocol.framing import request_frame
 from .protocol.layout import Payload
 from .protocol.numbers import FrontendRequest, ProtocolFeature
@@ -28,6 +29,18 @@ from .transport.socket import NothingSent, wait
 from .windows import Windows
 
 log = logging.getLogger(__name__)
+GET_OBJECT: Final = FRONTEND[FrontendRequest.GET_SHARED_OBJECT]
+
+
+class Late(NamedTuple):
+    """A GET_SHARED_OBJECT whose reply no lookup waits for any more; the connection is over if it has not come by `end`."""
+
+    asked: Payload | None
+    end: float
+
+
+class Unwaited(DeadlineExpired):
+    """The reply did not come in the time of a lookup; it may still."""
 
 
 class Driving:
@@ -53,6 +66,8 @@ class Driving:
         self._depth, self._guest = 0, False
         self._awaited = ""
         """The request whose reply is waited for."""
+        self._late: Late | None = None
+        """What is still owed to a lookup that gave up; nothing else is asked before it has come."""
         self.lost: Exception | None = None
         """Why the connection is over, if it is."""
         self.channel = self.new_channel(sock)
@@ -75,9 +90,13 @@ class Driving:
         return fds[0] if fds else None
 
     def _lend(self, uuid: UUID) -> OwnedFd | None:
-        """The same for who waits for it, and has it before what was put off meanwhile is answered (`_do_errands`)."""
+        """The same for who waits for it, and has it before what was put off meanwhile is answered (`_do_errands`).
+
+        It takes no longer than a lookup may; the connection lives on then, until the reply is too late for any request.
+        """
+        until = lookup_deadline(self.channel.reply_timeout)
         with self.turn():
-            _, fds = self._request(FrontendRequest.GET_SHARED_OBJECT, Uuid(uuid.bytes), ())
+            _, fds = self._request(FrontendRequest.GET_SHARED_OBJECT, Uuid(uuid.bytes), (), until=until)
             return fds[0] if fds else None
 
     def _new_lending(self, table: SharedObjects) -> Lending:
@@ -99,7 +118,7 @@ class Driving:
     def begin(self, sock: socket.socket) -> None:
         """Go on with another connection."""
         self.channel.close()
-        self.channel, self.lost = self.new_channel(sock), None
+        self.channel, self.lost, self._late = self.new_channel(sock), None, None
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -199,19 +218,24 @@ class Driving:
                 self._answering.catch_up()
 
     def _request(
-        self, request: FrontendRequest, body: Payload | None, fds: Sequence[int]
+        self, request: FrontendRequest, body: Payload | None, fds: Sequence[int], *, until: float | None = None
     ) -> tuple[Payload | None, tuple[OwnedFd, ...]]:
         self._check_idle(FRONTEND[request].name)
+        if self._late:
+            self._await_late(self._late, self._late.end if until is None else until)
         rule, before = FRONTEND[request], self._session.state
         ask = reply_owed(rule, before, need_reply=True) is Owed.ACK
         frame = request_frame(request, body, fds, need_reply=ask)
         self._check_quiet()
         self._session.admit(Side.FRONTEND, frame)
         owed = reply_owed(rule, before, need_reply=ask)
-        self._awaited = rule.name
+        self._awaited, end = rule.name, time.monotonic() + self.channel.reply_timeout
         try:
             self.channel.send(frame, rule.name, owed=False)
-            answer, received = self._reply(rule, owed, body) if owed is not Owed.NOTHING else (None, ())
+            answer, received = self._reply(rule, owed, body, until) if owed is not Owed.NOTHING else (None, ())
+        except Unwaited:
+            self._late = Late(body, end)
+            raise
         except NothingSent:
             self._session.state = before
             raise
@@ -233,15 +257,33 @@ class Driving:
         with self.turn():
             self._check_idle("a wait")
             main, errands = self.channel.fileno(), [self._lending.errands.fileno()] if self._lending else []
-            while (ready := self._answering.serve_until((*others, main, *errands), deadline)) in errands:
-                self.run_errands()
-                self.check()
+            while True:
+                ready = self._answering.serve_until((*others, main, *errands), self._sooner(deadline))
+                if ready in errands:
+                    self.run_errands()
+                    self.check()
+                elif ready == main:
+                    self._unasked()
+                else:
+                    if ready is not None:
+                        return ready
+                    self._check_late()
                 if deadline is not None and time.monotonic() >= deadline:
-                    ready = next(iter(wait((*others, main), 0)), None)
-                    break
-            if ready == main:
-                self._unasked()
-            return ready
+                    return self._ready_now(others, main)
+
+    def _sooner(self, deadline: float | None) -> float | None:
+        """The deadline of a wait, or the end of what is late."""
+        if not self._late:
+            return deadline
+        return self._late.end if deadline is None else min(deadline, self._late.end)
+
+    def _ready_now(self, others: Sequence[int], main: int) -> int | None:
+        """Time is up: what is ready at this moment still counts."""
+        ready = next(iter(wait((*others, main), 0)), None)
+        if ready == main:
+            self._unasked()
+            return None
+        return ready
 
     def check(self) -> None:
         """Raise Disconnected if the connection is over."""
@@ -267,9 +309,15 @@ class Driving:
         if self._lending:
             self._lending.close()
 
-    def _reply(self, rule: Rule, owed: Owed, asked: Payload | None) -> tuple[Payload | None, tuple[OwnedFd, ...]]:
-        limit = guest_timeout(self.channel.reply_timeout) if self._guest else self.channel.reply_timeout
-        if self._answering.serve_until((self.channel.fileno(),), time.monotonic() + limit) is None:
+    def _reply(
+        self, rule: Rule, owed: Owed, asked: Payload | None, until: float | None
+    ) -> tuple[Payload | None, tuple[OwnedFd, ...]]:
+        limit = self.channel.reply_timeout
+        end = time.monotonic() + limit
+        if until is not None and until < end:
+            if not self._has_come(until):
+                raise Unwaited(f"{rule.name} was not answered in the time of a lookup")
+        elif not self._has_come(end):
             raise DeadlineExpired(f"{rule.name} was not answered within {limit:g} s")
         frame = self.channel.receive()
         try:
@@ -277,6 +325,40 @@ class Driving:
         except BaseException:
             close_all(frame.fds)
             raise
+
+    def _has_come(self, deadline: float) -> bool:
+        """There is something to read on the main channel, before that; requests are answered meanwhile."""
+        return self._answering.serve_until((self.channel.fileno(),), deadline) is not None
+
+    def _await_late(self, late: Late, until: float) -> None:
+        """Wait for the reply that a lookup does not wait for any more, and throw it away."""
+        self._awaited = GET_OBJECT.name
+        try:
+            if self._has_come(min(until, late.end)):
+                self._take_late(late)
+                return
+        finally:
+            self._awaited = ""
+        self._check_late()
+        raise Unwaited(f"the reply to an earlier {GET_OBJECT.name} is awaited")
+
+    def _take_late(self, late: Late) -> None:
+        self._late = None
+        try:
+            frame = self.channel.receive()
+            with contextlib.ExitStack() as held:
+                held.callback(close_all, frame.fds)
+                self._session.admit_reply(GET_OBJECT, frame, Owed.OWN, late.asked)
+        except BaseException as error:
+            self.lose(error if isinstance(error, Exception) else Disconnected("interrupted in a request"))
+            raise
+
+    def _check_late(self) -> None:
+        """The connection is over if that reply is late for any request."""
+        if self._late and time.monotonic() >= self._late.end:
+            error = DeadlineExpired(f"{GET_OBJECT.name} was not answered within {self.channel.reply_timeout:g} s")
+            self.lose(error)
+            raise error
 
     def _check_quiet(self) -> None:
         """Nothing has come that a request would take for its reply: Disconnected or RemoteProtocolError else.
@@ -287,7 +369,11 @@ class Driving:
             self._unasked()
 
     def _unasked(self) -> None:
-        """Something came on the main channel that nobody asked for: its end, or a wrong message."""
+        """Something came on the main channel that nobody waits for: what is late; else its end, or a wrong message."""
+        if self._late:
+            if wait((self.channel,), 0):  # a signal's handler may have taken it
+                self._take_late(self._late)
+            return
         try:
             frame = self.channel.receive()
             close_all(frame.fds)

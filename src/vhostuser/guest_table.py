@@ -68,9 +68,8 @@ class GuestTable:
         return replace(region, user_addr=region.guest_addr) if by_guest else region
 
     def _take(self, memory: GuestMemory, request: str) -> None:
-        rings = enumerate(self._session.state.rings)
         try:
-            self._rings.move([(index, ring.size, ring.addresses) for index, ring in rings if ring.addresses], memory)
+            self._rings.move(memory)
         except QueueBroken as error:
             raise RemoteProtocolError(f"{request}: {error}", request=request, field="regions") from None
         self.memory = memory

@@ -105,9 +105,9 @@ class Lending:
         self.errands.close()
 
 
-def guest_timeout(reply_timeout: float) -> float:
-    """Seconds for a reply that a thread of another front-end awaits, which it does in place of its own user."""
-    return min(reply_timeout, PATIENCE)
+def lookup_deadline(reply_timeout: float) -> float | None:
+    """Until when a lookup that begins now waits for a back-end's reply; None if no less long than any request does."""
+    return time.monotonic() + PATIENCE if reply_timeout > PATIENCE else None
 
 
 def _uuid_of(message: OwnedMessage) -> UUID:

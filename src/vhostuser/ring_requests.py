@@ -97,9 +97,20 @@ class RingRequests:
         self.refresh()
 
     def on_set_vring_addr(self, message: OwnedMessage) -> None:
-        self._bind_active(body_of(message, VringAddr).index, "SET_VRING_ADDR")
+        """A ring that is at work stays where it lies; only what is about the log may change. One that rests may move."""
+        body = body_of(message, VringAddr)
+        ring, place = self._session.state.rings[body.index], self._rings.vrings[body.index].place
+        moves = place is not None and parts_of(place.addresses) != parts_of(body)
+        if moves and ring.active:
+            text = f"SET_VRING_ADDR index {body.index} is a ring that is at work: its addresses may not change"
+            raise RemoteProtocolError(
+                text, request="SET_VRING_ADDR", field="addresses", value=body.descriptor, limit="the ring's own"
+            )
+        self._bind_active(body.index, "SET_VRING_ADDR")
         self.guest.set_logging()
         self.refresh()
+        if moves:  # it is laid there once it is to be at work
+            self._set_base(body.index, self._rings.stop(body.index))
 
     def on_set_vring_base(self, message: OwnedMessage) -> None:
         pass
@@ -240,6 +251,11 @@ class WithFd(NamedTuple):
 
     body: Payload | None
     fd: OwnedFd
+
+
+def parts_of(addresses: VringAddr) -> tuple[int, int, int]:
+    """Where the three parts of a ring lie; the rest of what SET_VRING_ADDR says is about the dirty log."""
+    return addresses.descriptor, addresses.used, addresses.available
 
 
 def take_fd(message: OwnedMessage) -> OwnedFd:

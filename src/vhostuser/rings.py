@@ -12,7 +12,8 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from .counters import Counters
@@ -21,7 +22,6 @@ from .errors import LocalProtocolError, QueueBroken
 from .limited_log import LimitedLog
 from .memory.dirty_log import DirtyLog
 from .memory.guest import GuestMemory
-from .protocol.payloads import VringAddr
 from .queue_thread import QueueThread
 from .ring_work import RingWork
 from .virtio.chain import DescriptorChain
@@ -72,13 +72,12 @@ class Rings:
         self.vrings[place.index].put(place, base)
         self.vrings[place.index].moved = None
 
-    def move(self, rings: Sequence[tuple[int, int, VringAddr]], memory: GuestMemory) -> None:
-        """Lay rings (index, size, addresses) over another memory table, those that are bound; all of them or none.
+    def move(self, memory: GuestMemory) -> None:
+        """Lay the rings that are bound over another memory table, each at its addresses; all of them or none.
 
         Does not wait for a request in progress, which may be what caused this: its ring moves when it is done.
         """
-        bound = [(row, self.vrings[row[0]].place) for row in rings]
-        places = [Place(*row, memory, place.features, place.inflight) for row, place in bound if place is not None]
+        places = [replace(place, memory=memory) for vring in self.vrings if (place := vring.place)]
         for place in places:
             place.check()
         for place in places:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 
 from vhostuser.memory import mapping
 from vhostuser.memory.core import WindowCore
+from vhostuser.plain import server
 from vhostuser.plain.frames import EXPIRED, NOT_TAKEN, TAKE
 from vhostuser.plain.server import Server
 from vhostuser.protocol.framing import Frame, reply_frame
@@ -188,6 +190,8 @@ class Scripted(socket.socket):
 
     messages: list[tuple[bytes, list[tuple[int, int, bytes]], int]]
     sent: int | OSError | None = None
+    sent_later: OSError | None = None
+    """What `sendmsg` says, if not the kernel does."""
 
     def recvmsg(
         self, bufsize: int, ancbufsize: int = 0, flags: int = 0
@@ -198,6 +202,11 @@ class Scripted(socket.socket):
         if isinstance(self.sent, OSError):
             raise self.sent
         return 20 if self.sent is None else self.sent
+
+    def sendmsg(self, buffers: Iterable[Any], *rest: Any) -> int:
+        if self.sent_later:
+            raise self.sent_later
+        return super().sendmsg(buffers, *rest)
 
 
 @pytest.fixture
@@ -236,25 +245,43 @@ def test_fds_in_two_pieces_of_ancillary_data_are_all_handed_on(rig: Rig, scripte
     assert (rig.run(), rig.left()) == (TAKE, (data[:12], 2, False))
 
 
+def a_map_is_there(rig: Rig, scripted: Scripted) -> None:
+    """The server will read a SHMEM_MAP that is right."""
+    control = [(*RIGHTS, os.dup(rig.file.fileno()).to_bytes(4, "little"))]
+    data = asking(MAP, GOOD)
+    scripted.messages = [(data[:12], control, 0), (data[12:], [], 0)]
+
+
+@pytest.mark.parametrize("sent", [20, 19, 1, 0, BlockingIOError(11, "full"), OSError(105, "no buffers")])
+def test_an_acknowledgement_that_is_taken_in_part_goes_on_at_its_byte(
+    rig: Rig, scripted: Scripted, sent: int | OSError
+) -> None:
+    a_map_is_there(rig, scripted)
+    scripted.sent = sent
+    assert (rig.run(), rig.left(), rig.counts) == (EXPIRED, (b"", 0, False), (1, 1, 1, 0))
+    assert rig.answers() == yes(MAP)[sent if isinstance(sent, int) else 0 :]
+
+
 @pytest.mark.parametrize(
-    ("sent", "result"),
+    ("error", "result"),
     [
-        (20, EXPIRED),
-        (19, NOT_TAKEN),
-        (0, NOT_TAKEN),
         (BlockingIOError(11, "full"), NOT_TAKEN),
+        (OSError(105, "no buffers"), NOT_TAKEN),
+        (OSError(1, "not permitted"), NOT_TAKEN),
         (BrokenPipeError(32, "gone"), TAKE),
         (ConnectionResetError(104, "gone"), TAKE),
     ],
 )
 def test_an_acknowledgement_that_is_not_taken_ends_the_plain_way(
-    rig: Rig, scripted: Scripted, sent: int | OSError, result: int
+    rig: Rig, scripted: Scripted, monkeypatch: pytest.MonkeyPatch, error: OSError, result: int
 ) -> None:
-    data = asking(MAP, GOOD)
-    scripted.sent = sent
-    control = [(*RIGHTS, os.dup(rig.file.fileno()).to_bytes(4, "little"))]
-    scripted.messages = [(data[:12], control, 0), (data[12:], [], 0)]
+    a_map_is_there(rig, scripted)
+    scripted.sent = scripted.sent_later = error
+    monkeypatch.setattr(rig.server, "_seconds", 0.02)
+    if result == NOT_TAKEN:
+        monkeypatch.setattr(server, "wait", lambda *_: [])
     assert (rig.run(), rig.left(), rig.counts) == (result, (b"", 0, False), (1, 1, 1, 0))
+    assert rig.server.unfinished is (result == NOT_TAKEN)
     assert len(rig.table) == 1
 
 

@@ -15,7 +15,7 @@ from vhostuser.protocol.numbers import FrontendRequest as Q
 from vhostuser.protocol.numbers import VhostFeature, mask
 from vhostuser.protocol.payloads import U64, MemoryRegion, MemoryTable, VringAddr, VringState
 from vhostuser.testing import DEADLINE, RawBackend, ServedRawFrontend, joined, raw_frontend, read_only, sparse_file
-from vhostuser.testing.raw_frontend import MEMORY
+from vhostuser.testing.raw_frontend import MEMORY, PROTOCOL_FEATURES
 from vhostuser.transport.fds import OwnedFd
 from vhostuser.transport.socket import wait
 from vhostuser.virtio.formats import PACKED, SPLIT, Format
@@ -52,10 +52,10 @@ class Guest:
         self.driver = ring.driver(size, *parts)
         self.addresses = VringAddr(index, 0, self.at, self.at + used_at, self.at + descriptors, 0)
 
-    def start(self, base: int | None = None) -> None:
+    def start(self, base: int | None = None, *, enabled: bool = True) -> None:
         self.call = self.raw.eventfd()
         self.raw.accepted(Q.SET_VRING_CALL, U64(self.index), fds=[self.call])
-        self.raw.set_up_queue(self.index, size=SIZE, base=base, at=self.at, ring=self.ring)
+        self.raw.set_up_queue(self.index, size=SIZE, base=base, at=self.at, ring=self.ring, enabled=enabled)
         self.kick, self.err = self.raw.kick, self.raw.err
 
     def stop(self) -> int:
@@ -87,8 +87,8 @@ class Guest:
 class Setting:
     """A raw front-end that has negotiated a format and shared memory, and its device."""
 
-    def __init__(self, raw: ServedRawFrontend, features: int) -> None:
-        raw.negotiate(features=features)
+    def __init__(self, raw: ServedRawFrontend, features: int, *, protocol: int = PROTOCOL_FEATURES) -> None:
+        raw.negotiate(features=features, protocol=protocol)
         raw.open_requests()
         self.raw, self.fd = raw, raw.share_memory()
         self.memory = map_file(self.fd.fileno(), MEMORY, 0)

@@ -12,19 +12,19 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from vhostuser import RequestFailed, SharedObjects, lending
+from vhostuser import DeadlineExpired, Disconnected, RemoteProtocolError, RequestFailed, SharedObjects, lending
 from vhostuser.driving import Driving
 from vhostuser.errands import Errand
 from vhostuser.protocol.framing import Frame
 from vhostuser.protocol.numbers import BackendRequest as B
 from vhostuser.protocol.numbers import FrontendRequest as Q
 from vhostuser.protocol.payloads import U64, Config, Uuid
-from vhostuser.testing import DEADLINE, RawBackend, joined, memory_file, message, wait_until
+from vhostuser.testing import DEADLINE, RawBackend, joined, memory_file, message, usage, wait_until
 from vhostuser.testing.wire import ACK
 from vhostuser.transport.fds import OwnedFd, close_all
 from vhostuser.transport.socket import wait
 
-from .raw_sharers import BODY, ID, SHARED, found, gives, hostile, owning
+from .raw_sharers import BODY, ID, SHARED, found, gives, owning
 from .sharers import Sharer, during, sharing, waited_in
 
 if TYPE_CHECKING:
@@ -39,15 +39,78 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lending, "PATIENCE", DEADLINE)
 
 
-def test_a_guest_waits_for_a_reply_no_longer_than_a_lookup(monkeypatch: pytest.MonkeyPatch) -> None:
+def late_answer(go_on: threading.Event, frame: Frame[OwnedFd]) -> bytes:
+    assert go_on.wait(LONG)
+    return message(frame.request, b"", flags=ACK)
+
+
+@pytest.mark.parametrize("way", ["request", "wait", "lookup"])
+def test_a_guest_waits_no_longer_than_a_lookup_and_what_comes_later_is_closed(
+    monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
     """Its own user would wait, and its own back-end, though their peers do nothing wrong."""
     monkeypatch.setattr(lending, "PATIENCE", 0.2)
+    table, go_on = SharedObjects(), threading.Event()
+    with sharing(table) as other, owning(table, reply_timeout=LONG) as (raw, frontend):
+        raw.raw_answers[Q.GET_SHARED_OBJECT] = functools.partial(late_answer, go_on)
+        before = usage().fds
+        assert other.read(ID) is None
+        assert other.read(ID) is None
+        assert ID in table
+        raw.raw_answers.clear()
+        go_on.set()
+        monkeypatch.setattr(lending, "PATIENCE", DEADLINE)
+        if way == "request":
+            assert frontend.config(0, 8) is not None
+        elif way == "wait":
+            wait_until(lambda: bool(wait((frontend._driving.channel,), 0)), "the reply is there")
+            frontend.serve(0.05)
+            assert usage().fds == before
+        assert other.read(ID) is not None
+        assert raw.seen.count(Q.GET_SHARED_OBJECT) == 2
+
+
+@pytest.mark.parametrize("way", ["request", "wait", "lookup"])
+def test_a_reply_that_no_request_would_wait_for_ends_the_connection(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    monkeypatch.setattr(lending, "PATIENCE", 0.2)
     table = SharedObjects()
-    with sharing(table) as other, hostile(table, reply_timeout=LONG) as raw:
-        gives(raw)
+    with sharing(table) as other, owning(table, reply_timeout=0.6) as (raw, frontend):
         raw.raw_answers[Q.GET_SHARED_OBJECT] = b""
         assert other.read(ID) is None
+        assert ID in table
+        if way == "lookup":
+            while ID in table:
+                assert other.read(ID) is None
+        else:
+            with pytest.raises(DeadlineExpired, match=r"not answered within 0\.6 s"):
+                frontend.config(0, 8) if way == "request" else frontend.serve(LONG)
         assert ID not in table
+        with pytest.raises(Disconnected):
+            frontend.config(0, 8)
+
+
+def test_a_late_reply_that_is_wrong_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lending, "PATIENCE", 0.2)
+    table, go_on = SharedObjects(), threading.Event()
+    with sharing(table) as other, owning(table, reply_timeout=LONG) as (raw, frontend):
+        raw.raw_answers[Q.GET_SHARED_OBJECT] = lambda frame: late_answer(go_on, frame)[:8] + bytes(4)
+        raw.files[Q.GET_SHARED_OBJECT] = [*raw.files[Q.GET_SHARED_OBJECT]] * 2
+        assert other.read(ID) is None
+        go_on.set()
+        with pytest.raises(RemoteProtocolError, match="2 fds"):
+            frontend.serve(LONG)
+        assert ID not in table
+
+
+def test_a_lookup_of_its_own_takes_no_longer_than_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The back-end has one thread, which waits for the answer before it reads its main channel."""
+    monkeypatch.setattr(lending, "PATIENCE", 0.2)
+    with owning(SharedObjects(), reply_timeout=LONG) as (raw, frontend):
+        looked = threading.Event()
+        raw.raw_answers[Q.GET_SHARED_OBJECT] = functools.partial(late_answer, looked)
+        assert found(raw.channel) == (1, 0)
+        looked.set()
+        assert frontend.config(0, 8) is not None
 
 
 def test_lookups_without_end_hold_nobody_up() -> None:

@@ -4,7 +4,7 @@ It handles what is entirely right, and nothing else. Whatever is not, a wrong fi
 table, a signal, goes to Python as it came: `Server.take` gives the bytes and fds that were read.
 """
 
-from libc.errno cimport EAGAIN, ECONNRESET, EPIPE, errno
+from libc.errno cimport EAGAIN, ECONNRESET, EINTR, ENOBUFS, ENOMEM, EPIPE, errno
 from libc.stdint cimport uint8_t, uint32_t
 
 from .window cimport Entry, WindowCore
@@ -13,6 +13,7 @@ from .wire cimport *
 cdef enum:
     MOST_OTHERS = 64
     LONGEST = 1  # seconds in one poll(): Python looks at its signals in between
+    NAP = 8  # milliseconds, before another try while memory is short
     MOST_ASKED = 512  # answered before what was waited for, once that is there: more than can have been sent before it
     IN_A_ROW = 4096  # answered before Python looks at its signals
 
@@ -26,6 +27,7 @@ cpdef enum:
     EXPIRED = -1
     TAKE = -2
     NOT_TAKEN = -3
+    WAITING = -4
 
 
 cdef int first_ready(pollfd *watched, int count) noexcept nogil:
@@ -41,7 +43,7 @@ cdef class Server:
     """The front-end's receiving loop on the back-end channel."""
 
     cdef int fd
-    cdef double seconds  # for which an acknowledgement is tried again while memory is short
+    cdef double seconds  # for which an acknowledgement that is not taken is tried again
     cdef void *cores[256]
     cdef list kept
     cdef uint8_t data[52]
@@ -51,6 +53,8 @@ cdef class Server:
     cdef int truncated
     cdef vhu_ack acks[BATCH]
     cdef int due
+    cdef ssize_t sent, unsent  # bytes of `acks`
+    cdef double until  # when it is over with what is unsent; 0 as long as all is taken
     cdef void *emptied
     cdef Entry gone[BATCH]
     cdef int gone_count
@@ -69,7 +73,8 @@ cdef class Server:
         """Answer requests until one of the fds `others` is readable, and return it; those that came before it first.
 
         EXPIRED after `seconds` (negative: never), or earlier for Python to look at its signals, TAKE if something is there
-        for `take`, NOT_TAKEN if the back-end does not take its acknowledgements.
+        for `take`, NOT_TAKEN if the back-end does not take its acknowledgements, WAITING for Python to look at its signals
+        while they are not taken yet: the next run goes on with them.
         """
         cdef pollfd watched[MOST_OTHERS + 1]
         cdef int count = len(others), result, at = 0
@@ -83,6 +88,11 @@ cdef class Server:
             result = self.loop(watched, count, seconds)
         return result
 
+    @property
+    def unfinished(self):
+        """Acknowledgements are not sent yet, or something is there for `take`: another run comes before anything else."""
+        return self.unsent > 0 or self.size > 0 or self.count > 0
+
     def take(self):
         """The bytes and fd numbers that were read and not handled, and whether fds were lost with them."""
         data, fds = self.data[:self.size], [self.fds[at] for at in range(self.count)]
@@ -94,8 +104,10 @@ cdef class Server:
         cdef double deadline = vhu_now() + seconds
         cdef double left = LONGEST if seconds < 0 else min(seconds, LONGEST)
         cdef long enough = self.messages + IN_A_ROW, patience = -1
-        cdef int ready, other
+        cdef int ready, other, result = self.push()
         cdef Step step
+        if result or self.size or self.count:
+            return result if result else TAKE
         while True:
             ready = poll(watched, count + 1, <int>(left * 1000 + 0.999))
             if ready < 0:
@@ -108,8 +120,9 @@ cdef class Server:
             if other >= 0 and (not watched[count].revents or self.messages >= patience):
                 return other
             step = self.serve()
-            if not self.flush():
-                return NOT_TAKEN
+            result = self.flush()
+            if result:
+                return result
             if step == FOR_PYTHON:
                 return TAKE
             if seconds >= 0:
@@ -228,21 +241,44 @@ cdef class Server:
         ack.status = 0
         self.due += 1
 
-    cdef bint flush(self) noexcept nogil:
-        """Send the acknowledgements that are due; false if the back-end does not take them."""
-        cdef uint8_t *at = <uint8_t *>self.acks
-        cdef ssize_t left = self.due * ACK_SIZE, sent
-        cdef vhu_patience patience
-        patience.nanoseconds = 0
+    cdef int flush(self) noexcept nogil:
+        """Send the acknowledgements that are due: 0, or what `run` returns."""
         self.settle()
         self.sent_acks += self.due
-        self.due = 0
-        while left > 0:
-            sent = send(self.fd, at, left, MSG_NOSIGNAL)
-            if sent < 0:
-                if vhu_nap(&patience, self.seconds):
-                    continue
-                return errno == EPIPE or errno == ECONNRESET  # the end, which the next look finds; else it waits for nothing
-            at += sent
-            left -= sent
-        return True
+        self.sent, self.unsent, self.due = 0, self.due * ACK_SIZE, 0
+        return self.push()
+
+    cdef int push(self) noexcept nogil:
+        """Send what is unsent: 0, or what `run` returns."""
+        cdef ssize_t taken
+        cdef int result
+        while self.unsent > 0:
+            taken = send(self.fd, <uint8_t *>self.acks + self.sent, self.unsent, MSG_NOSIGNAL | MSG_DONTWAIT)
+            if taken >= 0:
+                self.sent += taken
+                self.unsent -= taken
+                continue
+            result = self.wait_for_room()
+            if result:
+                return result
+        self.until = 0
+        return 0
+
+    cdef int wait_for_room(self) noexcept nogil:
+        """The kernel took nothing: 0 to try again at once, or what `run` returns. The deadline is that of the first time."""
+        cdef int number = errno
+        cdef pollfd room
+        cdef double now = vhu_now()
+        if number == EPIPE or number == ECONNRESET:
+            self.unsent = 0  # the end, which the next look finds
+            return 0
+        if self.until == 0:
+            self.until = now + self.seconds
+        room.fd, room.events = self.fd, POLLOUT
+        if number == ENOMEM or number == ENOBUFS:
+            poll(&room, 0, NAP)
+        elif number != EAGAIN and number != EINTR:
+            return NOT_TAKEN
+        elif number == EAGAIN and poll(&room, 1, <int>(max(0, min(self.until - now, LONGEST)) * 1000 + 0.999)) > 0:
+            return 0
+        return WAITING if now < self.until else NOT_TAKEN

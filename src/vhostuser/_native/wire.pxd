@@ -98,17 +98,13 @@ cdef extern from *:
     cdef struct pollfd:
         int fd
         short events, revents
-    enum: POLLIN, MSG_DONTWAIT, MSG_NOSIGNAL
+    enum: POLLIN, POLLOUT, MSG_DONTWAIT, MSG_NOSIGNAL
     int poll(pollfd *fds, unsigned long count, int timeout) nogil
     ssize_t vhu_receive(int sock, void *data, size_t want, int flags, int *fds, int *count, int *truncated) nogil
     ssize_t vhu_receive_rest(int sock, void *data, size_t want, int *truncated) nogil
     ssize_t send(int sock, const void *data, size_t size, int flags) nogil
     int close(int fd) nogil
     double vhu_now() nogil
-    ctypedef struct vhu_patience:
-        double end, room
-        long nanoseconds
-    int vhu_nap(vhu_patience *patience, double seconds) nogil
 
 cdef enum:
     SHMEM_MAP = 9

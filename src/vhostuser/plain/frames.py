@@ -11,7 +11,7 @@ from ..protocol.numbers import MAX_FDS, NEED_REPLY, REPLY, VERSION, BackendReque
 from ..protocol.payloads import HEADER, U64, Mmap
 from ..transport.socket import FD_KINDS
 
-EXPIRED, TAKE, NOT_TAKEN = -1, -2, -3
+EXPIRED, TAKE, NOT_TAKEN, WAITING = -1, -2, -3, -4
 """What `Server.run` returns instead of an fd."""
 MOST_ASKED: Final = 512
 """Requests answered before what was waited for, once that is there: more than can have been sent before it."""
@@ -32,6 +32,7 @@ CONTROL: Final = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 RECEIVE: Final = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
 DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 NOSIGNAL: Final = int(socket.MSG_NOSIGNAL)
+SEND: Final = DONTWAIT | NOSIGNAL
 CTRUNC: Final = int(socket.MSG_CTRUNC)
 RIGHTS: Final = (int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS))
 ONE_FD: Final = struct.Struct("@i")

@@ -7,11 +7,11 @@ import socket
 import time
 from collections.abc import Sequence
 
-from ..errors import DeadlineExpired, Disconnected
+from ..errors import Disconnected
 from ..memory.core import WindowCore
 from ..protocol.numbers import HEADER_SIZE
 from ..transport.fds import close_fd
-from ..transport.socket import SCARCE, send_all
+from ..transport.socket import LONGEST_NAP, NO_WAIT, SHORTEST_NAP, NotTaken, WouldBlock, send_some, wait
 from .frames import (
     ACK_SIZE,
     BODY,
@@ -21,11 +21,11 @@ from .frames import (
     MAP,
     MAP_HEADER,
     MOST_ASKED,
-    NOSIGNAL,
     NOT_TAKEN,
     ONE_FD,
     RECEIVE,
     RIGHTS,
+    SEND,
     TAKE,
     UNMAP,
     UNMAP_HEADER,
@@ -42,6 +42,7 @@ class Server:
         self._fd, self._windows = sock.fileno(), windows
         self._receive, self._send = sock.recvmsg, sock.send
         self._socket, self._seconds = sock, seconds
+        self._unsent, self._until = b"", 0.0
         self._data, self._truncated = b"", False
         self._fds: list[int] = []
         self._poll = select.poll()
@@ -51,8 +52,10 @@ class Server:
         """Answer requests until one of the fds `others` is readable, and return it; those that came before it first.
 
         EXPIRED after `seconds` (negative: never), TAKE if something is there for `take`, NOT_TAKEN if the back-end does not
-        take its acknowledgements.
+        take its acknowledgements. An interrupt leaves what is unsent of one to the next run.
         """
+        if (result := self._push()) or self.unfinished:
+            return result or TAKE
         poll, own, patience = self._watch(others).poll, self._fd, MOST_ASKED
         deadline, left = time.monotonic() + seconds, seconds
         while True:
@@ -67,6 +70,11 @@ class Server:
                 return result
             if seconds >= 0 and (left := deadline - time.monotonic()) <= 0:
                 return next((fd for fd, _ in poll(0) if fd != own), EXPIRED)
+
+    @property
+    def unfinished(self) -> bool:
+        """An acknowledgement is not sent yet, or something is there for `take`: another run comes before anything else."""
+        return bool(self._unsent or self._data or self._fds)
 
     def take(self) -> tuple[bytes, list[int], bool]:
         """The bytes and fd numbers that were read and not handled, and whether fds were lost with them."""
@@ -141,17 +149,29 @@ class Server:
         self.messages += 1
         self.sent_acks += 1
         try:
-            sent = self._send(YES[request], NOSIGNAL)
-        except (BrokenPipeError, ConnectionResetError):
-            return TAKE
-        except OSError as error:
-            return self._try_again(request) if error.errno in SCARCE else NOT_TAKEN
-        return 0 if sent == ACK_SIZE else NOT_TAKEN
+            sent = self._send(YES[request], SEND)
+        except OSError:
+            sent = 0  # why, the next try says
+        if sent == ACK_SIZE:
+            return 0
+        self._unsent, self._until = YES[request][sent:], time.monotonic() + self._seconds
+        return self._push()
 
-    def _try_again(self, request: int) -> int:
-        """Memory was short for an acknowledgement."""
-        try:
-            send_all(self._socket, YES[request], (), self._seconds, "an acknowledgement")
-        except (Disconnected, DeadlineExpired):
-            return NOT_TAKEN
+    def _push(self) -> int:
+        """Send what is unsent: 0, or what `run` returns."""
+        nap = SHORTEST_NAP
+        while self._unsent:
+            try:
+                self._unsent = self._unsent[send_some(self._socket, self._unsent, (), NO_WAIT) :]
+            except WouldBlock:
+                if not wait((), self._until, (self._socket,)):
+                    return NOT_TAKEN
+            except NotTaken as why:
+                if not why.scarce or time.monotonic() >= self._until:
+                    return NOT_TAKEN
+                time.sleep(nap)
+                nap = min(2 * nap, LONGEST_NAP)
+            except Disconnected:
+                self._unsent = b""
+                return TAKE
         return 0
