@@ -14,6 +14,7 @@ from typing import ClassVar, Final, TypeVar
 from uuid import UUID
 
 from ..device import KEEP, Device, Keep
+from ..device_check import mistyped
 from ..errors import DeadlineExpired, Disconnected, LocalProtocolError, VhostUserError
 from ..limited_log import LimitedLog
 from ..objects import Objects
@@ -96,6 +97,8 @@ class Bridge(Device):
         for name in MEANINGLESS:
             if hasattr(device, name):
                 self._log.warning(f"{type(device).__name__}.{name} means nothing in an AsyncDevice")
+        for text in mistyped(device, AsyncDevice):
+            self._log.warning(text)
 
     @property
     def config(self) -> bytes:
