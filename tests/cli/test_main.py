@@ -129,10 +129,13 @@ def test_info_has_a_diagnosis_for_another_dialect(sock: Path, spoken: str, hint:
 
 
 def test_info_has_no_diagnosis_for_a_device_without_regions(sock: Path) -> None:
-    with listening(sock, "--reconnect", module=RNG):
+    with listening(sock, "--reconnect", module=RNG) as back:
         offer = json.loads(run(VHU, "info", sock, "--json").stdout)
         assert {"GET_VRING_BASE_INFLIGHT", "GPA_ADDRESSES"} <= set(offer["protocol_features"])
         assert (offer["regions"], offer["diagnosis"]) == ({}, None)
+        back.signal(signal.SIGTERM)
+        assert back.end() == 0
+        assert "refused" not in back.said
 
 
 def test_info_of_nobody_is_exit_code_3(sock: Path) -> None:

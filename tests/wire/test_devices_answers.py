@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from vhostuser import DescriptorChain, Device, Frontend, RequestFailed
-from vhostuser.testing import joined
+from vhostuser.protocol.numbers import FrontendRequest as Q
+from vhostuser.protocol.payloads import Config
+from vhostuser.testing import joined, raw_frontend
 
 from .devices import MIB, Scripted
 
@@ -48,3 +50,26 @@ def test_none_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
     with joined(Answering()) as (frontend, _):
         assert ask(frontend, 3) == b"xxx"
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_look_for_the_end_of_the_configuration_space_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with joined(Scripted()) as (frontend, served):
+        for size in range(17, 40):
+            with pytest.raises(RequestFailed):
+                frontend.config(0, size)
+        assert served.backend.counters.refused == 23
+    assert not [record for record in caplog.records if record.levelno >= logging.INFO and "GET_CONFIG" in record.getMessage()]
+    assert "refused: GET_CONFIG offset 0 + size 17 passes the configuration space's end 16" in caplog.messages
+
+
+def test_what_is_not_logged_leaves_room_for_what_is(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with raw_frontend(Scripted()) as raw:
+        raw.negotiate()
+        for size in range(17, 40):
+            raw.reply(Q.GET_CONFIG, Config(0, size, 0, bytes(size)))
+        raw.refused(Q.SET_CONFIG, Config(0, 17, 0, bytes(17)))
+        raw.reply(Q.GET_CONFIG, Config(0, 0, 0, b""))
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [line.partition(" offset")[0] for line in said] == ["refused: SET_CONFIG", "refused: GET_CONFIG"]
