@@ -13,7 +13,7 @@ from functools import partial
 import pytest
 
 from vhostuser import DescriptorChain, Frontend, LocalProtocolError, QueueBroken
-from vhostuser.errors import DeadlineExpired
+from vhostuser.errors import DeadlineExpired, Disconnected
 from vhostuser.memory.arena import Arena
 from vhostuser.memory.guest import GuestMemory, GuestRegion
 from vhostuser.protocol.numbers import FrontendRequest as Q
@@ -360,3 +360,17 @@ def test_a_request_that_makes_no_sense_takes_no_memory(readable: list[bytes], wr
             queue.submit(readable, writable)
         assert queue._memory.free == free
         assert queue.in_flight == 0
+
+
+def test_a_front_end_that_is_closed_says_so() -> None:
+    with joined(Answering(echo)) as (frontend, _):
+        frontend.share_memory(1 << 16)
+        frontend.close()
+        calls: dict[str, Callable[[], object]] = {
+            "share_memory": lambda: frontend.share_memory(1),
+            "start_queue": lambda: frontend.start_queue(0, size=16),
+            "add_memory": lambda: frontend.add_memory(4096),
+        }
+        for name, call in calls.items():
+            with pytest.raises(Disconnected, match=f"^{name}: this front-end is closed$"):
+                call()
