@@ -83,6 +83,10 @@ class Queue:
             self._give_back(self._blocks)
             raise
 
+    def __repr__(self) -> str:
+        state = f"{self.in_flight} in flight" if self._ring else "stopped"
+        return f"<Queue {self.index}: {self.size} entries, {state}>"
+
     def exchange(self, request: bytes = b"", reply_size: int = 0, *, timeout: float = TIMEOUT) -> bytes:
         """Send one request and wait for its answer: the bytes that the device wrote, at most `reply_size`.
 
