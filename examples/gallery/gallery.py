@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from types import MappingProxyType
 
@@ -33,4 +34,7 @@ class Gallery(Device):
 
 
 if __name__ == "__main__":
-    Backend(Gallery(sys.argv[2])).serve(sys.argv[1])
+    backend = Backend(Gallery(sys.argv[2]))
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, lambda *_: backend.stop())
+    backend.serve(sys.argv[1])

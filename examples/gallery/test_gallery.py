@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import gallery
 import pytest
 from gallery import DONE, PICTURE, REFUSED, Gallery
 
 from vhostuser import Frontend, Queue
 from vhostuser.protocol.numbers import FrontendRequest, ProtocolFeature
 from vhostuser.protocol.payloads import ShmemConfig, VringState
-from vhostuser.testing import RawBackend, RawFrontend
+from vhostuser.testing import DEADLINE, RawBackend, RawFrontend
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -51,6 +55,20 @@ def test_a_ring_that_it_does_not_have_is_refused(device: Gallery, provoke: Calla
     raw.negotiate()
     raw.refused(FrontendRequest.SET_VRING_NUM, VringState(1, 256))
     raw.accepted(FrontendRequest.SET_VRING_NUM, VringState(0, 256))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it(device: Gallery, tmp_path: Path, number: signal.Signals) -> None:
+    program, path = Path(gallery.__file__), tmp_path / "s"
+    with subprocess.Popen([sys.executable, program, path, device.picture]) as process:
+        try:
+            with Frontend.connect(path, wait=DEADLINE) as frontend:
+                assert ask(start(frontend), PICTURE) == DONE
+                process.send_signal(number)
+                assert process.wait(DEADLINE) == 0
+        finally:
+            process.kill()
+    assert not path.exists()
 
 
 def test_a_front_end_does_not_take_a_back_ends_word_for_it(raw_backend: RawBackend) -> None:

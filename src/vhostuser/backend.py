@@ -15,16 +15,15 @@ from typing import Final, TypedDict
 
 from .counters import Counters
 from .device import Device
-from .errors import DeadlineExpired, LocalProtocolError, RemoteProtocolError
+from .device_check import check_device, checked_regions, mistyped
+from .errors import DeadlineExpired, RemoteProtocolError
 from .faults import device_faults
 from .limited_log import LimitedLog
 from .memory.table import new_quota
 from .objects import Objects
 from .port import Port
 from .protocol.dialects import RELEASED, Dialect
-from .protocol.numbers import MAX_SHMIDS
-from .protocol.payloads import ShmemConfig
-from .protocol.regions import DEVICE_QUOTA, check_sizes
+from .protocol.regions import DEVICE_QUOTA
 from .serving import Serving
 from .shared_memory import SharedMemory
 from .transport.channel import PARTIAL_TIMEOUT, REPLY_TIMEOUT, Channel
@@ -49,7 +48,7 @@ class Backend:
     """A back-end: one Device, served to one front-end at a time.
 
     `reply_timeout` bounds the wait for the front-end's answer to a request of the device, `partial_timeout` that for the
-    rest of a message, both in seconds.
+    rest of a message, both in seconds. TypeError and LocalProtocolError name what is wrong with the device.
     """
 
     def __init__(
@@ -60,6 +59,7 @@ class Backend:
         partial_timeout: float = PARTIAL_TIMEOUT,
         reply_timeout: float = REPLY_TIMEOUT,
     ) -> None:
+        check_device(device)
         self.device = device
         self._counters = Counters()
         self._dialect = dialect
@@ -71,8 +71,10 @@ class Backend:
         self._unfinished: list[threading.Thread] = []
         """Threads of former connections whose request in progress has not ended."""
         self._log = LimitedLog(log)
+        for text in mistyped(device, Device):
+            self._log.warning(text)
         quota = new_quota("device", DEVICE_QUOTA)
-        sizes = _checked_sizes(device)
+        sizes = checked_regions(device)
         device.objects = Objects(self._port)
         device.shm = MappingProxyType({shmid: SharedMemory(shmid, size, self._port, quota) for shmid, size in sizes.items()})
 
@@ -185,14 +187,3 @@ class Backend:
             self.device.reset()
         except device_faults():
             self._log.exception(f"{type(self.device).__name__}.reset failed")
-
-
-def _checked_sizes(device: Device) -> dict[int, int]:
-    """The device's regions; LocalProtocolError if the protocol can't describe them."""
-    for shmid, size in device.shared_memory.items():
-        if not 0 <= shmid < MAX_SHMIDS or size <= 0:
-            text = f"region {shmid} of {size} bytes: a shmid is below {MAX_SHMIDS}, a size above 0"
-            raise LocalProtocolError(text, request="GET_SHMEM_CONFIG", field="shmid", value=shmid, limit=MAX_SHMIDS)
-    config = ShmemConfig(dict(device.shared_memory))
-    check_sizes(config, LocalProtocolError)
-    return config.sizes

@@ -90,8 +90,9 @@ class Device:
     def process(self, queue: int, chain: DescriptorChain) -> Keep | None:
         """Handle one request of queue number `queue`: read what the driver gave, write what it asked for.
 
-        It is given back when this returns; if KEEP is returned, once `complete` is called for it. A stop of the queue waits
-        for what is kept, `drain_timeout` seconds at most: for input that may never come use `takes`.
+        It is given back when this returns; if KEEP is returned, once `complete` is called for it. An exception gives it
+        back with what was written by then; the log of the back-end's process has it. A stop of the queue waits for what
+        is kept, `drain_timeout` seconds at most: for input that may never come use `takes`.
         """
         raise LocalProtocolError(f"{type(self).__name__} has no process() for the requests of queue {queue}")
 

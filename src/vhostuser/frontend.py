@@ -19,7 +19,6 @@ from .errors import DeadlineExpired, Disconnected, LocalProtocolError, RemotePro
 from .frontend_options import FrontendOptions
 from .limited_log import LimitedLog
 from .memory.added import AddedBlock
-from .memory.arena import Arena
 from .negotiation import negotiate, negotiate_again, wanted_features, wanted_protocol_features
 from .protocol.dialects import RELEASED, Dialect
 from .protocol.layout import Payload
@@ -99,6 +98,10 @@ class Frontend:
         except BaseException:
             self.close()
             raise
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "disconnected" if self._driving.lost else "connected"
+        return f"<Frontend: {state}, {self.queue_count} queues, {len(self.shm)} regions>"
 
     @classmethod
     def connect(cls, path: str | os.PathLike[str], *, wait: float = 0.0, **options: Unpack[FrontendOptions]) -> Self:
@@ -289,11 +292,6 @@ class Frontend:
             self._driving.channel.shutdown()
             self._session.state = before
             raise
-
-    @property
-    def _memory(self) -> Arena | None:
-        """Where the queues lie."""
-        return self._sharing.arena
 
     # Requests and waiting
 

@@ -30,6 +30,11 @@ class LimitedLog:
         if self._may_pass(text):
             self._log.info("%s", printable(text)[:LONGEST])
 
+    def debug(self, text: str) -> None:
+        """Log what is ordinary, if anybody wants that; else it takes nothing from what else may be said."""
+        if self._log.isEnabledFor(logging.DEBUG) and self._may_pass(text):
+            self._log.debug("%s", printable(text)[:LONGEST])
+
     def exception(self, text: str) -> None:
         """Log `text` and where the exception in progress came from, as sparingly."""
         if self._may_pass(text):

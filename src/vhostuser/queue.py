@@ -83,12 +83,17 @@ class Queue:
             self._give_back(self._blocks)
             raise
 
+    def __repr__(self) -> str:
+        state = f"{self.in_flight} in flight" if self._ring else "stopped"
+        return f"<Queue {self.index}: {self.size} entries, {state}>"
+
     def exchange(self, request: bytes = b"", reply_size: int = 0, *, timeout: float = TIMEOUT) -> bytes:
         """Send one request and wait for its answer: the bytes that the device wrote, at most `reply_size`.
 
-        The back-end's own requests are answered meanwhile. DeadlineExpired after `timeout` seconds, QueueBroken if the
-        device breaks the ring or says that it is broken, MemoryError if the shared memory is too small, LocalProtocolError
-        once the queue is stopped.
+        None, as a rule, where the device raised: an exception gives the request back with what was written by then; the log
+        of the back-end's process has it. The back-end's own requests are answered meanwhile. DeadlineExpired after `timeout`
+        seconds, QueueBroken if the device breaks the ring or says that it is broken, MemoryError if the shared memory is too
+        small, LocalProtocolError once the queue is stopped.
         """
         ticket = self.submit([request] if request else [], [reply_size] if reply_size else [])
         try:

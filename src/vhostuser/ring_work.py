@@ -9,6 +9,7 @@ are kept; and these, too, where the driver has taken IN_ORDER.
 from __future__ import annotations
 
 import logging
+import reprlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class RingWork:
         self._in_batches = type(device).process_batch is not Device.process_batch
         self._starting = threading.Lock()
         self._announced = self._started = 0
+        self._warned = False
         self.log: DirtyLog | None = None
         """Where writes to guest memory are logged, while they are."""
 
@@ -212,7 +214,8 @@ class RingWork:
         return chain is not None or not vring.settled
 
     def _handle(self, vring: Vring, queue: DeviceQueue, chain: DescriptorChain, epoch: int) -> None:
-        keeps = self._process(vring.index, chain) is KEEP
+        answer = self._process(vring.index, chain)
+        keeps = answer is not None and self._keeps(answer)
         if not keeps and not (vring.kept.in_order and vring.kept.holds):  # the flag alone costs no call
             self._give_back(vring, queue, chain, epoch)
             return
@@ -222,6 +225,14 @@ class RingWork:
         if not keeps:
             vring.complete(chain)  # it is done, but others come before it
         self._take_completed(vring, queue, epoch)
+
+    def _keeps(self, answer: object) -> bool:
+        """Whether the device keeps a request; warns once of an answer of `process` that means nothing."""
+        if answer is not KEEP and not self._warned:
+            self._warned = True
+            name = f"{type(self._device).__name__}.process"
+            self._log.warning(f"{name} returned {reprlib.repr(answer)}, neither None nor KEEP: the request is given back")
+        return answer is KEEP
 
     def _handle_batch(self, vring: Vring, queue: DeviceQueue, most: int, epoch: int) -> DescriptorChain | None:
         """Handle what waits, all at once: the last of it, if there is any."""

@@ -78,6 +78,8 @@ NEGATIVE: Final[dict[int, Payload | None]] = {
     Q.GET_SHARED_OBJECT: None,
 }
 """The replies that say no, for requests that have a reply of their own and a way to say it there."""
+PROBE: Final = ("GET_CONFIG", "offset")
+"""What is refused of a front-end that looks for the configuration space's end: no request tells it."""
 
 
 Handler = Callable[[OwnedMessage], Payload | WithFd | None]
@@ -207,7 +209,8 @@ class Serving:
         """Say no in the way that the request has; where it has none, the connection ends."""
         self._counters.refused += 1
         self._patience.spend()
-        self._log.warning(f"refused: {error}")
+        say = self._log.debug if (error.request, error.field) == PROBE else self._log.warning
+        say(f"refused: {error}")
         rule = FRONTEND.get(frame.request)
         if rule is None:
             owed = Owed.ACK if frame.need_reply and state.has(F.REPLY_ACK) else Owed.NOTHING
@@ -279,7 +282,8 @@ class Serving:
             raise RemoteProtocolError(text, request="GET_CONFIG", field="flags", value=body.flags, limit=1)
         if not body.size or end > len(space):
             text = f"GET_CONFIG offset {body.offset} + size {body.size} passes the configuration space's end {len(space)}"
-            raise RemoteProtocolError(text, request="GET_CONFIG", field="offset", value=body.offset, limit=len(space))
+            field = "offset" if body.size else "size"
+            raise RemoteProtocolError(text, request="GET_CONFIG", field=field, value=body.offset, limit=len(space))
         return Config(body.offset, body.size, body.flags, space[body.offset : end])
 
     def on_set_config(self, message: OwnedMessage) -> None:

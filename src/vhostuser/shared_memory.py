@@ -51,6 +51,9 @@ class SharedMemory:
         self._table = new_table()
         self._caller = new_caller(port.line, shmid, size, self._table, quota)
 
+    def __repr__(self) -> str:
+        return f"<SharedMemory {self.shmid}: {self.size:#x} bytes, {len(self.mappings)} mappings>"
+
     @property
     def maps(self) -> int:
         """How often a mapping was made."""

@@ -15,6 +15,9 @@ class SharedRegion:
     def __init__(self, window: Window) -> None:
         self._window = window
 
+    def __repr__(self) -> str:
+        return f"<SharedRegion {self._window.shmid}: {self.size:#x} bytes, {len(self.mappings)} mappings>"
+
     @property
     def size(self) -> int:
         """Bytes of the region."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .asking import Asking
-from .errors import LocalProtocolError
+from .errors import Disconnected, LocalProtocolError
 from .memory.added import AddedBlock, AddedMemory
 from .memory.arena import Arena
 from .protocol.numbers import FrontendRequest
@@ -20,9 +20,11 @@ class Sharing:
         self._added = AddedMemory()
         self.arena: Arena | None = None
         """Where the queues and their buffers lie, once there is memory."""
+        self._closed = False
 
     def share(self, size: int) -> None:
         """Make the arena and tell the back-end ("SET_MEM_TABLE"). Once."""
+        self._check_open("share_memory")
         if self.arena is not None:
             raise LocalProtocolError("memory is shared already", request="SET_MEM_TABLE")
         arena = Arena(size)
@@ -35,6 +37,7 @@ class Sharing:
 
     def needed(self, by: str, request: str) -> Arena:
         """The arena; LocalProtocolError if there is none yet, which `by` needs before it sends `request`."""
+        self._check_open(by)
         if self.arena is None:
             raise LocalProtocolError(f"{by} needs share_memory first", request=request)
         return self.arena
@@ -63,10 +66,15 @@ class Sharing:
             self._tell_of(block)
 
     def close(self) -> None:
-        """Let go of all of it."""
+        """Let go of all of it, for good."""
+        self._closed = True
         if self.arena:
             self.arena.close()
         self._added.close()
+
+    def _check_open(self, by: str) -> None:
+        if self._closed:
+            raise Disconnected(f"{by}: this front-end is closed")
 
     def _tell(self, arena: Arena) -> None:
         self._asking.request(Q.SET_MEM_TABLE, MemoryTable([arena.region]), [arena.fd.fileno()])

@@ -20,7 +20,7 @@ from vhostuser.cli.main import COMMANDS
 from vhostuser.cli.outcome import CommandError
 from vhostuser.version import VERSION
 
-from .programs import SHM, VHU, Program, attach, one_line, run, serving, until, vhu, words
+from .programs import RNG, SHM, VHU, Program, attach, listening, one_line, run, serving, until, vhu, words
 
 REGION = ("--region", "0:64M", "--region", "7:4K")
 
@@ -126,6 +126,16 @@ def test_info_has_a_diagnosis_for_another_dialect(sock: Path, spoken: str, hint:
         done = run(VHU, "info", sock)
         assert f"try --shmem-dialect {hint}" in done.stdout
         assert json.loads(run(VHU, "info", sock, "--json", "--shmem-dialect", spoken).stdout)["regions"]["7"] == 4096
+
+
+def test_info_has_no_diagnosis_for_a_device_without_regions(sock: Path) -> None:
+    with listening(sock, "--reconnect", module=RNG) as back:
+        offer = json.loads(run(VHU, "info", sock, "--json").stdout)
+        assert {"GET_VRING_BASE_INFLIGHT", "GPA_ADDRESSES"} <= set(offer["protocol_features"])
+        assert (offer["regions"], offer["diagnosis"]) == ({}, None)
+        back.signal(signal.SIGTERM)
+        assert back.end() == 0
+        assert "refused" not in back.said
 
 
 def test_info_of_nobody_is_exit_code_3(sock: Path) -> None:

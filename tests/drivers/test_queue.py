@@ -13,7 +13,7 @@ from functools import partial
 import pytest
 
 from vhostuser import DescriptorChain, Frontend, LocalProtocolError, QueueBroken
-from vhostuser.errors import DeadlineExpired
+from vhostuser.errors import DeadlineExpired, Disconnected
 from vhostuser.memory.arena import Arena
 from vhostuser.memory.guest import GuestMemory, GuestRegion
 from vhostuser.protocol.numbers import FrontendRequest as Q
@@ -69,7 +69,7 @@ def test_a_thousand_requests_of_all_sizes_come_back_whole_and_leave_all_memory_f
     with joined(Answering(echo)) as both:
         both.frontend.share_memory(1 << 20)
         queue = both.frontend.start_queue(0, size=64)
-        arena = both.frontend._memory
+        arena = both.frontend._sharing.arena
         assert arena is not None
         free = arena.free
         sent: dict[int, bytes] = {}
@@ -103,7 +103,7 @@ def test_completions_among_some_tickets_leave_the_others() -> None:
 def test_what_finds_no_room_is_not_offered_and_takes_nothing() -> None:
     with joined(Answering(echo)) as both:
         both.frontend.share_memory(1 << 16)
-        queue, arena = both.frontend.start_queue(0, size=4), both.frontend._memory
+        queue, arena = both.frontend.start_queue(0, size=4), both.frontend._sharing.arena
         assert arena is not None
         free = arena.free
         with pytest.raises(BufferError, match="5 descriptors wanted, 4 of 4 are free"):
@@ -119,7 +119,7 @@ def test_what_finds_no_room_is_not_offered_and_takes_nothing() -> None:
 def test_a_stopped_queue_says_so_and_gives_its_memory_back() -> None:
     with joined(Answering(echo)) as both:
         both.frontend.share_memory(1 << 16)
-        arena = both.frontend._memory
+        arena = both.frontend._sharing.arena
         assert arena is not None
         for _ in range(100):  # the memory would not do for as many
             queue = both.frontend.start_queue(0, size=64)
@@ -136,8 +136,8 @@ def test_a_reset_gives_all_memory_back() -> None:
         both.frontend.share_memory(1 << 16)
         both.frontend.start_queue(0, size=16).submit([b"x"], [4096])
         both.frontend.reset()
-        assert both.frontend._memory is not None
-        assert both.frontend._memory.free == 1 << 16
+        assert both.frontend._sharing.arena is not None
+        assert both.frontend._sharing.arena.free == 1 << 16
         assert both.frontend.start_queue(0, size=16).exchange(b"ping", 4) == b"ping"
 
 
@@ -175,7 +175,7 @@ def test_a_request_whose_deadline_expired_is_given_up_but_keeps_its_buffers_unti
 
     with joined(Answering(wait_and_echo)) as both:
         both.frontend.share_memory(1 << 20)
-        queue, arena = both.frontend.start_queue(0, size=16), both.frontend._memory
+        queue, arena = both.frontend.start_queue(0, size=16), both.frontend._sharing.arena
         assert arena is not None
         free = arena.free
         try:
@@ -360,3 +360,17 @@ def test_a_request_that_makes_no_sense_takes_no_memory(readable: list[bytes], wr
             queue.submit(readable, writable)
         assert queue._memory.free == free
         assert queue.in_flight == 0
+
+
+def test_a_front_end_that_is_closed_says_so() -> None:
+    with joined(Answering(echo)) as (frontend, _):
+        frontend.share_memory(1 << 16)
+        frontend.close()
+        calls: dict[str, Callable[[], object]] = {
+            "share_memory": lambda: frontend.share_memory(1),
+            "start_queue": lambda: frontend.start_queue(0, size=16),
+            "add_memory": lambda: frontend.add_memory(4096),
+        }
+        for name, call in calls.items():
+            with pytest.raises(Disconnected, match=f"^{name}: this front-end is closed$"):
+                call()

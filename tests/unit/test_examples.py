@@ -6,14 +6,20 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SECONDS = 150
-PASSED = {"gallery": 7, "conformance": 540}
+PASSED = {"gallery": 9, "conformance": 540}
 """How many tests pass at least."""
+
+
+def test_the_end_that_the_gallery_shows_is_the_one_that_it_has() -> None:
+    (shown,) = re.findall(r"^```python\n(.*?)^```", (EXAMPLES / "gallery/README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert textwrap.indent(shown, "    ") in (EXAMPLES / "gallery/gallery.py").read_text()
 
 
 @pytest.mark.parametrize("name", [each.name for each in sorted(EXAMPLES.iterdir()) if (each / "README.md").exists()])

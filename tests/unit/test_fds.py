@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+from typing import Any
 
 import pytest
 
-from vhostuser.transport.fds import OwnedFd, close_all, fileno_of
+from vhostuser.transport.fds import OwnedFd, close_all, duplicated, fileno_of
 
 
 def fresh() -> int:
@@ -81,3 +83,20 @@ def test_a_file_is_a_number_or_has_one() -> None:
 def test_what_is_true_is_no_file() -> None:
     with pytest.raises(TypeError, match="True is no fd"):
         fileno_of(True)
+
+
+@pytest.mark.parametrize("value", ["data.raw", b"data.raw", None, 1.0], ids=str)
+def test_a_path_is_no_file(value: Any) -> None:
+    text = rf"^{re.escape(repr(value))} is no file: an fd or what has fileno\(\), not a path$"
+    for use in (fileno_of, duplicated):
+        with pytest.raises(TypeError, match=text):
+            use(value)
+
+
+def test_what_a_file_says_of_itself_is_not_replaced() -> None:
+    class Odd:
+        def fileno(self) -> int:
+            raise AttributeError("of its own")
+
+    with pytest.raises(AttributeError, match="of its own"):
+        fileno_of(Odd())

@@ -36,6 +36,7 @@ SIDES = {
     "back-end": {
         *(
             "device",
+            "device_check",
             "bell",
             "shared_memory",
             "objects",

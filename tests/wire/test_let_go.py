@@ -46,11 +46,11 @@ def test_an_exchange_that_finds_no_room_takes_none(attacked: Attacked) -> None:
     frontend = attacked.frontend
     frontend.share_memory(1 << 16)
     queue = frontend.start_queue(0, size=16)
-    free = frontend._memory.free if frontend._memory else 0
+    free = frontend._sharing.arena.free if frontend._sharing.arena else 0
     with pytest.raises(MemoryError):
         queue.exchange(bytes(10000), reply_size=1 << 20)
-    assert frontend._memory is not None
-    assert frontend._memory.free == free
+    assert frontend._sharing.arena is not None
+    assert frontend._sharing.arena.free == free
 
 
 def test_a_request_with_an_fd_that_is_none_leaves_no_trace(attacked: Attacked) -> None:

@@ -58,7 +58,7 @@ cdef extern from *:
     PyObject *vhu_long "PyLong_FromLong"(long value) except NULL
 
 cdef object READABLE_SIZE = DescriptorChain.readable_size.fget, WRITABLE_SIZE = DescriptorChain.writable_size.fget
-cdef object READ = DescriptorChain.read, WRITE = DescriptorChain.write, ALL = -1
+cdef object READ = DescriptorChain.read, WRITE = DescriptorChain.write, REPR = DescriptorChain.__repr__, ALL = -1
 cdef str GONE = "memory of a request is gone: its file was truncated"
 
 
@@ -181,6 +181,9 @@ cdef class RingChain:
     def __reduce__(self):
         fields = {"written": held(self.written), "_read": self._read}
         return DescriptorChain, (held(self.head), self.readable, self.writable, held(self.entries)), (None, fields)
+
+    def __repr__(self):
+        return REPR(self)
 
     @property
     def __class__(self):

@@ -12,6 +12,7 @@ from typing import Final, Unpack
 
 from ..backend import Backend, BackendOptions
 from ..counters import Counters
+from ..device_check import check_attributes, check_kind
 from .device import AsyncDevice, Bridge
 from .mapper import Mapper
 from .objects import AsyncObjects
@@ -27,6 +28,8 @@ class AsyncBackend:
     """
 
     def __init__(self, device: AsyncDevice, **options: Unpack[BackendOptions]) -> None:
+        check_kind(device, AsyncDevice)
+        check_attributes(device)
         self.device = device
         self._bridge, self._mapper = Bridge(device), Mapper()
         self._backend = Backend(self._bridge, **options)

@@ -14,6 +14,7 @@ from typing import ClassVar, Final, TypeVar
 from uuid import UUID
 
 from ..device import KEEP, Device, Keep
+from ..device_check import mistyped
 from ..errors import DeadlineExpired, Disconnected, LocalProtocolError, VhostUserError
 from ..limited_log import LimitedLog
 from ..objects import Objects
@@ -41,25 +42,34 @@ class AsyncDevice:
     """
 
     virtio_id: ClassVar[int] = 0
+    """The device type ("Device Types")."""
     features: int = 0
+    """Feature bits of the device type, as a mask: bits 0 to 23 and 50 and up."""
     acknowledged: int = 0
+    """The features that the driver took, as a mask; known before `driver_ready` and the first request."""
     queue_sizes: tuple[int, ...] = ()
+    """One entry a queue: the most descriptors that it may have."""
     shared_memory: MappingOf[int, int] = MappingProxyType({})
+    """Shared memory regions: bytes by shmid. Whole pages; QEMU 11.1 wants a power of two in all."""
     drain_timeout: float = Device.drain_timeout
+    """Seconds that a stop waits for the requests in progress; then they are left to themselves, and never given back."""
     in_order: bool = False
     """As in `Device`, but false unless a subclass says so: requests are at work at a time, and each comes back once it is
     done. True for a device none of whose requests waits for a later one."""
     config: bytes = b""
+    """The configuration space."""
     shm: MappingOf[int, AsyncSharedMemory] = MappingProxyType({})
     """The shared memory regions by shmid, once an AsyncBackend has the device."""
     shared_objects: bool = False
+    """The device shares objects with others, by UUID ("VHOST_USER_PROTOCOL_F_SHARED_OBJECT")."""
     objects: AsyncObjects = AsyncObjects(Objects(Port()), Mapper())
     """Where it adds, withdraws and looks up objects, once an AsyncBackend has the device."""
 
     async def process(self, queue: int, chain: DescriptorChain) -> None:
         """Handle one request, while others are handled as well: read what the driver gave, write what it asked for.
 
-        It is given back when this ends, also by an exception. A stop of the queue waits for it, `drain_timeout` seconds at
+        It is given back when this ends. An exception gives it back with what was written by then; the log of the back-end's
+        process has it. A stop of the queue waits for it, `drain_timeout` seconds at
         most; a reset, and the front-end's end, cancel it.
         """
         raise LocalProtocolError(f"{type(self).__name__} has no process() for the requests of queue {queue}")
@@ -96,6 +106,8 @@ class Bridge(Device):
         for name in MEANINGLESS:
             if hasattr(device, name):
                 self._log.warning(f"{type(device).__name__}.{name} means nothing in an AsyncDevice")
+        for text in mistyped(device, AsyncDevice):
+            self._log.warning(text)
 
     @property
     def config(self) -> bytes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from .layout import FieldError, Payload
-from .numbers import MAP_RW, ProtocolFeature
+from .numbers import MAP_RW, ProtocolFeature, mask
 from .payloads import CrosvmMap, CrosvmUnmap, Mmap
 
 SHMEM: Final = ProtocolFeature.SHMEM
@@ -154,11 +154,18 @@ def meanings(bit: int) -> list[str]:
     return released + older
 
 
+_EARLIER: Final = mask(bit for bit in (RUST_VMM_016.bit, DRAFT.bit) if bit is not None)
+
+
 def diagnose_back_end(dialect: Dialect, offered: int) -> str | None:
-    """Why a back-end that offers `offered` (wire mask) has no shared memory for a front-end that speaks `dialect`."""
+    """Why a back-end that offers `offered` (wire mask) has no shared memory for a front-end that speaks `dialect`.
+
+    No earlier dialect used both bits 20 and 21: where both are offered they mean what they mean today.
+    """
     if dialect.bit is None or offered >> dialect.bit & 1:
         return None
-    for other in (RELEASED, RUST_VMM_016, DRAFT):
+    earlier = () if offered & _EARLIER == _EARLIER else (RUST_VMM_016, DRAFT)
+    for other in (RELEASED, *earlier):
         if other is not dialect and other.bit is not None and offered >> other.bit & 1:
             now = ProtocolFeature(other.bit).name
             return (

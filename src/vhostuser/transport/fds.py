@@ -82,10 +82,14 @@ def close_all(fds: Iterable[OwnedFd]) -> None:
 
 
 def fileno_of(file: int | HasFileno) -> int:
-    """The fd behind a number or a file object. TypeError for a bool, which is meant as something else."""
+    """The fd behind a number or a file object. TypeError for a path, and for a bool, which is meant as something else."""
     if isinstance(file, bool):
         raise TypeError(f"{file} is no fd")
-    return file if isinstance(file, int) else file.fileno()
+    if isinstance(file, int):
+        return file
+    if not hasattr(file, "fileno"):
+        raise TypeError(f"{file!r} is no file: an fd or what has fileno(), not a path")
+    return file.fileno()
 
 
 def duplicated(file: int | HasFileno) -> OwnedFd:

@@ -25,6 +25,10 @@ class DescriptorChain:
         """Bytes that the device has written: what the driver is told."""
         self._read = 0
 
+    def __repr__(self) -> str:
+        room = f"{self.readable_size} bytes to read, {self.written} of {self.writable_size} written"
+        return f"<DescriptorChain {self.head}: {room}>"
+
     @property
     def readable_size(self) -> int:
         """All bytes that the driver gives."""
