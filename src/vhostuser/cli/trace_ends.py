@@ -14,7 +14,7 @@ from typing import Final
 from ..transport.listen import AddressError, Listener, adopt, connect, listen
 from ..transport.loop import SignalWaker
 from .children import Child, child
-from .outcome import CommandError, Exit, undone
+from .outcome import CommandError, Exit
 
 PATIENCE: Final = 10.0
 """Seconds that a back-end which this command started may take until it listens."""
@@ -115,8 +115,8 @@ class BackEnd:
 
 
 def _alive(process: Child | None) -> None:
-    if process is not None and process.poll() is not None:
-        raise AddressError("the command of --run", f"it ended with {process.returncode} before it listened")
+    if process is not None and (code := process.poll()) is not None:
+        raise AddressError("the command of --run", f"it ended with {code} before it listened")
 
 
 def number_of(where: str, option: str) -> int:
@@ -136,12 +136,12 @@ def private_path() -> Iterator[str]:
 
 @contextlib.contextmanager
 def running(command: str, path: str, limit: int) -> Iterator[Child]:
-    """The command of --run in a shell, with `path` as `$socket` and in place of `{socket}`; it ends with the block.
+    """The command of --run in a shell, with `path` as `$socket` and in place of `{socket}`.
 
-    It may open `limit` fds, as it might without us.
+    It may open `limit` fds, as it might without us. It ends with the block, and all that it has started with it.
     """
     quoted = shlex.quote(path)
     before = f"ulimit -S -n {'unlimited' if limit < 0 else limit}\nexport socket={quoted}\n"
     words = ["/bin/sh", "-c", before + command.replace("{socket}", quoted)]
-    with child(words) as process, undone(process.kill):
+    with child(words, group=True) as process:
         yield process
