@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from vhostuser.cli import children
+from vhostuser.cli import children, trace_ends
 from vhostuser.testing import is_listened_on
+from vhostuser.transport.listen import AddressError
 
 from .programs import VHU, Program, run, until, vhu
 
@@ -36,6 +37,22 @@ def traced(place: Path, script: str, *options: str, trap: str = "true") -> Progr
     program = vhu("trace", "--listen", place / "a", "--run", inner(place, script, trap), *options)
     until(lambda: is_listened_on(place / "a") and lives(place), "the tracer listens, and its command runs")
     return program
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        ("sleep 1000", "try: {socket} in CMD, in the place of the path"),
+        ("sleep 1000 # {socket}", "try: CMD by itself, to see what it says"),
+        ("sleep 1000 # $socket", "try: CMD by itself, to see what it says"),
+    ],
+)
+def test_a_command_that_does_not_listen_is_told(place: Path, command: str, hint: str) -> None:
+    back_end = trace_ends.BackEnd(str(place / "b"), command)
+    with trace_ends.running(command, str(place / "b"), -1) as process, pytest.raises(AddressError) as found:
+        back_end.reach(process, 0.1)
+    assert str(found.value) == f"the command of --run: it runs, but does not listen on {place / 'b'}"
+    assert found.value.advice == hint
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -70,7 +87,7 @@ def test_a_command_that_does_not_want_to_end_is_killed(place: Path, monkeypatch:
     with children.child(["sh", "-c", script], group=True) as process:
         until(lambda: lives(place), "it runs")
         assert process.poll() is None
-    assert not lives(place)
+    until(lambda: not lives(place), "it is gone")
     assert process.poll() == -signal.SIGTERM
     process.kill()
 
