@@ -82,6 +82,33 @@ def test_rules_are_listed() -> None:
     assert (code, len(said.splitlines())) == (0, len(list(BACK_END)))
 
 
+def listed(*words: str) -> set[str]:
+    code, said, _ = check("--list", *words)
+    assert code == 0
+    return set(said.splitlines())
+
+
+def test_sections_and_patterns_may_be_repeated_and_choose_more() -> None:
+    header, shmem = listed("--section", "header"), listed("--section", "shmem_config")
+    both = ("--section", "header", "--section", "shmem_config")
+    assert header
+    assert shmem
+    assert not header & shmem
+    assert listed(*both) == header | shmem
+    names = ("regions_can", "the_device_can_be_owned")
+    named = listed("--rule", names[0]) | listed("--rule", names[1])
+    assert len(named) >= 2
+    assert listed("--rule", names[0], "--rule", names[1]) == named
+    assert listed(*both, "--rule", names[0], "--rule", names[1]) == (header | shmem) & named
+
+
+@pytest.mark.parametrize("words", [["--section", "header", "--section", "Mars"], ["--rule", "can", "--rule", "Mars"]])
+def test_each_of_them_has_to_choose_something(words: list[str]) -> None:
+    code, said, complaint = check("--list", *words)
+    assert (code, said) == (2, "")
+    assert "Mars" in complaint
+
+
 def test_the_list_for_programs_says_all_of_a_rule() -> None:
     code, said, _ = check("--list", "--json", "--rule", "^a_base_of_more")
     (entry,) = [json.loads(line) for line in said.splitlines()]
