@@ -49,6 +49,25 @@ def test_all_is_kept() -> None:
     assert "not kept" not in said
 
 
+def test_the_sum_says_what_was_skipped_for_want_of_the_kind_of_device() -> None:
+    chosen = (
+        "--rule",
+        "^a_broken_ring_leaves_the_connection$",
+        "--rule",
+        "^the_device_can_be_owned",
+        "--rule",
+        "^regions_can",
+    )
+    with listening(Small()) as (path, _):
+        assert check(path, *chosen)[1].splitlines()[-1] == "3 rules: 2 kept, 1 skipped (1 of them for want of --device)"
+        assert check(path, *chosen, "--device", "echo")[1].splitlines()[-1] == "3 rules: 3 kept"
+        assert (
+            check(path, "--rule", "^a_broken_ring_leaves_the_connection$")[1]
+            == "1 rule: 1 skipped (1 of them for want of --device)\n"
+        )
+        assert check(path, "--rule", "^regions_can")[1] == "1 rule: 1 kept\n"
+
+
 def test_what_is_not_kept_is_told_by_section(tmp_path: Path) -> None:
     report, captures = tmp_path / "report.xml", tmp_path / "captures"
     with listening(TooMuch()) as (path, _):
