@@ -178,6 +178,13 @@ def test_a_file_in_the_place_of_the_socket_is_left_alone(
     assert precious.read_bytes() == b"precious"
 
 
+@pytest.mark.parametrize("side", SIDES)
+def test_the_exit_status_of_an_interrupt_is_told(side: str) -> None:
+    assert "; 130 interrupted\n" in " ".join(checked(side, "--help").stdout.splitlines()) + "\n"
+    page = Path(__file__, "../../../docs/check.md").resolve().read_text()
+    assert "130 interrupted" in page
+
+
 @contextlib.contextmanager
 def running(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
     """`vhu check`, in a session of its own."""
