@@ -87,7 +87,8 @@ def test_a_byte_changed_in_the_file_is_seen_without_a_message(pair: tuple[Progra
         ("read 1 0 1", "there is no region 1; there are 0"),
         ("read 0 -1 1", "is no number"),
         ("read 0 0", "the command is: read SHMID OFFSET LEN"),
-        ("write 0 8192 xyz", "non-hexadecimal"),
+        ("write 0 8192 xyz", "'xyz' is no bytes in hexadecimal"),
+        ("write 0 8192 123", "'123' is no bytes in hexadecimal"),
         ("start many", "is no number"),
         ("quit now", "the command is: quit"),
         ("bogus", "there is no command 'bogus'; there are maps, read"),
@@ -98,6 +99,13 @@ def test_a_command_that_does_not_work_is_an_error_event(pair: tuple[Program, Pro
     both_mapped(front)
     assert text in front.ask(command, "error")["error"]
     assert len(front.ask("maps", "maps")["mappings"]) == 2
+
+
+def test_for_people_an_error_is_its_words(sock: Path) -> None:
+    with serving(sock, *REGION), vhu("attach", sock) as front:
+        assert front.line().startswith("ready ")
+        front.send("write 0 0 zz")
+        assert front.line() == "error: 'zz' is no bytes in hexadecimal"
 
 
 def test_a_truncated_file_is_an_error_not_a_signal(pair: tuple[Program, Program], file: Path) -> None:

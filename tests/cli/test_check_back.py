@@ -64,6 +64,25 @@ def test_a_request_that_is_none_is_told(words: str) -> None:
     assert said.count("\n") == 1
 
 
+def test_the_sum_says_what_was_skipped_for_want_of_the_kind_of_device() -> None:
+    chosen = (
+        "--rule",
+        "^a_broken_ring_leaves_the_connection$",
+        "--rule",
+        "^the_device_can_be_owned",
+        "--rule",
+        "^regions_can",
+    )
+    with listening(Small()) as (path, _):
+        assert check(path, *chosen)[1].splitlines()[-1] == "3 rules: 2 kept, 1 skipped (1 of them for want of --device)"
+        assert check(path, *chosen, "--device", "echo")[1].splitlines()[-1] == "3 rules: 3 kept"
+        assert (
+            check(path, "--rule", "^a_broken_ring_leaves_the_connection$")[1]
+            == "1 rule: 1 skipped (1 of them for want of --device)\n"
+        )
+        assert check(path, "--rule", "^regions_can")[1] == "1 rule: 1 kept\n"
+
+
 def test_what_is_not_kept_is_told_by_section(tmp_path: Path) -> None:
     report, captures = tmp_path / "report.xml", tmp_path / "captures"
     with listening(TooMuch()) as (path, _):
@@ -95,6 +114,33 @@ def test_a_profile_that_is_better_than_told_fails() -> None:
 def test_rules_are_listed() -> None:
     code, said, _ = check("--list")
     assert (code, len(said.splitlines())) == (0, len(list(BACK_END)))
+
+
+def listed(*words: str) -> set[str]:
+    code, said, _ = check("--list", *words)
+    assert code == 0
+    return set(said.splitlines())
+
+
+def test_sections_and_patterns_may_be_repeated_and_choose_more() -> None:
+    header, shmem = listed("--section", "header"), listed("--section", "shmem_config")
+    both = ("--section", "header", "--section", "shmem_config")
+    assert header
+    assert shmem
+    assert not header & shmem
+    assert listed(*both) == header | shmem
+    names = ("regions_can", "the_device_can_be_owned")
+    named = listed("--rule", names[0]) | listed("--rule", names[1])
+    assert len(named) >= 2
+    assert listed("--rule", names[0], "--rule", names[1]) == named
+    assert listed(*both, "--rule", names[0], "--rule", names[1]) == (header | shmem) & named
+
+
+@pytest.mark.parametrize("words", [["--section", "header", "--section", "Mars"], ["--rule", "can", "--rule", "Mars"]])
+def test_each_of_them_has_to_choose_something(words: list[str]) -> None:
+    code, said, complaint = check("--list", *words)
+    assert (code, said) == (2, "")
+    assert "Mars" in complaint
 
 
 def test_the_list_for_programs_says_all_of_a_rule() -> None:

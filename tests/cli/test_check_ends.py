@@ -14,7 +14,8 @@ from typing import IO
 
 import pytest
 
-from vhostuser.cli import check, check_back, check_front, checking, outcome
+from vhostuser.cli import check, check_back, check_front, checking, fuzz, outcome
+from vhostuser.conformance import peer
 from vhostuser.device import Device
 from vhostuser.testing import listening
 from vhostuser.virtio.chain import DescriptorChain
@@ -62,6 +63,37 @@ def command(words: Sequence[str]) -> int:
         return check.check(list(words))
     except SystemExit as end:
         return int(str(end.code))
+
+
+@pytest.mark.parametrize(
+    ("command_line", "hint"),
+    [
+        ("sleep 100", "try: {socket} in CMD, in the place of the path"),
+        ("./serve.sh", "try: {socket} in CMD, in the place of the path"),
+        ("sh -c 'sleep 100; serve $socket'", "try: CMD by itself, to see what it says"),
+        ("sh -c 'sleep 100' {socket}", "try: CMD by itself, to see what it says"),
+    ],
+)
+@pytest.mark.parametrize("entry", [check.check, fuzz.fuzz])
+def test_a_command_that_never_listens_is_told_with_what_to_try(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    entry: Callable[[list[str]], int],
+    command_line: str,
+    hint: str,
+) -> None:
+    for module in (check_back, fuzz):
+        monkeypatch.setattr(module, "on_end", lambda stop: None)
+    monkeypatch.setattr(peer, "APPEARS", 0.1)
+    (tmp_path / "serve.sh").write_text("#!/bin/sh\nsleep 100\n")
+    (tmp_path / "serve.sh").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    words = ["back-end"] if entry is check.check else []
+    assert outcome.run("vhu", lambda: entry([*words, "--run", command_line])) == 3
+    line = one_line(capfd.readouterr().err)
+    assert " runs, but does not listen on /" in line
+    assert line.endswith(f"; {hint}")
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -146,6 +178,13 @@ def test_a_file_in_the_place_of_the_socket_is_left_alone(
     assert precious.read_bytes() == b"precious"
 
 
+@pytest.mark.parametrize("side", SIDES)
+def test_the_exit_status_of_an_interrupt_is_told(side: str) -> None:
+    assert "; 130 interrupted\n" in " ".join(checked(side, "--help").stdout.splitlines()) + "\n"
+    page = Path(__file__, "../../../docs/check.md").resolve().read_text()
+    assert "130 interrupted" in page
+
+
 @contextlib.contextmanager
 def running(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
     """`vhu check`, in a session of its own."""
@@ -177,7 +216,7 @@ def test_an_interrupt_sums_up_what_there_was_and_ends_the_peer(tmp_path: Path) -
         rest, complaint = process.communicate(timeout=4 * SECONDS)
     assert "kept" in "".join(seen)
     assert process.returncode == 130
-    assert " rules: " in rest.splitlines()[-1]
+    assert " rule" in rest.splitlines()[-1]
     assert "interrupted (the last rule was " in one_line(complaint)
     assert report.read_text().count("<testcase") >= 1
     assert not Path(f"/proc/{pid}").exists()

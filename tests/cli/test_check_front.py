@@ -115,6 +115,6 @@ def test_what_a_profile_knows_is_no_failure(monkeypatch: pytest.MonkeyPatch, cap
     command = DIES.replace("bytes([1,0,0,0,1", "bytes([1,0,0,0,5")
     run: Callable[[list[str]], int] = check_front.check_front
     assert run(["--run", command, "--profile", "strict", "--rule", "^requests_have_version_1"]) == 0
-    assert "1 rules: 1 known" in capfd.readouterr().out
+    assert "1 rule: 1 known" in capfd.readouterr().out
     assert run(["--run", DIES, "--profile", "strict", "--rule", "^requests_have_version_1"]) == 1
-    assert "1 rules: 1 fixed" in capfd.readouterr().out
+    assert "1 rule: 1 fixed" in capfd.readouterr().out

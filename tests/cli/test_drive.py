@@ -129,6 +129,8 @@ def test_random_bytes_come_as_many_as_were_asked_for() -> None:
     [
         ([], "required: DEVICE, SOCKET, ACTION"),
         (["tape", "s", "read"], "argument DEVICE: invalid choice: 'tape'"),
+        (["tape", "s", "read"], "console"),
+        (["--json", "console", "s", "read"], "a console has no action; try: vhu drive console SOCKET"),
         (["blk", "s"], "required: ACTION"),
         (["blk", "s", "get", "4"], "blk has no action 'get': there are info, read, write, flush, discard, bench"),
         (["blk", "s", "read", "4"], "read takes SECTOR COUNT"),

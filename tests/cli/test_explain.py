@@ -126,6 +126,44 @@ def test_no_query_upsets_it(query: str) -> None:
     assert len(line) < 600
 
 
+def test_a_word_lists_the_names_that_it_is_in() -> None:
+    done = run(VHU, "explain", "overlapping")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *names = done.stdout.splitlines()
+    assert first == f"overlapping: in {len(names)} names"
+    assert all("overlapping" in name for name in names)
+    assert any(name.endswith(": rule for back-ends") for name in names)
+
+
+def test_a_word_that_is_in_many_names_lists_some_and_says_how_many_more() -> None:
+    first, *names, more = run(VHU, "explain", "vring").stdout.splitlines()
+    assert len(names) == 10
+    assert "  SET_VRING_NUM: request on the front-end channel" in names
+    left = int(first.split()[2]) - 10
+    assert more == f"  and {left} more; try: a longer word"
+    found = json.loads(run(VHU, "explain", "--json", "vring").stdout)
+    assert (len(found["names"]), found["more"], found["meanings"]) == (10, left, [])
+
+
+@pytest.mark.parametrize("query", ["SET_VRING_*", "VHOST_USER_SET_VRING_*", "set_vring_*", "set vring *"])
+def test_a_pattern_lists_the_names_that_are_like_it(query: str) -> None:
+    found = json.loads(run(VHU, "explain", "--json", query).stdout)
+    assert found["names"][0] == {"kind": "request on the front-end channel", "name": "SET_VRING_NUM"}
+    assert all(each["name"].lower().startswith("set_vring_") for each in found["names"])
+
+
+@pytest.mark.parametrize(("query", "kinds"), [("BIT_22", ["protocol feature"]), ("bit_32", ["virtio feature bit"])])
+def test_a_bit_may_be_named_as_it_is_shown(query: str, kinds: list[str]) -> None:
+    assert [each["kind"] for each in meanings_of(query)] == kinds
+
+
+@pytest.mark.parametrize("query", ["*", "?", "a*", "[a-z]*", "BIT_99", "\x1b*", "_1_", "12*3"])
+def test_a_pattern_without_a_word_is_unknown(query: str) -> None:
+    done = run(VHU, "explain", query)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "nothing is known by " in one_line(done.stderr)
+
+
 def test_for_people_it_is_a_heading_and_lines() -> None:
     done = run(VHU, "explain", "SHMEM_MAP")
     assert done.stdout.splitlines()[:4] == [

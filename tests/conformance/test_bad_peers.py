@@ -12,9 +12,11 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from vhostuser.conformance import peer
 from vhostuser.conformance.backend_bench import BackendBench, Offer
 from vhostuser.conformance.check_backend import check_back_end, check_one, offer_of
 from vhostuser.conformance.check_frontend import reach_of
@@ -30,6 +32,7 @@ from vhostuser.protocol.payloads import U64, VringState
 from vhostuser.protocol.state import Role
 from vhostuser.testing import DEADLINE, wait_until
 from vhostuser.testing.files import message
+from vhostuser.transport.listen import connect
 
 from .devices import Everything
 from .wrong import Behind
@@ -166,6 +169,14 @@ def test_what_a_shell_has_started_ends_with_it() -> None:
         pid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
         assert runs(pid)
     wait_until(lambda: not runs(pid), "it has ended")
+
+
+def test_one_that_runs_and_does_not_listen_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer, "APPEARS", 0.2)
+    monkeypatch.setattr(peer, "connect", tries := Mock(side_effect=connect))
+    with Started(["sleep", "100"]) as started, pytest.raises(VhostUserError, match=r"^sleep runs, but does not listen on /"):
+        started.connect()
+    assert (tries.call_count, started.starts) == (1, 1)
 
 
 _ANSWERS = """

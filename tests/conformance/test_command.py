@@ -94,5 +94,6 @@ def test_what_a_sanitizer_finds_is_a_death_by_a_signal(monkeypatch: pytest.Monke
     seen = tmp_path / "seen"
     command = Command(["sh", "-c", f'echo "$ASAN_OPTIONS $UBSAN_OPTIONS" > {seen}'], str(tmp_path / "s"))
     command.start()
-    assert command.end(DEADLINE) == 0
+    assert command.code(within=DEADLINE) == 0
+    assert command.end(0) == 0
     assert seen.read_text() == "abort_on_error=1:detect_leaks=0 abort_on_error=1\n"

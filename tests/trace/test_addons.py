@@ -125,6 +125,17 @@ def test_verdicts(tmp_path: Path) -> None:
         ("return message.values['nun']", "KeyError in set_vring_num: 'nun'"),
         ("return 7", "TypeError in set_vring_num: returned int; it may return"),
         ("return message.changed(nun=1)", "ValueError in set_vring_num: SET_VRING_NUM has no number 'nun'"),
+        ("return message.refused('x')", "TypeError in set_vring_num: refused: status is 'x', and no whole number"),
+        ("return message.refused(1.5)", "TypeError in set_vring_num: refused: status is 1.5, and no whole number"),
+        (
+            "return message.refused(1 << 64)",
+            "ValueError in set_vring_num: refused: status is 18446744073709551616, and not b",
+        ),
+        ("return message.refused(-1)", "ValueError in set_vring_num: refused: status is -1, and not between 0 and"),
+        ("return message.delayed('1s')", "TypeError in set_vring_num: delayed: seconds is '1s', and no number"),
+        ("return message.delayed(-1)", "ValueError in set_vring_num: delayed: seconds is -1, and not between 0 and 3600"),
+        ("return message.delayed(float('nan'))", "ValueError in set_vring_num: delayed: seconds is nan, and not between"),
+        ("return message.changed(num='x')", "TypeError in set_vring_num: changed: num is 'x', and no whole number"),
         ("raise SystemExit(3)", "SystemExit in set_vring_num: 3"),
     ],
 )
@@ -134,9 +145,21 @@ def test_a_fault_of_an_addon_is_said_once_with_its_line_and_changes_nothing(tmp_
         assert [took(between.back)[0] for _ in range(3)] == [NUM] * 3
     (line,) = said
     assert words in line
-    assert line.startswith(str(tmp_path / "addon.py:"))
-    if "TypeError" not in words:
-        assert line.startswith(str(tmp_path / "addon.py:2: "))
+    own = 1 if "returned" in words else 2
+    assert line.startswith(str(tmp_path / f"addon.py:{own}: "))
+
+
+def test_the_line_of_an_addon_that_is_named_by_where_it_is_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    written(tmp_path, "def set_vring_num(message):\n    return message.refused('x')\n")
+    monkeypatch.chdir(tmp_path)
+    with Between(alter=Addon("addon.py", said.append)) as between:
+        between.front.send(NUM)
+        assert took(between.back)[0] == NUM
+    (line,) = said
+    assert line.startswith("addon.py:2: TypeError in set_vring_num: refused: status is 'x'")
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,10 @@ class Watched(Frontend):
 
     @staticmethod
     def tell(event: Event) -> None:
-        """One line: the event's name, then its values."""
+        """One line: the event's name, then its values; of an error what is wrong."""
+        if event["event"] == "error":
+            put(printable(f"error: {event['error']}"))
+            return
         words = [f"{name}={_shown(name, value)}" for name, value in event.items() if name != "event"]
         put(printable(" ".join([str(event["event"]), *words])))
 

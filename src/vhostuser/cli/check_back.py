@@ -25,7 +25,8 @@ EPILOG: Final = """
 Each rule has a connection of its own. A back-end that ends with a connection is started again with --run: {socket} in CMD
 is the path, and so is the environment's `socket`; else it is waited for.
 
-exit status: 0 all that must be kept is; 1 not so, a crash, or not as the profile says; 2 usage; 3 the back-end is not there
+exit status: 0 all that must be kept is; 1 not so, a crash, or not as the profile says; 2 usage; 3 the back-end is not there;
+130 interrupted
 """
 BackendRule = Rule[BackendBench]
 

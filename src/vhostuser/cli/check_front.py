@@ -25,7 +25,8 @@ Each rule has a connection of its own. Without --run the front-end has to connec
 over; with it CMD is started for each, and {socket} in it is the path. CMD may bring a driver with it: what needs a ring that
 runs is skipped where none is started.
 
-exit status: 0 all that must be kept is; 1 not so, a crash, or not as the profile says; 2 usage; 3 nobody connected
+exit status: 0 all that must be kept is; 1 not so, a crash, or not as the profile says; 2 usage; 3 nobody connected;
+130 interrupted
 """
 FrontendRule = Rule[FrontendBench]
 

@@ -30,8 +30,10 @@ Checking = Callable[[], Generator[Outcome, None, None]]
 def add_options(parser: Parser, profiles: Collection[str], side: str, timeout: float) -> None:
     """What is asked of both sides in the same words."""
     parser.add_argument("--profile", choices=profiles, default=SPEC, help="a peer as it is (default spec)")
-    parser.add_argument("--section", metavar="TEXT", help="the rules of sections that contain TEXT")
-    parser.add_argument("--rule", metavar="PATTERN", help="the rules whose name matches the regular expression")
+    section = "the rules of sections that contain TEXT; may be repeated, and chooses more then"
+    parser.add_argument("--section", metavar="TEXT", action="append", default=[], help=section)
+    rule = "the rules whose name matches the regular expression; may be repeated, too"
+    parser.add_argument("--rule", metavar="PATTERN", action="append", default=[], help=rule)
     parser.add_argument("--list", action="store_true", help="list the rules, and check nothing; --json says all of each")
     parser.add_argument("--seed", type=checked(number), metavar="N", help="shuffle the rules")
     wait = f"seconds that the {side} may take for an answer (default {timeout:g})"
@@ -44,16 +46,17 @@ def add_options(parser: Parser, profiles: Collection[str], side: str, timeout: f
 
 
 def chosen(options: argparse.Namespace, rules: Iterable[Rule[B]], program: str) -> list[Rule[B]]:
-    """The rules that were asked for, those of a section together, or shuffled."""
-    try:
-        pattern = re.compile(options.rule or "")
-    except re.error as error:
-        raise CommandError(f"--rule {options.rule[:80]!a} is no pattern: {error}", "", Exit.USAGE) from None
-    wanted = (options.section or "").lower()
+    """The rules that were asked for, those of a section together, or shuffled: of any of the sections, by any of the names.
+
+    Each section and each name has to choose a rule by itself: one that is misspelt is told.
+    """
     every = list(rules)
-    found = [rule for rule in every if wanted in rule.section.lower() and pattern.search(rule.name)]
+    patterns = [_pattern(text) for text in options.rule]
+    found = [rule for rule in every if _in_any(rule, options.section) and _named(rule, patterns)]
+    if complaint := _chose_none(options, every, program):
+        raise CommandError(*complaint, Exit.USAGE)
     if not found:
-        raise CommandError(*_none_chosen(options, every, program), Exit.USAGE)
+        raise CommandError("no rule is in that section and has such a name", f"try: {program} --list", Exit.USAGE)
     if options.seed is not None:
         random.Random(options.seed).shuffle(found)
         return found
@@ -61,14 +64,33 @@ def chosen(options: argparse.Namespace, rules: Iterable[Rule[B]], program: str) 
     return sorted(found, key=lambda rule: order.index(rule.section))
 
 
-def _none_chosen(options: argparse.Namespace, rules: Sequence[Rule[B]], program: str) -> tuple[str, str]:
-    """Which option chose nothing, and what may have been meant."""
-    sections = list(dict.fromkeys(rule.section for rule in rules))
-    if options.section and not any(options.section.lower() in section.lower() for section in sections):
-        return f"no section contains {options.section[:80]!a}", _meant(options.section, sections, program)
-    if options.rule and not any(re.search(options.rule, rule.name) for rule in rules):
-        return f"no rule's name matches {options.rule[:80]!a}", _meant(options.rule, [rule.name for rule in rules], program)
-    return "no rule is in that section and has such a name", f"try: {program} --list"
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise CommandError(f"--rule {text[:80]!a} is no pattern: {error}", "", Exit.USAGE) from None
+
+
+def _in_any(rule: Rule[B], sections: Sequence[str]) -> bool:
+    """The rule is of one of these sections; of any, if none is named."""
+    return not sections or any(text.lower() in rule.section.lower() for text in sections)
+
+
+def _named(rule: Rule[B], patterns: Sequence[re.Pattern[str]]) -> bool:
+    """One of these matches the rule's name; or there is none."""
+    return not patterns or any(pattern.search(rule.name) for pattern in patterns)
+
+
+def _chose_none(options: argparse.Namespace, rules: Sequence[Rule[B]], program: str) -> tuple[str, str] | None:
+    """Which option chooses nothing, and what may have been meant; None if each chooses something."""
+    for text in options.section:
+        if not any(_in_any(rule, [text]) for rule in rules):
+            sections = list(dict.fromkeys(rule.section for rule in rules))
+            return f"no section contains {text[:80]!a}", _meant(text, sections, program)
+    for text in options.rule:
+        if not any(re.search(text, rule.name) for rule in rules):
+            return f"no rule's name matches {text[:80]!a}", _meant(text, [rule.name for rule in rules], program)
+    return None
 
 
 def _meant(text: str, names: Sequence[str], program: str) -> str:

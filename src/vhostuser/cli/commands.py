@@ -103,9 +103,16 @@ def _read(console: Console, arguments: list[str]) -> Answer:
 
 
 def _write(console: Console, arguments: list[str]) -> Answer:
-    region, offset, data = console.region(arguments[0]), number(arguments[1]), bytes.fromhex(arguments[2])
+    region, offset, data = console.region(arguments[0]), number(arguments[1]), _bytes(arguments[2])
     region.write(offset, data)
     return {"event": "written", "len": len(data)}
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise ValueError(f"{text[:40]!a} is no bytes in hexadecimal") from None
 
 
 def _start(console: Console, arguments: list[str]) -> Answer:

@@ -25,6 +25,7 @@ from .logs import add_log_level, log_to_stderr
 from .outcome import CommandError, Exit, interrupt, on_end, put, put_bytes, reach
 
 PROGRAM: Final = "vhu drive"
+CONSOLE: Final = "console"
 SHARED: Final = 16 << 20
 """Bytes of memory for the queue and its buffers."""
 PIECE: Final = 1 << 20
@@ -48,7 +49,7 @@ class Action(NamedTuple):
 
 def drive(arguments: list[str]) -> int:
     """Run `vhu drive`; its exit code."""
-    if arguments[:1] == ["console"]:
+    if arguments[:1] == [CONSOLE]:
         return drive_console(arguments[1:])
     parser = _parser()
     options = parser.parse_intermixed_args(arguments)
@@ -69,7 +70,7 @@ def drive(arguments: list[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(PROGRAM, "Use a device without a VM: be its driver.", epilog=EPILOG)
     parser.usage = SYNOPSIS
-    parser.add_argument("device", metavar="DEVICE", choices=DEVICES, help=" or ".join(DEVICES))
+    parser.add_argument("device", metavar="DEVICE", choices=(*DEVICES, CONSOLE), help=" or ".join((*DEVICES, CONSOLE)))
     parser.add_argument("socket", metavar="SOCKET", help="the back-end's Unix socket")
     parser.add_argument("action", metavar="ACTION", help="what to do: see below")
     parser.add_argument("arguments", metavar="ARGUMENT", nargs="*", help="numbers are decimal or 0x hexadecimal")
@@ -87,6 +88,8 @@ def _parser() -> Parser:
 
 def _action(parser: Parser, options: argparse.Namespace) -> Action:
     """The action that was asked for, with its arguments put into the options by name; ends if they are wrong."""
+    if options.device == CONSOLE:
+        raise CommandError("a console has no action", f"try: {PROGRAM} {CONSOLE} SOCKET", Exit.USAGE)
     actions = DEVICES[options.device]
     if options.action not in actions:
         parser.error(f"{options.device} has no action {options.action[:40]!a}: there are {', '.join(actions)}")

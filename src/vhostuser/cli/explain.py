@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from importlib import import_module
@@ -20,6 +21,7 @@ from .raw import Meaning, raw_bytes, raw_meanings
 
 PROGRAM: Final = "vhu explain"
 _HIGHEST_BIT: Final = 63
+_BIT: Final = re.compile(r"BIT_([0-9]{1,2})")
 _PREFIXES: Final = (
     "VHOST_USER_PROTOCOL_F_",
     "VHOST_USER_BACKEND_",
@@ -36,14 +38,18 @@ def explain(arguments: list[str]) -> int:
     """Run `vhu explain`; its exit code."""
     parser = Parser(PROGRAM, "Say what a message, a feature bit, a request number, the bytes of a message or a rule mean.")
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    what = "a name (SHMEM_MAP), a bit or request number (22, 0x16), a mask of features, a message's bytes in hexadecimal"
+    what = "a name (SHMEM_MAP), a word in names or a pattern (SET_VRING_*), a bit (BIT_22) or request number (22, 0x16), "
+    what += "a mask of features, a message's bytes in hexadecimal"
     parser.add_argument("query", nargs="+", metavar="NAME|BIT|HEX|RULE", help=f"{what}, or a rule of vhu check")
     options = parser.parse_args(arguments)
     query = " ".join(options.query)
     found, words = meanings_of(query), _words
     if not found:
-        rules = import_module(f"{__package__}.explain_rule")
-        found, words = _rule(query, rules.entry(query), rules.near), lambda meaning: str(rules.page(query))
+        rules, search = (import_module(f"{__package__}.{name}") for name in ("explain_rule", "explain_search"))
+        if (entry := rules.entry(query)) is None and (matches := search.matches(_bare(query.replace(" ", "_")))):
+            put(json.dumps(search.fields(query, matches)) if options.json else search.page(query, matches))
+            return Exit.DONE
+        found, words = _rule(query, entry, rules.near), lambda meaning: str(rules.page(query))
     put(json.dumps({"query": query, "meanings": found}) if options.json else "\n\n".join(map(words, found)))
     return Exit.DONE
 
@@ -66,10 +72,7 @@ def meanings_of(query: str) -> list[Meaning]:
 
 
 def _numbered(value: int) -> Iterator[Meaning]:
-    if known := meanings(value):
-        yield _protocol_feature(value, known)
-    if (name := _virtio_name(value)) is not None:
-        yield _feature_bit(value, name)
+    yield from _features(value)
     for channel in Channel:
         if value in RULES[channel]:
             yield _request(RULES[channel][value])
@@ -80,8 +83,18 @@ def _numbered(value: int) -> Iterator[Meaning]:
         yield _mask(value)
 
 
+def _features(bit: int) -> Iterator[Meaning]:
+    """What a bit is among protocol features, and among those of the device."""
+    if known := meanings(bit):
+        yield _protocol_feature(bit, known)
+    if (name := _virtio_name(bit)) is not None:
+        yield _feature_bit(bit, name)
+
+
 def _named(query: str) -> Iterator[Meaning]:
     name = _bare(query)
+    if written := _BIT.fullmatch(name):
+        yield from _features(int(written[1]))
     for channel in Channel:
         for rule in RULES[channel].values():
             if rule.name == name:

@@ -10,6 +10,7 @@ from ..conformance.backend_bench import BACK_END
 from ..conformance.check_frontend import front_end_rules
 from ..conformance.rule import Rule
 from ..conformance.told import entry_of, page_of
+from ..protocol.state import Role
 
 _CLOSE: Final = 0.6
 
@@ -29,6 +30,11 @@ def page(name: str) -> str:
 def near(name: str) -> list[str]:
     """Rules with a name that is much like this one."""
     return get_close_matches(_bare(name), _rules(), 3, _CLOSE)
+
+
+def names_for(side: Role) -> list[str]:
+    """The names of the rules that this side has to keep."""
+    return [name for name, rule in _rules().items() if rule.side is side]
 
 
 def _rules() -> dict[str, Rule[Any]]:

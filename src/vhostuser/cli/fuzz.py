@@ -24,7 +24,7 @@ from ..protocol.state import Role
 from ..trace.capture_error import CaptureError
 from .arguments import Parser, between, checked, number, seconds
 from .outcome import CommandError, Exit, complain, interrupt, on_end, put, undone
-from .running import command_line
+from .running import advice, command_line
 
 PROGRAM: Final = "vhu fuzz"
 TIME: Final = 60.0
@@ -48,7 +48,8 @@ def fuzz(arguments: list[str]) -> int:
         with _target(options) as (target, make):
             return _conclude(options, target, Campaign(target, make, seconds=options.time, most=options.count))
     except VhostUserError as error:
-        raise CommandError(str(error), getattr(error, "advice", ""), Exit.PEER) from None
+        hint = getattr(error, "advice", "") or (advice(options.run, options.socket, "") if options.run else "")
+        raise CommandError(str(error), hint, Exit.PEER) from None
 
 
 def _settle(options: argparse.Namespace) -> None:

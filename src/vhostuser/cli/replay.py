@@ -23,7 +23,7 @@ PROGRAM: Final = "vhu replay"
 _EPILOG: Final = """\
 What is sent is what was recorded, with fds in place of those of then: an eventfd for an eventfd, and a memfd of the same
 size for memory and files, empty (--files opens the files that still are where they were). No driver puts requests into
-the rings. What the peer sends is compared, field by field:
+the rings: what the device asked for because of one does not come. What the peer sends is compared, field by field:
 
   message 17: SHMEM_MAP shm_offset recorded 0x2000, now 0x3000
 

@@ -7,6 +7,7 @@ from typing import Final
 from ..conformance.command import words_of
 
 SOCKET: Final = "{socket}"
+_NAMED: Final = (SOCKET, "$socket", "${socket")
 
 
 def command_line(text: str) -> str:
@@ -22,6 +23,6 @@ def advice(run: str | None, socket: str | None, what: str) -> str:
     """What to try when the peer does not come: `what`, where no command starts it."""
     if not run:
         return f"try: {what}"
-    if SOCKET not in run and not socket:
+    if not socket and not any(name in run for name in _NAMED):
         return f"try: {SOCKET} in CMD, in the place of the path"
     return "try: CMD by itself, to see what it says"

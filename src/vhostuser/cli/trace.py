@@ -149,7 +149,7 @@ class Tracer:
         """Serve front-ends until it is over; the exit code."""
         opened, options = self._opened, self._options
         private = opened.enter_context(private_path()) if options.run else ""
-        back_end = opened.enter_context(contextlib.closing(BackEnd(options.connect or private)))
+        back_end = opened.enter_context(contextlib.closing(BackEnd(options.connect or private, options.run or "")))
         front_ends = opened.enter_context(contextlib.closing(_front_ends(options.listen or private, self._waker)))
         opened.enter_context(undone(front_ends.close))
         _add_outputs(self.outputs, options)  # once the ends are there: a capture is emptied by it

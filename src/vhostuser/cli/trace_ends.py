@@ -11,14 +11,16 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from ..transport.listen import AddressError, Listener, adopt, connect, listen
+from ..transport.listen import AddressError, Listener, NobodyListens, adopt, connect, listen
 from ..transport.loop import SignalWaker
 from .children import Child, child
-from .outcome import CommandError, Exit, undone
+from .outcome import CommandError, Exit
+from .running import advice
 
 PATIENCE: Final = 10.0
 """Seconds that a back-end which this command started may take until it listens."""
 _FD: Final = "fd:"
+_COMMAND: Final = "the command of --run"
 
 
 class FrontEnds:
@@ -86,8 +88,9 @@ def _watched(process: Child | None, poll: select.poll) -> Iterator[None]:
 class BackEnd:
     """The back-end: at a path, to which each session connects anew, or connected already."""
 
-    def __init__(self, where: str) -> None:
-        self.where = where
+    def __init__(self, where: str, command: str = "") -> None:
+        """`command` is that of --run, if it is to listen there."""
+        self.where, self._command = where, command
         self._given: socket.socket | None = None
         if where.startswith(_FD):
             sock, listens = adopt(number_of(where, "--connect"))
@@ -106,7 +109,13 @@ class BackEnd:
         given, self._given = self._given, None
         if given is not None:
             return given
-        return connect(self.where, wait=wait, check=lambda: _alive(process))
+        try:
+            return connect(self.where, wait=wait, check=lambda: _alive(process))
+        except NobodyListens:
+            if process is None:
+                raise
+            why = f"it runs, but does not listen on {self.where}"
+            raise AddressError(_COMMAND, why, advice(self._command, None, "")) from None
 
     def close(self) -> None:
         """Let go of it."""
@@ -115,8 +124,8 @@ class BackEnd:
 
 
 def _alive(process: Child | None) -> None:
-    if process is not None and process.poll() is not None:
-        raise AddressError("the command of --run", f"it ended with {process.returncode} before it listened")
+    if process is not None and (code := process.poll()) is not None:
+        raise AddressError(_COMMAND, f"it ended with {code} before it listened")
 
 
 def number_of(where: str, option: str) -> int:
@@ -136,12 +145,12 @@ def private_path() -> Iterator[str]:
 
 @contextlib.contextmanager
 def running(command: str, path: str, limit: int) -> Iterator[Child]:
-    """The command of --run in a shell, with `path` as `$socket` and in place of `{socket}`; it ends with the block.
+    """The command of --run in a shell, with `path` as `$socket` and in place of `{socket}`.
 
-    It may open `limit` fds, as it might without us.
+    It may open `limit` fds, as it might without us. It ends with the block, and all that it has started with it.
     """
     quoted = shlex.quote(path)
     before = f"ulimit -S -n {'unlimited' if limit < 0 else limit}\nexport socket={quoted}\n"
     words = ["/bin/sh", "-c", before + command.replace("{socket}", quoted)]
-    with child(words) as process, undone(process.kill):
+    with child(words, group=True) as process:
         yield process

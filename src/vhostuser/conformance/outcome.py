@@ -45,6 +45,10 @@ class NotApplicable(Exception):
     """In the course of a rule the peer turned out not to have what it is about: why."""
 
 
+NO_DEVICE: Final = "say what kind of device it is: --device"
+"""Why a rule is not applicable that sends the device a request, if nobody has said which."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """One rule's end."""

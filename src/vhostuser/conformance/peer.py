@@ -14,7 +14,7 @@ from typing import Final, Protocol, Self
 
 from ..errors import VhostUserError
 from ..testing.usage import is_listened_on
-from ..transport.listen import AddressError, connect
+from ..transport.listen import AddressError, NobodyListens, connect
 from .command import Command, crash_in_words, end_in_words, words_of
 
 APPEARS: Final = 20.0
@@ -87,7 +87,7 @@ class Started:
 
     def connect(self) -> socket.socket:
         """As Peer. A back-end that ends after each connection is started for each."""
-        with contextlib.suppress(AddressError, _Ended):  # it may be about to end, as one does that serves once
+        with contextlib.suppress(_Ended):  # as one does that serves once
             return self._connect()
         try:
             return self._connect()
@@ -134,7 +134,10 @@ class Started:
             self._death = self._death or self._end()
             self._make_room()
             self._command.start()
-        return connect(self._path, wait=APPEARS, check=self._check)
+        try:
+            return connect(self._path, wait=APPEARS, check=self._check)
+        except NobodyListens:
+            raise VhostUserError(f"{self._command.name} runs, but does not listen on {self._path}") from None
 
     def _check_foreground(self) -> None:
         """Nothing that it has left behind serves: what goes into the background can be neither watched nor ended."""

@@ -13,7 +13,7 @@ from ..trace.capture import create_capture
 from ..trace.conversation import Conversation
 from ..trace.event import Event
 from ..trace.lines import Lines
-from .outcome import Outcome, Result
+from .outcome import NO_DEVICE, Outcome, Result
 from .rule import Level
 
 BAD: Final = (Result.BROKEN, Result.CRASHED, Result.HUNG)
@@ -65,9 +65,13 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     """All in one line."""
     counts = Counter(outcome.result for outcome in outcomes)
     words = ", ".join(f"{counts[result]} {result.value}" for result in Result if counts[result])
+    if untold := sum(outcome.got == NO_DEVICE for outcome in outcomes):
+        skipped = f"{counts[Result.SKIPPED]} {Result.SKIPPED.value}"
+        words = words.replace(skipped, f"{skipped} ({untold} of them for want of --device)")
     levels = Counter(outcome.rule.level for outcome in outcomes if outcome.result in BAD)
     bad = ", ".join(f"{levels[level]} {level.value}" for level in Level if levels[level])
-    return f"{len(outcomes)} rules: {words or 'none'}" + (f"; not kept: {bad}" if bad else "")
+    plural = "" if len(outcomes) == 1 else "s"
+    return f"{len(outcomes)} rule{plural}: {words or 'none'}" + (f"; not kept: {bad}" if bad else "")
 
 
 def fails(outcome: Outcome, *, strict: bool) -> bool:

@@ -16,7 +16,7 @@ from ..virtio.driver import DriverQueue
 from ..virtio.formats import SPLIT, DriverHalf, Format
 from ..virtio.numbers import DESCRIPTOR_SIZE
 from .backend_bench import FEATURES, BackendBench
-from .outcome import Deviation, NotApplicable
+from .outcome import NO_DEVICE, Deviation, NotApplicable
 from .probes import Probe
 
 F, Q = ProtocolFeature, FrontendRequest
@@ -46,7 +46,7 @@ def begin(bench: BackendBench, *, features: int = 0, protocol: int = RINGS) -> N
 def probe_of(bench: BackendBench) -> Probe:
     """The request that the device under test answers."""
     if bench.offer.probe is None:
-        raise NotApplicable("say what kind of device it is: --device")
+        raise NotApplicable(NO_DEVICE)
     return bench.offer.probe
 
 

@@ -20,13 +20,14 @@ import os
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Final
 
 from ..errors import VhostUserError
+from ..protocol.numbers import END_OF_ADDRESSES
 from ..protocol.rules import BACKEND, FRONTEND, Channel
 from ..protocol.state import Role
-from .alterations import place_of, refusal, with_value
+from .alterations import LONGEST_DELAY, place_of, refusal, with_value
 from .decoded import Decoded, decoded
 from .event import Message
 from .followed import Followed
@@ -79,12 +80,13 @@ class Passing:
         return not self.message.asks
 
     def changed(self, **fields: int) -> Passing:
-        """The same with other numbers in these fields; ValueError if it has no such field."""
+        """The same with other numbers in these fields; ValueError if it has no such field, TypeError for other things."""
         data = self.message.data
         for name, value in fields.items():
             place = place_of(self.decoded, name)
             if place is None:
                 raise ValueError(f"{self.name} has no number {name!a}")
+            _check_whole("changed", name, value)
             data = with_value(data, place, value)
         return self.with_data(data)
 
@@ -98,15 +100,35 @@ class Passing:
 
     def refused(self, status: int = 1) -> Verdict:
         """It does not go on; if it waits for an answer it gets `status` as its acknowledgement."""
+        _check_whole("refused", "status", status)
+        _check_range("refused", "status", status, END_OF_ADDRESSES - 1)
         return refusal(self.decoded, status)
 
     def delayed(self, seconds: float) -> Verdict:
         """It waits, and what comes behind it."""
+        if not isinstance(seconds, int | float):
+            raise TypeError(f"delayed: seconds is {_cut(seconds)}, and no number")
+        _check_range("delayed", "seconds", seconds, LONGEST_DELAY // 10**9)
         return Verdict(f"delayed {seconds:g}s", delay=int(seconds * 1e9))
 
     def closed(self) -> Verdict:
         """The connection ends here."""
         return Verdict("closed here", close=True)
+
+
+def _check_whole(function: str, name: str, value: object) -> None:
+    """An argument of an add-on's is a whole number. TypeError, with its name."""
+    if not isinstance(value, int):
+        raise TypeError(f"{function}: {name} is {_cut(value)}, and no whole number")
+
+
+def _check_range(function: str, name: str, value: float, most: int) -> None:
+    if not 0 <= value <= most:
+        raise ValueError(f"{function}: {name} is {_cut(value)}, and not between 0 and {most}")
+
+
+def _cut(value: object) -> str:
+    return ascii(value)[:80]
 
 
 Function = Callable[[Passing], object]
@@ -141,7 +163,7 @@ class Addon:
         try:
             return _verdict(name, function(passing), passing)
         except (Exception, SystemExit) as error:
-            where = f"{self.path}:{_line(error, self.path)}"
+            where = f"{self.path}:{_line(error, self.path) or _first_line(function, self.path)}"
             text = f"{where}: {type(error).__name__} in {name}: {error}"
         if where not in self._reported:
             self._reported.add(where)
@@ -197,6 +219,17 @@ def _change(passing: Passing, data: bytes) -> str:
 
 
 def _line(error: BaseException, path: str) -> int:
-    """The line of the file that was at fault."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    """The line of the file that was at fault; 0 if none was."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if _is(frame.filename, path)]
     return lines[-1] if lines and lines[-1] else 0
+
+
+def _first_line(function: Function, path: str) -> int:
+    """Where in the file a function is that has returned what it may not; 0 if it is elsewhere."""
+    code = getattr(function, "__code__", None)
+    return code.co_firstlineno if isinstance(code, CodeType) and _is(code.co_filename, path) else 0
+
+
+def _is(name: str, path: str) -> bool:
+    """What a traceback calls a file is that one: it may have made the name absolute."""
+    return name in (path, os.path.abspath(path))

@@ -29,10 +29,14 @@ class Difference:
     """Empty if the message as a whole is another one, or none."""
     recorded: str
     now: str
+    note: str = ""
+    """Why that may be so."""
 
     def __str__(self) -> str:
         field = f" {self.field}" if self.field else ""
-        return printable(f"message {self.index}: {self.name}{field} recorded {_cut(self.recorded)}, now {_cut(self.now)}")
+        note = f"; {self.note}" if self.note else ""
+        told = f"{self.name}{field} recorded {_cut(self.recorded)}, now {_cut(self.now)}{note}"
+        return printable(f"message {self.index}: {told}")
 
 
 def differences(recorded: Decoded, live: Message, *, ignored: Collection[str] = ()) -> list[Difference]:

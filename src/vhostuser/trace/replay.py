@@ -28,6 +28,7 @@ from .words import joined
 
 TIMEOUT: Final = 5.0
 """Seconds that a message may take to come, or to go."""
+_IN_A_RING: Final = "it may have been asked for in a ring, for which a replay has no driver"
 _NOW: Final = int(socket.MSG_DONTWAIT)
 _HANDOVER: Final = (Channel.FRONTEND, Q.SET_BACKEND_REQ_FD)
 _OTHER: Final = {Role.FRONTEND: Role.BACKEND, Role.BACKEND: Role.FRONTEND}
@@ -103,7 +104,7 @@ class Replay:
             if not came:
                 step = self._script.due()
                 if step:
-                    yield Difference(step.what.index, step.what.name, "", _told(step), f"{NOTHING} in {self._timeout:g} s")
+                    yield self._missing(step)
                 return
             for channel in came:
                 for found in self._take(channel):
@@ -184,6 +185,12 @@ class Replay:
                 return
             yield from differences(step.what, live, ignored=self._ignored)
             self._did(step)
+
+    def _missing(self, step: Step) -> Difference:
+        """A message that has not come."""
+        by_itself = step.channel is Channel.BACKEND and step.message.asks and not step.ours
+        note = _IN_A_RING if by_itself and not self._script.awaits_answer else ""
+        return Difference(step.what.index, step.what.name, "", _told(step), f"{NOTHING} in {self._timeout:g} s", note)
 
     def _besides(self, live: Message) -> Difference:
         """A message that the capture does not have; it has the number of what was due, or would come next."""

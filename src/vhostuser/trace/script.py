@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import dropwhile
 from typing import Final
 
 from ..protocol.rules import Channel
@@ -85,6 +86,13 @@ class Script:
     def due(self) -> Step | None:
         """The first message that is not done."""
         return next(self._undone(), None)
+
+    @property
+    def awaits_answer(self) -> bool:
+        """When what is due was recorded, the front-end waited for an answer on the main channel."""
+        behind = dropwhile(lambda step: step.done, self._window)
+        following = next((step for step in behind if step.channel is Channel.FRONTEND), None)
+        return following is not None and not following.message.asks
 
     def did(self, step: Step) -> None:
         """A step is done."""

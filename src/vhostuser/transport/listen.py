@@ -24,6 +24,7 @@ STEP: Final = 100_000
 """Microseconds of it at a time."""
 TURN: Final = 1.0
 """Seconds that who begins to listen waits at most for another process that begins there, too."""
+_ABSENT: Final = (errno.ENOENT, errno.ECONNREFUSED)
 _TRIES: Final = 3
 """Times that a name is looked at again, which became another socket's while it was looked at."""
 _ANOTHER: Final = "try: another --socket-path"
@@ -37,6 +38,10 @@ class AddressError(VhostUserError):
         self.what, self.why, self.advice = what, why, advice
 
 
+class NobodyListens(AddressError):
+    """There is no socket at a path, or one that nobody listens on."""
+
+
 def connect(path: str | os.PathLike[str], *, wait: float = 0.0, check: Callable[[], object] | None = None) -> socket.socket:
     """A socket connected to `path`; tries again for `wait` seconds while nobody listens there. Raises AddressError.
 
@@ -44,9 +49,7 @@ def connect(path: str | os.PathLike[str], *, wait: float = 0.0, check: Callable[
     """
     name = _checked(path, "cannot connect to")
     now = time.monotonic()
-    deadlines = dict.fromkeys((errno.ENOENT, errno.ECONNREFUSED), now + wait) | {
-        errno.EAGAIN: now + max(wait, CONNECT_TIMEOUT)
-    }
+    deadlines = dict.fromkeys(_ABSENT, now + wait) | {errno.EAGAIN: now + max(wait, CONNECT_TIMEOUT)}
     while True:
         if check:
             check()
@@ -54,7 +57,8 @@ def connect(path: str | os.PathLike[str], *, wait: float = 0.0, check: Callable[
             return _try_to_connect(name)
         except OSError as error:
             if time.monotonic() >= deadlines.get(error.errno or 0, now):
-                raise AddressError(f"cannot connect to {name}", _words(error), _advice(error)) from None
+                kind = NobodyListens if error.errno in _ABSENT else AddressError
+                raise kind(f"cannot connect to {name}", _words(error), _advice(error)) from None
         time.sleep(0.01)
 
 
@@ -285,7 +289,7 @@ def _words(error: OSError) -> str:
 
 
 def _advice(error: OSError) -> str:
-    if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
+    if error.errno in _ABSENT:
         return "try: start the back-end first, or check the path"
     if error.errno == errno.EAGAIN:
         return "try: end the front-end that it serves now"
