@@ -16,7 +16,7 @@ import vhostuser
 ROOT = Path(vhostuser.__file__).parent
 
 ROWS = [
-    {"errors", "version", "limited_log", "counters", "faults", "protocol.numbers", "virtio.numbers"},
+    {"errors", "version", "limited_log", "counters", "faults", "unreaped", "protocol.numbers", "virtio.numbers"},
     {"protocol", "virtio"},
     {"fuse", "_native", "sandbox"},
     {"transport"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import subprocess
 import time
@@ -12,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Final
 
+from ..unreaped import code_of, wait_for_end
 from .outcome import undone
 
 GRACE: Final = 10.0
@@ -40,15 +40,12 @@ class Child:
         """How it ended, as Popen has it; None if it runs."""
         if self._reaped:
             return self._process.returncode
-        found = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-        if found is None:
-            return None
-        return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+        return code_of(self.pid)
 
     def wait(self, seconds: float) -> int:
         """How it ended; subprocess.TimeoutExpired if it does not within so many seconds."""
         if not self._reaped:
-            _wait(self.pid, seconds)
+            wait_for_end(self.pid, seconds)
         code = self.poll()
         if code is None:
             raise subprocess.TimeoutExpired(self._process.args, seconds)
@@ -74,17 +71,6 @@ class Child:
         if not self._reaped:
             with contextlib.suppress(ProcessLookupError):
                 (os.killpg if group else os.kill)(self.pid, number)
-
-
-def _wait(pid: int, seconds: float) -> None:
-    """Wait until a child has ended, at most so long, and leave it to be reaped."""
-    fd = os.pidfd_open(pid)
-    try:
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        poll.poll(seconds * 1000)
-    finally:
-        os.close(fd)
 
 
 def _lives(group: int) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import shlex
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 from ..errors import VhostUserError
+from ..unreaped import code_of, wait_for_end
 
 RUST_PANIC: Final = 101
 SHELL: Final = 128
@@ -66,11 +66,8 @@ class Command:
         if self._process is None:
             return None
         if within:
-            _wait(self._process.pid, within)
-        found = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-        if found is None:
-            return None
-        return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+            wait_for_end(self._process.pid, within)
+        return code_of(self._process.pid)
 
     def terminate(self, *, group: bool = False) -> bool:
         """Tell it to end, and with `group` all that it has started; false if there is none."""
@@ -118,14 +115,3 @@ def crash_in_words(code: int, orderly: Collection[int] = ()) -> str:
     if number and number not in orderly and number in set(signal.Signals):
         return f"killed by {signal.Signals(number).name}"
     return f"exit code {code}, a panic" if code == RUST_PANIC else ""
-
-
-def _wait(pid: int, seconds: float) -> None:
-    """Wait until a child has ended, at most so long, and leave it to be reaped."""
-    fd = os.pidfd_open(pid)
-    try:
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        poll.poll(seconds * 1000)
-    finally:
-        os.close(fd)

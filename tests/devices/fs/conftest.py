@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from vhostuser.devices.fs.dax.copy import CopyWindow
 from vhostuser.devices.fs.options import Handles, ShareOptions
+from vhostuser.shared_memory import SharedMemory
 
 from .guest import Guest
 
+PAGE = 4096
 KEPT = [Handles.NEVER] if os.geteuid() else [Handles.NEVER, Handles.MANDATORY]
 """How inodes are kept: only root can open files by their handles."""
 
@@ -30,3 +33,15 @@ def guest(root: Path, request: pytest.FixtureRequest) -> Iterator[Guest]:
     """One with the default options, but for handles."""
     with Guest(root, ShareOptions(inode_file_handles=request.param)) as made:
         yield made
+
+
+def nowhere() -> SharedMemory:
+    raise RuntimeError("the window is not mapped")
+
+
+@pytest.fixture
+def window() -> Iterator[CopyWindow]:
+    """A window of four pages that takes stores, in front of no front-end."""
+    made = CopyWindow(4 * PAGE, nowhere, write=True)
+    yield made
+    made.close()

@@ -12,15 +12,10 @@ import pytest
 from vhostuser.devices.fs.dax.copy import CopyWindow
 from vhostuser.devices.fs.options import ShareOptions
 from vhostuser.fuse import structs as s
-from vhostuser.shared_memory import SharedMemory
 
 from .guest import Entry, Guest, Source
 
 PAGE = 4096
-
-
-def nowhere() -> SharedMemory:
-    raise RuntimeError("the window is not mapped")
 
 
 class Syncing(Source):
@@ -34,13 +29,6 @@ class Syncing(Source):
         done = super().pwritev(fd, size, offset)
         self._window.write_back()
         return done
-
-
-@pytest.fixture
-def window() -> Iterator[CopyWindow]:
-    made = CopyWindow(4 * PAGE, nowhere, write=True)
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -16,15 +16,10 @@ from vhostuser.devices.fs.dax.copy import CopyWindow
 from vhostuser.devices.fs.options import ShareOptions
 from vhostuser.fuse import structs as s
 from vhostuser.fuse.numbers import ROOT_ID
-from vhostuser.shared_memory import SharedMemory
 
 from .failing import fails
 from .guest import Entry, Guest
 from .windowed import PAGE
-
-
-def nowhere() -> SharedMemory:
-    raise RuntimeError("the window is not mapped")
 
 
 class Disk:
@@ -44,13 +39,6 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
     monkeypatch.setattr(CopiedFile, "write", write_or_fail)
     return made
-
-
-@pytest.fixture
-def window() -> Iterator[CopyWindow]:
-    made = CopyWindow(4 * PAGE, nowhere, write=True)
-    yield made
-    made.close()
 
 
 @pytest.fixture
