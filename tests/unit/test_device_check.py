@@ -116,7 +116,9 @@ RIGHT = [
 ]
 
 
-@pytest.mark.parametrize(("attribute", "value"), RIGHT, ids=lambda value: str(value)[:16])
+@pytest.mark.parametrize(
+    ("attribute", "value"), RIGHT, ids=lambda value: value if isinstance(value, str) else type(value).__name__
+)
 def test_what_can_be_served_is_not_refused(attribute: str, value: object) -> None:
     device, waiting = kinds(attribute, value)
     Backend(device)
