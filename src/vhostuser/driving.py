@@ -370,9 +370,10 @@ class Driving:
 
     def _unasked(self) -> None:
         """Something came on the main channel that nobody waits for: what is late; else its end, or a wrong message."""
+        if self.channel.fileno() >= 0 and not wait((self.channel,), 0):
+            return  # a signal's handler has asked for something meanwhile, and so has taken what was late
         if self._late:
-            if wait((self.channel,), 0):  # a signal's handler may have taken it
-                self._take_late(self._late)
+            self._take_late(self._late)
             return
         try:
             frame = self.channel.receive()

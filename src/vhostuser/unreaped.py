@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import signal
+
+
+def keep_ended() -> None:
+    """Have children that end stay until they are reaped: who ignores SIGCHLD, as some that start programs do, keeps none."""
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def code_of(pid: int) -> int | None:

@@ -116,6 +116,7 @@ class Probe(Device):
         return {
             "pid": os.getpid(),
             "ids": [os.getuid(), os.getgid()],
+            "groups": os.getgroups(),
             "capabilities": permitted(),
             "no_new_privs": prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0),
             "umask": umask,

@@ -257,6 +257,18 @@ def test_root_alone_is_mapped_into_the_namespace(sock: Path, shared: Path, maps:
         assert back.end() == 0
 
 
+@root_only
+@namespaces
+def test_root_alone_leaves_the_groups_of_the_host(sock: Path, shared: Path) -> None:
+    before = os.getgroups()
+    os.setgroups([*before, 6])
+    try:
+        with listening(sock, "--shared-dir", shared, "--gid-map", ":0:0:1:", module=FS), asking(sock) as probe:
+            assert probe.ask("state")["groups"] == []
+    finally:
+        os.setgroups(before)
+
+
 @users
 def test_what_fails_is_named_with_something_to_try(sock: Path, shared: Path) -> None:
     command = [sys.executable, "-m", FS, "--as", str(NOBODY), "--socket-path", str(sock), "--shared-dir", str(shared)]

@@ -22,7 +22,7 @@ from vhostuser.conformance.check_backend import check_back_end, check_one, offer
 from vhostuser.conformance.check_frontend import reach_of
 from vhostuser.conformance.command import crash_in_words
 from vhostuser.conformance.frontend_bench import Reach
-from vhostuser.conformance.outcome import Result
+from vhostuser.conformance.outcome import Outcome, Result
 from vhostuser.conformance.peer import Listening, Started
 from vhostuser.conformance.rule import Level, Needs, Rule
 from vhostuser.conformance.scripted_backend import ScriptedBackend
@@ -229,3 +229,24 @@ def test_one_that_goes_into_the_background_is_told() -> None:
                 list(check_back_end([ruled(asks_only)] * 3, peer, offer_of(peer)))
         finally:
             os.kill(int(noted.read_text()), signal.SIGKILL)
+
+
+class Interrupted(Started):
+    """Somebody presses Ctrl-C while it is awaited at the end whether it has died."""
+
+    looks = 0
+
+    def crashed(self) -> str:
+        self.looks += 1
+        if self.looks == 2:
+            raise KeyboardInterrupt
+        return super().crashed()
+
+
+def test_an_interrupt_at_the_end_loses_no_outcome() -> None:
+    outcomes: list[Outcome] = []
+    with Interrupted([sys.executable, "-I", "-S", "-c", _ANSWERS, "{socket}", "stays"]) as peer:
+        each = check_back_end([ruled(asks_only)], peer, offer_of(peer))
+        with pytest.raises(KeyboardInterrupt):
+            outcomes.extend(each)
+    assert [outcome.result for outcome in outcomes] == [Result.KEPT]

@@ -67,6 +67,23 @@ def test_a_source_is_appended_wherever_others_have_put_the_end(
     assert os.pread(share.fd, len(content), 0) == content
 
 
+def test_what_is_appended_before_it_fails_is_told(share: StandIn, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the guest nothing were there, and it would append it again."""
+    whole, data, room = os.pwritev, bytearray(os.urandom(180)), [30, 20]
+
+    def full(fd: int, parts: Sequence[memoryview], offset: int, flags: int) -> int:
+        if not room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return whole(fd, [parts[0][: room.pop(0)]], offset, flags)
+
+    monkeypatch.setattr(os, "pwritev", full)
+    source = ChainSource(DescriptorChain(0, views(data, [180]), []), 180)
+    assert source.append(share.fd, 100) == 50
+    assert os.pread(share.fd, 1000, len(content)) == data[80:130]
+    with pytest.raises(OSError, match="No space"):
+        source.append(share.fd, 100)
+
+
 def test_more_buffers_than_a_system_call_takes_are_filled_whole(share: StandIn, content: bytes) -> None:
     memory = bytearray(sum(MANY))
     room = ChainRoom(DescriptorChain(0, [], views(memory, MANY)), len(memory))

@@ -181,3 +181,10 @@ def said_by(process: subprocess.Popen[str]) -> str:
     """The next line of a process's."""
     assert process.stdout
     return process.stdout.readline()
+
+
+def test_a_name_that_was_touched_is_removed_all_the_same(sock: Path) -> None:
+    with listen(sock) as listener:
+        os.utime(sock, (0, 0))
+        listener.remove_name()
+        assert not sock.exists()

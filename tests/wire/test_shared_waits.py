@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
@@ -100,6 +100,30 @@ def test_a_late_reply_that_is_wrong_ends_the_connection(monkeypatch: pytest.Monk
         with pytest.raises(RemoteProtocolError, match="2 fds"):
             frontend.serve(LONG)
         assert ID not in table
+
+
+def test_a_late_reply_that_a_signal_handler_takes_is_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes between the wait that has seen the reply and the look at it."""
+    monkeypatch.setattr(lending, "PATIENCE", 0.2)
+    table, go_on = SharedObjects(), threading.Event()
+    with sharing(table) as other, owning(table, reply_timeout=LONG) as (raw, frontend):
+        raw.raw_answers[Q.GET_SHARED_OBJECT] = functools.partial(late_answer, go_on)
+        assert other.read(ID) is None
+        serve_until = frontend._driving._answering.serve_until
+        handled: list[bytes] = []
+
+        def seen(others: Sequence[int], deadline: float | None) -> int | None:
+            ready = serve_until(others, deadline)
+            if ready is not None and not handled:
+                monkeypatch.undo()
+                handled.append(frontend.config(0, 8))  # what a handler does
+            return ready
+
+        go_on.set()
+        monkeypatch.setattr(frontend._driving._answering, "serve_until", seen)
+        frontend.serve(0.1)
+        assert handled
+        assert frontend.config(0, 8) is not None
 
 
 def test_a_lookup_of_its_own_takes_no_longer_than_any(monkeypatch: pytest.MonkeyPatch) -> None:

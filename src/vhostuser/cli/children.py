@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Final
 
-from ..unreaped import code_of, wait_for_end
+from ..unreaped import code_of, keep_ended, wait_for_end
 from .outcome import undone
 
 GRACE: Final = 10.0
@@ -92,6 +92,7 @@ def child(
     It gets the open files `fds`; its output goes to `said`, or to standard error. With `group` what it has started is told
     to end, too, as what a shell runs has to be; else it is killed when the process has ended.
     """
+    keep_ended()
     output = said if said is not None else 2
     process = Child(
         subprocess.Popen(

@@ -59,7 +59,7 @@ class Place:
             fd.close()
             raise
         self._lock = fd
-        self._names.append(Name.of(name))
+        self._names.append(Name.of(name, is_open=True))
 
     def clean_up(self) -> None:
         """Remove the names, the lock's last."""

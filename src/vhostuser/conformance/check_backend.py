@@ -59,14 +59,19 @@ def check_back_end(
             continue
         try:
             sock = bound(_met(peer, timeout), timeout)
-        except (VhostUserError, KeyboardInterrupt):
+        except (Exception, KeyboardInterrupt):
             yield from _told(last, peer.take_death(), skipped)
             raise
         with sock:
             yield from _told(last, peer.take_death(), skipped)
             skipped.clear()
             last = _run(rule, peer, sock, offer, timeout)
-    yield from _told(last, "" if last is None else peer.crashed(), skipped)
+    try:
+        death = "" if last is None else peer.crashed()
+    except KeyboardInterrupt:
+        yield from _told(last, "", skipped)
+        raise
+    yield from _told(last, death, skipped)
 
 
 def check_one(rule: Rule[BackendBench], peer: Peer, offer: Offer, *, timeout: float = TIMEOUT) -> Outcome:

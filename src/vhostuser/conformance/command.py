@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 from ..errors import VhostUserError
-from ..unreaped import code_of, wait_for_end
+from ..unreaped import code_of, keep_ended, wait_for_end
 
 RUST_PANIC: Final = 101
 SHELL: Final = 128
@@ -48,6 +48,7 @@ class Command:
     def start(self) -> None:
         """Start it; what there was of it before is over. VhostUserError if it is no program."""
         self.end(0)
+        keep_ended()
         try:
             self._process = subprocess.Popen(
                 self._words,

@@ -57,6 +57,8 @@ def enter_user_namespace(maps: Maps) -> bool:
     )
     alone = _is_own(own.uids, os.geteuid()) and _is_own(own.gids, os.getegid())
     if alone:
+        if maps.gids and not os.geteuid():
+            _change("leave the groups of the host", lambda: os.setgroups([]))  # nobody can afterwards
         unshare(NEW_USERS, "a user namespace", ADVICE)
         _write("setgroups", "deny")
         _write("uid_map", str(own.uids[0]))

@@ -10,7 +10,7 @@ import stat
 import struct
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -82,17 +82,20 @@ class Name:
     path: str
     found: tuple[int, int, int]
     """Device, inode, and when it was written last: a file system gives an inode's number to another one soon."""
+    is_open: bool = False
+    """It is, until the name is removed: so nothing else gets its inode's number, and it may be written meanwhile."""
 
     @classmethod
-    def of(cls, path: str) -> Self:
+    def of(cls, path: str, *, is_open: bool = False) -> Self:
         """The name with what is there now. OSError if that is nothing."""
-        return cls(path, _identity(path))
+        return cls(path, _identity(path), is_open)
 
     @property
     def is_same(self) -> bool:
         """What was found is there still."""
+        compared = 2 if self.is_open else 3
         try:
-            return _identity(self.path) == self.found
+            return _identity(self.path)[:compared] == self.found[:compared]
         except OSError:
             return False
 
@@ -119,7 +122,7 @@ class Listener(socket.socket):
         """Remove the name, unless it is somebody else's by now. Before `close`, or else it is a stale one for a moment."""
         if self.name:
             with contextlib.suppress(OSError):
-                self.name.remove()
+                replace(self.name, is_open=self.fileno() >= 0).remove()
 
 
 def listen(path: str | os.PathLike[str], prepare: Callable[[], object] | None = None) -> Listener:

@@ -41,6 +41,16 @@ def test_who_comes_later_is_told_what_nobody_was(failures: Failures) -> None:
     assert failures.tell(ONE, failures.begin(ONE)) == (2, errno.EIO)
 
 
+def test_what_was_shown_to_somebody_is_no_matter_of_who_comes_later(failures: Failures) -> None:
+    mine = failures.begin(ONE)
+    failures.add(ONE, errno.EIO)
+    assert failures.show(ONE, mine) == failures.show(ONE, mine) == errno.EIO
+    assert failures.show(ONE, failures.begin(ONE)) == 0
+    assert failures.tell(ONE, failures.begin(ONE)) == (1, 0)
+    assert failures.tell(ONE, mine) == (1, errno.EIO)
+    assert failures.show(ONE, 1) == 0
+
+
 def test_f32_of_more_files_than_are_known_any_may_be_the_one(failures: Failures) -> None:
     before = failures.begin(OTHER)
     failures.add(ONE, errno.EIO)

@@ -54,6 +54,14 @@ class Failures:
         with self._lock:
             return _later(self._of(key), told)
 
+    def show(self, key: Key, told: int) -> int:
+        """Its errno, or 0, for somebody who remembers nothing of it: that is told once more, though to no later opener."""
+        with self._lock:
+            found = self._of(key)
+            number, error = _later(found, told)
+            found.told |= number > told
+            return error
+
     def tell(self, key: Key, told: int) -> tuple[int, int]:
         """The same for somebody who remembers it."""
         with self._lock:

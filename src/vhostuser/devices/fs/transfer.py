@@ -5,6 +5,7 @@ That holds for memory that may shrink, too.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -40,7 +41,7 @@ class Incoming(Protocol):
         """Write its first `size` bytes to the file at `offset`; how many were taken. Raises OSError."""
 
     def append(self, fd: int, size: int) -> int:
-        """Write them to the end of the file, over nothing that others append meanwhile."""
+        """Write them to the end of the file, over nothing that others append meanwhile. OSError if none was."""
 
 
 class ChainRoom:
@@ -84,8 +85,11 @@ class ChainSource:
     def append(self, fd: int, size: int) -> int:
         """As Incoming."""
         self._check(size)
-        done = append_from(self._chain, fd, start=WRITE_DATA, size=size)
-        return _rest(lambda at: append_from(self._chain, fd, start=WRITE_DATA + at, size=size - at), done, size)
+        done = more = append_from(self._chain, fd, start=WRITE_DATA, size=size)
+        with contextlib.suppress(OSError):  # what is there is there: done again it would be there twice
+            while more and done < size:
+                done += (more := append_from(self._chain, fd, start=WRITE_DATA + done, size=size - done))
+        return done
 
     def _check(self, size: int) -> None:
         if size > self.size:

@@ -319,7 +319,7 @@ class State:
         A FLUSH asks, and any process that has it open, if only by a fork, causes one: its FSYNC is to be told still.
         """
         if self.window is not None:
-            _raise(self.window.failures.after(file.inode.file, file.told)[1])
+            _raise(self.window.failures.show(file.inode.file, file.told))
 
     def tell(self, file: OpenFile) -> None:
         """The same, and then it was told."""
