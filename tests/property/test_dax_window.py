@@ -335,3 +335,17 @@ TestFull = Full.TestCase
 TestFull.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 TestDirect = Direct.TestCase
 TestDirect.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
+
+
+def test_a_file_shows_in_its_own_pages_what_was_stored_into_a_copy_of_them() -> None:
+    """It was empty when a place was given to it, which so is a copy, and has grown since."""
+    state = Direct()
+    state.make(sizes=(0, 0))
+    state.setup(which=0, foffset=0, moffset=0, count=5, writable=True)
+    state.remove(moffset=0, count=1)
+    state.allocate(which=0, offset=0, size=5 * PAGE + 7)
+    state.store(moffset=0, at=0, data=b"stored")
+    state.setup_again(which=0, moffset=0, writable=False)
+    state.the_guest_sees_the_files()
+    state.read(0)
+    state.teardown()

@@ -119,6 +119,8 @@ class DirectWindow:
                 if writable:
                     source.make_writable()
                 self._shorten(file.key, source.size())
+                if error := self._copies.before(file.key, foffset, foffset + size):
+                    raise OSError(error, "the file lacks what was stored into a copy of its bytes")
                 places = range(moffset, moffset + size, 1 << self.alignment)
                 rows = [self._granule(source, foffset + at - moffset, at, writable) for at in places]
                 wanted = {each.moffset: each for each in rows if not self._is_there(each)}
