@@ -349,3 +349,23 @@ def test_a_file_shows_in_its_own_pages_what_was_stored_into_a_copy_of_them() -> 
     state.the_guest_sees_the_files()
     state.read(0)
     state.teardown()
+
+
+def test_a_file_that_takes_no_stores_is_not_shown_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = Direct()
+    state.make(sizes=(0, 0))
+    state.setup(which=0, foffset=0, moffset=0, count=5, writable=True)
+    state.remove(moffset=0, count=1)
+    state.allocate(which=0, offset=0, size=5 * PAGE)
+    state.store(moffset=0, at=0, data=b"stored")
+    with monkeypatch.context() as full:
+
+        def no_room(*unused: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        full.setattr(CopiedFile, "write", no_room)
+        with pytest.raises(OSError, match="lacks what was stored"):
+            state.guest.show(state.files[0], 1, 0, 1, writable=False)
+    state.the_guest_sees_the_files()
+    state.setup_again(which=0, moffset=0, writable=False)
+    state.teardown()
